@@ -1,0 +1,21 @@
+"""dinoviz: a microscope for self-supervised vision.
+
+    backbone = dinoviz.load("dinov2-small")
+    features = backbone.encode("cat.jpg", resolution=518)
+    maps = dinoviz.attention.cls_attention(features)  # (heads, h, w)
+"""
+
+from importlib import import_module
+
+from dinoviz.errors import DinovizError, Stopped
+from dinoviz.models import load
+
+__version__ = "0.1.0"
+__all__ = ["DinovizError", "Stopped", "attention", "load", "pca"]
+
+
+def __getattr__(name: str):
+    # The views import numpy and torch; `python -m dinoviz --help` should not wait for them.
+    if name in ("attention", "pca", "render"):
+        return import_module(f"dinoviz.{name}")
+    raise AttributeError(f"module 'dinoviz' has no attribute {name!r}")

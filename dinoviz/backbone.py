@@ -1,0 +1,225 @@
+"""Backbone: one forward pass of a vision transformer -> Features.
+
+Attention maps do not need the attention matrix. The model runs with PyTorch's fused attention, registered with
+transformers under a name of our own so that it can keep the queries and keys of the layers that were asked for; any
+row of softmax(q k^T * scaling) is computed from them when somebody looks at it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from dinoviz.errors import DinovizError
+from dinoviz.features import Features, Layers, LayerTokens, layer_indices
+from dinoviz.images import ImageSource, PatchGrid, open_image
+
+ATTENTION = "dinoviz_sdpa"
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass
+class _Capture:
+    """What the forward pass that is under way in this context should keep, and tell."""
+
+    layers: tuple[int, ...]
+    on_block: Callable[[int, int], None] | None
+    query: dict[int, torch.Tensor] = field(default_factory=dict)
+    key: dict[int, torch.Tensor] = field(default_factory=dict)
+    scaling: float | None = None
+    output: dict[int, torch.Tensor] = field(default_factory=dict)
+
+
+_capture: ContextVar[_Capture | None] = ContextVar("capture", default=None)
+
+
+def _attention_forward(module, query, key, value, attention_mask, **kwargs):
+    capture = _capture.get()
+    layer = getattr(module, "_dinoviz_layer", None)
+    if capture is not None and layer in capture.layers:
+        capture.query[layer], capture.key[layer] = query, key
+        capture.scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+
+AttentionInterface.register(ATTENTION, _attention_forward)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+class Backbone:
+    """A frozen vision transformer of transformers' Dinov2, Dinov2WithRegisters, ViT or DINOv3 family.
+
+    Made by `dinoviz.load`. `encode` may be called from several threads; passes run one after the other.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        *,
+        name: str,
+        source: str,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ):
+        """
+        model: the bare transformer, without a head.
+        name, source: what the user calls the weights, and one sentence on where they come from.
+        dtype: of the computation (by autocast); the weights and the residual stream stay float32.
+        mean, std: of the RGB values in [0, 1], as the model was trained.
+        """
+        self.model = model.eval().requires_grad_(False).to(device)
+        self.model.set_attn_implementation(ATTENTION)
+        self.name, self.source = name, source
+        self.device, self.dtype = torch.device(device), dtype
+        config = model.config
+        self.patch_size: int = config.patch_size
+        self.dim: int = config.hidden_size
+        self.heads: int = config.num_attention_heads
+        self.layers: int = config.num_hidden_layers
+        self.registers: int = getattr(config, "num_register_tokens", 0) or 0
+        self.family: str = config.model_type
+        self.weights_id = _weights_id(model)
+        self._mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1)
+        self._std = torch.tensor(std, device=self.device).view(1, 3, 1, 1)
+        self._final_norm = next(getattr(model, n) for n in ("layernorm", "norm") if hasattr(model, n))
+        self._lock = threading.Lock()
+        blocks = next(
+            m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == config.num_hidden_layers
+        )
+        for index, block in enumerate(blocks):
+            for module in block.modules():
+                module._dinoviz_layer = index
+            block.register_forward_hook(partial(_after_block, index, self.layers))
+
+    def __repr__(self) -> str:
+        return (
+            f"Backbone({self.name!r}, {self.family}, patch {self.patch_size}, {self.dim} channels, {self.heads} heads, "
+            f"{self.layers} layers, {self.registers} registers, {self.device}, {str(self.dtype).removeprefix('torch.')})"
+        )
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What decides the features of an image: weights, device, precision."""
+        return self.weights_id, str(self.device), str(self.dtype)
+
+    def encode(
+        self,
+        image: ImageSource,
+        resolution: int = 518,
+        layers: Layers = (-1,),
+        *,
+        on_block: Callable[[int, int], None] | None = None,
+    ) -> Features:
+        """Run the network once over one image.
+
+        image: whatever `open_image` takes. resolution: the short side in model pixels, see `PatchGrid.fit`.
+        layers: the blocks to keep, as in a Python list, or "all".
+        on_block: called with (blocks done, blocks) as the pass goes on; what it raises ends the pass.
+
+        Raises ImageError and DinovizError for images, resolutions and layers that cannot be.
+        """
+        return self.encode_batch([image], resolution, layers, on_block=on_block)[0]
+
+    def encode_batch(
+        self,
+        images: Sequence[ImageSource],
+        resolution: int = 518,
+        layers: Layers = (-1,),
+        *,
+        on_block: Callable[[int, int], None] | None = None,
+    ) -> list[Features]:
+        """Run the network once over several images whose model sizes are the same; otherwise as `encode`."""
+        pictures = [open_image(image) for image in images]
+        grids = [PatchGrid.fit(picture.size, resolution, self.patch_size) for picture in pictures]
+        if len({grid.model_size for grid in grids}) > 1:
+            sizes = ", ".join(sorted({"%d x %d" % grid.model_size for grid in grids}))
+            raise DinovizError(f"The images of one batch must have one model size, not {sizes}.")
+        if not pictures:
+            return []
+        pixels = torch.stack([_to_tensor(p, g.model_size) for p, g in zip(pictures, grids, strict=True)])
+        capture = _Capture(layer_indices(layers, self.layers), on_block)
+        with self._lock, torch.inference_mode():
+            output = self._forward(pixels, capture)
+            return [self._features(i, grid, output, capture) for i, grid in enumerate(grids)]
+
+    def _forward(self, pixels: torch.Tensor, capture: _Capture) -> torch.Tensor:
+        """(B, 3, H, W) in [0, 1] -> tokens (B, N, D) after the final norm."""
+        pixels = (pixels.to(self.device) - self._mean) / self._std
+        # Only ViT has to be asked; the others interpolate their position embeddings, or rotate, by themselves.
+        kwargs = {"interpolate_pos_encoding": True} if self.family == "vit" else {}
+        token = _capture.set(capture)
+        try:
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                return self.model(pixels, **kwargs).last_hidden_state
+        finally:
+            _capture.reset(token)
+
+    def _features(self, i: int, grid: PatchGrid, output: torch.Tensor, capture: _Capture) -> Features:
+        h, w = grid.shape
+        first = 1 + self.registers  # the patches come after CLS and the registers
+        tokens = _to_numpy(output[i])
+        patches = tokens[first:].reshape(h, w, -1)
+        captured = {}
+        for layer in capture.layers:
+            raw = capture.output[layer][i, first:].float()
+            last = layer == self.layers - 1
+            captured[layer] = LayerTokens(
+                patches=patches if last else _to_numpy(self._final_norm(raw)).reshape(h, w, -1),
+                norms=_to_numpy(raw.norm(dim=-1)).reshape(h, w),
+                query=_to_numpy(capture.query[layer][i]),
+                key=_to_numpy(capture.key[layer][i]),
+            )
+        return Features(
+            cls=tokens[0],
+            patches=patches,
+            registers=tokens[1:first],
+            grid=grid,
+            layers=self.layers,
+            captured=captured,
+            scaling=capture.scaling or (self.dim // self.heads) ** -0.5,
+            weights=self.name,
+            weights_id=self.weights_id,
+        )
+
+
+def _after_block(layer: int, layers: int, block: torch.nn.Module, inputs, output) -> None:
+    capture = _capture.get()
+    if capture is None:
+        return
+    if layer in capture.layers:
+        capture.output[layer] = output[0] if isinstance(output, tuple) else output
+    if capture.on_block is not None:
+        capture.on_block(layer + 1, layers)
+
+
+def _to_tensor(picture: Image.Image, size: tuple[int, int]) -> torch.Tensor:
+    # Pillow's bicubic filter widens with the reduction, which is what DINOv2's evaluation transforms use.
+    array = np.asarray(picture.resize(size, Image.Resampling.BICUBIC), dtype=np.float32)
+    return torch.from_numpy(array / 255).permute(2, 0, 1)
+
+
+def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    return np.ascontiguousarray(tensor.float().cpu().numpy())
+
+
+def _weights_id(model: torch.nn.Module) -> str:
+    """A hash of the content of all weights, whatever this version of transformers calls them."""
+    digests = []
+    for tensor in model.state_dict().values():
+        digest = hashlib.sha256(str(tuple(tensor.shape)).encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digests.append(digest.digest())
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()

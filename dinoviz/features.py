@@ -1,0 +1,179 @@
+"""Features: what one forward pass yields; and FeatureCache, which makes sure that it is only one."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from PIL import Image
+
+from dinoviz.errors import DinovizError, Stopped
+from dinoviz.images import PatchGrid
+
+if TYPE_CHECKING:
+    from dinoviz.backbone import Backbone
+
+Layers = Sequence[int] | Literal["all"]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerTokens:
+    """What one transformer block left behind. N = 1 + R + h * w tokens: CLS, registers, patches.
+
+    patches: (h, w, D), the block's output after the model's final norm (DINOv2's `get_intermediate_layers`).
+    norms: (h, w), Euclidean length of the block's output *before* the final norm, where artefacts show.
+    query, key: (heads, N, D / heads), as they entered the attention (after the rotary embedding, where there is one).
+    """
+
+    patches: np.ndarray
+    norms: np.ndarray
+    query: np.ndarray
+    key: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """One image as one model saw it in one forward pass. All arrays are float32 in main memory.
+
+    cls: (D,), patches: (h, w, D), registers: (R, D): the last block's tokens after the final norm.
+    grid: where each patch lies in the uploaded picture.
+    layers: how many blocks the model has; captured: what was kept of the blocks that were asked for, by index from 0.
+    scaling: the factor on q k^T before the softmax.
+    weights: the model's name as the user knows it; weights_id: a hash of the weights' content.
+    """
+
+    cls: np.ndarray
+    patches: np.ndarray
+    registers: np.ndarray
+    grid: PatchGrid
+    layers: int
+    captured: dict[int, LayerTokens]
+    scaling: float
+    weights: str
+    weights_id: str
+
+    def layer(self, layer: int) -> np.ndarray:
+        """Patches (h, w, D) of a captured layer after the final norm; `layer` as in a Python list: -1 is the last.
+
+        Raises DinovizError if the layer does not exist or was not asked for in `encode`.
+        """
+        return self.patches if layer in (-1, self.layers - 1) else self.tokens(layer).patches
+
+    def tokens(self, layer: int) -> LayerTokens:
+        """Everything that was kept of a captured layer. Raises as `layer` does."""
+        index = layer_index(layer, self.layers)
+        if index not in self.captured:
+            raise DinovizError(
+                f"Layer {layer} was not captured, only {sorted(self.captured)}: encode with layers=({layer},) or 'all'."
+            )
+        return self.captured[index]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        arrays = [self.cls, self.patches, self.registers]
+        for tokens in self.captured.values():
+            arrays += [tokens.norms, tokens.query, tokens.key]
+            if tokens.patches is not self.patches:
+                arrays.append(tokens.patches)
+        return sum(array.nbytes for array in arrays)
+
+
+def layer_index(layer: int, layers: int) -> int:
+    """The index from 0 of a layer given as in a Python list. Raises DinovizError if there is no such layer."""
+    if not -layers <= layer < layers:
+        raise DinovizError(f"The model has {layers} layers, 0 to {layers - 1} or {-layers} to -1, not {layer}.")
+    return layer % layers
+
+
+def layer_indices(wanted: Layers, layers: int) -> tuple[int, ...]:
+    """Sorted indices from 0 of the layers asked for; "all" is every one."""
+    if isinstance(wanted, str):
+        if wanted != "all":
+            raise DinovizError(f"Layers are numbers or 'all', not {wanted!r}.")
+        return tuple(range(layers))
+    return tuple(sorted({layer_index(layer, layers) for layer in wanted}))
+
+
+def image_digest(image: Image.Image) -> str:
+    """A hash of an RGB image's pixels and size."""
+    return hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest()
+
+
+@dataclass
+class FeatureCache:
+    """The features of the images looked at last, within a number of bytes; safe under threads.
+
+    The key is the weights' content, the image's content, the resolution and the layers. Two equal requests at once
+    encode once: the second waits for the first.
+    """
+
+    max_bytes: int
+    nbytes: int = 0
+    _entries: OrderedDict[tuple, Features] = field(default_factory=OrderedDict)
+    _under_way: dict[tuple, Future] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def encode(
+        self,
+        backbone: Backbone,
+        image: Image.Image,
+        resolution: int,
+        layers: Layers = (-1,),
+        *,
+        digest: str | None = None,
+        on_block: Callable[[int, int], None] | None = None,
+    ) -> Features:
+        """`backbone.encode`, unless it was done before. Raises what that raises.
+
+        digest: `image_digest(image)`, where the caller knows it already.
+        """
+        key = self._key(backbone, digest or image_digest(image), resolution, layers)
+        while True:
+            with self._lock:
+                if key in self._entries:
+                    self._entries.move_to_end(key)
+                    return self._entries[key]
+                waiting_for = self._under_way.get(key)
+                if waiting_for is None:
+                    mine = self._under_way[key] = Future()
+            if waiting_for is None:
+                return self._encode(mine, key, backbone, image, resolution, layers, on_block)
+            try:
+                return waiting_for.result()
+            except Stopped:
+                continue  # the other person stopped; we did not
+
+    def peek(self, backbone: Backbone, digest: str, resolution: int, layers: Layers = (-1,)) -> Features | None:
+        """The features if they are there, else None; never encodes."""
+        key = self._key(backbone, digest, resolution, layers)
+        with self._lock:
+            return self._entries.get(key)
+
+    @staticmethod
+    def _key(backbone: Backbone, digest: str, resolution: int, layers: Layers) -> tuple:
+        return backbone.key, digest, resolution, layer_indices(layers, backbone.layers)
+
+    def _encode(self, mine: Future, key, backbone, image, resolution, layers, on_block) -> Features:
+        try:
+            features = backbone.encode(image, resolution, layers, on_block=on_block)
+        except BaseException as error:
+            with self._lock:
+                del self._under_way[key]
+            mine.set_exception(error)
+            raise
+        with self._lock:
+            del self._under_way[key]
+            self._entries[key] = features
+            self.nbytes += features.nbytes
+            # The newest stays even if it alone is over the bound: it is being looked at.
+            while self.nbytes > self.max_bytes and len(self._entries) > 1:
+                self.nbytes -= self._entries.popitem(last=False)[1].nbytes
+        mine.set_result(features)
+        return features

