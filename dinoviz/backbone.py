@@ -105,9 +105,10 @@ class Backbone:
             block.register_forward_hook(partial(_after_block, index, self.layers))
 
     def __repr__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
         return (
             f"Backbone({self.name!r}, {self.family}, patch {self.patch_size}, {self.dim} channels, {self.heads} heads, "
-            f"{self.layers} layers, {self.registers} registers, {self.device}, {str(self.dtype).removeprefix('torch.')})"
+            f"{self.layers} layers, {self.registers} registers, {self.device}, {dtype})"
         )
 
     @property
@@ -145,7 +146,7 @@ class Backbone:
         pictures = [open_image(image) for image in images]
         grids = [PatchGrid.fit(picture.size, resolution, self.patch_size) for picture in pictures]
         if len({grid.model_size for grid in grids}) > 1:
-            sizes = ", ".join(sorted({"%d x %d" % grid.model_size for grid in grids}))
+            sizes = ", ".join(sorted({"{} x {}".format(*grid.model_size) for grid in grids}))
             raise DinovizError(f"The images of one batch must have one model size, not {sizes}.")
         if not pictures:
             return []

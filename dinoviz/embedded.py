@@ -69,7 +69,7 @@ def folder() -> Path:
         raise _cache_error(target.parent, error) from None
     try:
         convert(source, temporary)
-        os.replace(temporary, target)  # atomic: whoever sees the folder sees all of it
+        temporary.replace(target)  # atomic: whoever sees the folder sees all of it
     except OSError as error:
         if not (target / "config.json").is_file():  # otherwise another process was faster
             raise _cache_error(target.parent, error) from None

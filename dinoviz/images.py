@@ -25,7 +25,8 @@ MAX_PATCHES = 128 * 128
 # Pillow's raster formats that are decoded in-process; EPS, for one, would start Ghostscript.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO")
 SUFFIXES = (
-    ".png .jpg .jpeg .jpe .jfif .webp .gif .bmp .dib .tif .tiff .ppm .pgm .pbm .pnm .avif .jp2 .j2k .ico".split()
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".j2k", ".ico"),
 )
 
 ImageSource = str | os.PathLike | bytes | Image.Image | np.ndarray
@@ -44,8 +45,8 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, name: str |
     name: what to call the image in error messages; by default the file's name.
 
     Returns a PIL image of mode RGB: EXIF orientation applied, transparency composited on white, first frame
-    of an animation. Integers deeper than 8 bits are divided by the smallest of 10, 12, 14 and 16 bits that holds
-    their maximum (sensors store 12 bits in 16 without scaling). Floats in [0, 1] are multiplied by
+    of an animation. Integers deeper than 8 bits are divided by the smallest of 8, 10, 12, 14 and 16 bits that
+    holds their maximum (sensors store 12 bits in 16 without scaling). Floats in [0, 1] are multiplied by
     255, floats in [0, 255] are kept, all others are stretched from their minimum to their maximum.
 
     Raises ImageError with one sentence for whatever cannot be read.
@@ -147,11 +148,11 @@ def _to_uint8(array: np.ndarray, name: str) -> np.ndarray:
     if not np.isfinite(values).all():
         raise ImageError(f"{name}: the image contains values that are not finite numbers (NaN or infinity).")
     low, high = float(values.min()), float(values.max())
-    if array.dtype.kind in "iu" and 0 <= low and high <= 65535:
+    if array.dtype.kind in "iu" and low >= 0 and high <= 65535:
         low, high = 0.0, next(float(2**bits - 1) for bits in (8, 10, 12, 14, 16) if high <= 2**bits - 1)
-    elif array.dtype.kind == "f" and 0 <= low and high <= 1:
+    elif array.dtype.kind == "f" and low >= 0 and high <= 1:
         low, high = 0.0, 1.0
-    elif array.dtype.kind == "f" and 0 <= low and high <= 255:
+    elif array.dtype.kind == "f" and low >= 0 and high <= 255:
         low, high = 0.0, 255.0
     scaled = (values - low) * (255 / max(high - low, np.finfo(np.float32).tiny))
     return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
@@ -192,7 +193,8 @@ class PatchGrid:
 
     Coordinates are continuous, x first, with 0 at the left (top) edge of the picture and the frame's width (height)
     at the right (bottom) edge: the pixel in column i covers [i, i + 1), its centre is i + 0.5. The "patch" frame counts
-    patches the same way, so the patch in column j covers [j, j + 1). The frames differ by one scale for x and one for y.
+    patches the same way, so the patch in column j covers [j, j + 1). The frames differ by one scale for x and one
+    for y.
     """
 
     image_size: tuple[int, int]
@@ -296,7 +298,9 @@ class PatchGrid:
         y, x = yx
         return self.boxes((x, y, x + 1, y + 1), "patch", target)
 
-    def resize(self, values: np.ndarray, target: Frame, mode: Literal["nearest", "bilinear"] = "bilinear") -> np.ndarray:
+    def resize(
+        self, values: np.ndarray, target: Frame, mode: Literal["nearest", "bilinear"] = "bilinear"
+    ) -> np.ndarray:
         """A map (a, b) or (a, b, C) of any frame, drawn at the size of the target frame.
 
         "nearest" keeps the values and the dtype as they are (the raw patch grid); "bilinear" interpolates between the
