@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from PIL import Image
 
-from dinoviz.errors import DinovizError, Stopped
+from dinoviz.cache import OnceCache
+from dinoviz.errors import DinovizError
 from dinoviz.images import PatchGrid
 
 if TYPE_CHECKING:
@@ -106,7 +104,6 @@ def image_digest(image: Image.Image) -> str:
     return hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest()
 
 
-@dataclass
 class FeatureCache:
     """The features of the images looked at last, within a number of bytes; safe under threads.
 
@@ -114,11 +111,16 @@ class FeatureCache:
     encode once: the second waits for the first.
     """
 
-    max_bytes: int
-    nbytes: int = 0
-    _entries: OrderedDict[tuple, Features] = field(default_factory=OrderedDict)
-    _under_way: dict[tuple, Future] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    def __init__(self, max_bytes: int):
+        self._cache: OnceCache[Features] = OnceCache(max_bytes, size=lambda features: features.nbytes)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all features that are kept."""
+        return self._cache.total
+
+    def __len__(self) -> int:
+        return len(self._cache)
 
     def encode(
         self,
@@ -135,45 +137,12 @@ class FeatureCache:
         digest: `image_digest(image)`, where the caller knows it already.
         """
         key = self._key(backbone, digest or image_digest(image), resolution, layers)
-        while True:
-            with self._lock:
-                if key in self._entries:
-                    self._entries.move_to_end(key)
-                    return self._entries[key]
-                waiting_for = self._under_way.get(key)
-                if waiting_for is None:
-                    mine = self._under_way[key] = Future()
-            if waiting_for is None:
-                return self._encode(mine, key, backbone, image, resolution, layers, on_block)
-            try:
-                return waiting_for.result()
-            except Stopped:
-                continue  # the other person stopped; we did not
+        return self._cache.get(key, lambda: backbone.encode(image, resolution, layers, on_block=on_block))
 
     def peek(self, backbone: Backbone, digest: str, resolution: int, layers: Layers = (-1,)) -> Features | None:
         """The features if they are there, else None; never encodes."""
-        key = self._key(backbone, digest, resolution, layers)
-        with self._lock:
-            return self._entries.get(key)
+        return self._cache.peek(self._key(backbone, digest, resolution, layers))
 
     @staticmethod
     def _key(backbone: Backbone, digest: str, resolution: int, layers: Layers) -> tuple:
         return backbone.key, digest, resolution, layer_indices(layers, backbone.layers)
-
-    def _encode(self, mine: Future, key, backbone, image, resolution, layers, on_block) -> Features:
-        try:
-            features = backbone.encode(image, resolution, layers, on_block=on_block)
-        except BaseException as error:
-            with self._lock:
-                del self._under_way[key]
-            mine.set_exception(error)
-            raise
-        with self._lock:
-            del self._under_way[key]
-            self._entries[key] = features
-            self.nbytes += features.nbytes
-            # The newest stays even if it alone is over the bound: it is being looked at.
-            while self.nbytes > self.max_bytes and len(self._entries) > 1:
-                self.nbytes -= self._entries.popitem(last=False)[1].nbytes
-        mine.set_result(features)
-        return features

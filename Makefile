@@ -1,0 +1,44 @@
+# Two commands: `make app` opens the app, `make test` proves that it works. Both set up what they need.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
+
+.PHONY: app test test-all bench lint browser clean
+
+app: $(VENV)/.app
+	$(PY) app.py
+
+test: $(VENV)/.dev lint browser
+	$(PY) -m pytest
+
+test-all: $(VENV)/.dev lint browser
+	$(PY) -m pytest -m "slow or not slow"
+
+bench: $(VENV)/.dev
+	$(PY) -m tests.benchmarks
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+$(VENV)/.app: requirements.txt requirements-embedded.txt
+	[ -x $(PY) ] || $(PYTHON) -m venv $(VENV)
+	$(PIP) --requirement requirements.txt
+	$(PIP) --no-deps --require-hashes --requirement requirements-embedded.txt
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.app requirements-dev.txt
+	$(PIP) --requirement requirements-dev.txt
+	touch $@
+
+# Browser tests need Chromium; where there is no apt they say why they are skipped.
+browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
+	|| ! command -v apt-get >/dev/null \
+	|| { echo "Installing Chromium for the browser tests" && $(SUDO) apt-get update -qq \
+	     && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; }
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
