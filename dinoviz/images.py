@@ -23,7 +23,7 @@ MIN_RESOLUTION, MAX_RESOLUTION = 224, 1792
 MAX_PATCHES = 128 * 128
 
 # Pillow's raster formats that are decoded in-process; EPS, for one, would start Ghostscript.
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO")
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".j2k", ".ico"),
@@ -61,9 +61,11 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, name: str |
     elif isinstance(source, str | os.PathLike):
         path = Path(source)
         name = name or path.name
-        if not path.is_file():
-            raise ImageError(f"{name}: there is no such file.")
         try:
+            if path.is_dir():
+                raise ImageError(f"{name}: this is a folder, not an image.")
+            if not path.is_file():
+                raise ImageError(f"{name}: there is no such file.")
             stream, size = path.open("rb"), path.stat().st_size
         except OSError as error:
             raise ImageError(f"{name}: the file cannot be opened ({error.strerror}).") from None
@@ -73,7 +75,7 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, name: str |
         if size == 0:
             raise ImageError(f"{name}: the file is empty.")
         try:
-            image = Image.open(stream, formats=FORMATS)
+            image = Image.open(stream, formats=_formats())
         except Image.DecompressionBombError:
             raise ImageError(_too_large(name, None, max_pixels)) from None
         except UnidentifiedImageError:
@@ -83,6 +85,12 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, name: str |
         except Exception:  # decoders raise nearly everything on damaged headers
             raise ImageError(f"{name}: the header of the image is damaged.") from None
         return _to_rgb(image, name, max_pixels)
+
+
+def _formats() -> list[str]:
+    # Pillow stumbles over a name that it has no plugin for, and some builds lack AVIF or JPEG 2000.
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def _too_large(name: str, size: tuple[int, int] | None, max_pixels: int) -> str:
@@ -154,7 +162,7 @@ def _to_uint8(array: np.ndarray, name: str) -> np.ndarray:
         low, high = 0.0, 1.0
     elif array.dtype.kind == "f" and low >= 0 and high <= 255:
         low, high = 0.0, 255.0
-    scaled = (values - low) * (255 / max(high - low, np.finfo(np.float32).tiny))
+    scaled = (values - low) / ((high - low) or 1) * 255
     return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
 
 
@@ -314,7 +322,15 @@ class PatchGrid:
             return values[rows[:, None], columns]
         if mode != "bilinear":
             raise DinovizError(f"A map is resized by 'nearest' or 'bilinear', not {mode!r}.")
-        return cv2.resize(values.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+        channels = values.astype(np.float32).reshape(*values.shape[:2], -1)
+        # OpenCV takes no more than 128 channels at once, and drops the axis of a single one.
+        drawn = [
+            cv2.resize(channels[..., i : i + 64], (width, height), interpolation=cv2.INTER_LINEAR).reshape(
+                height, width, -1
+            )
+            for i in range(0, channels.shape[2], 64)
+        ]
+        return np.concatenate(drawn, axis=2).reshape(height, width, *values.shape[2:])
 
     def to_patches(self, mask: np.ndarray) -> np.ndarray:
         """A mask or map (H, W) of the image or model frame -> (h, w) float32, the mean over each patch.
