@@ -140,6 +140,18 @@ def is_cached(name: str) -> bool:
     )
 
 
+def download_progress(name: str) -> str:
+    """How much of a model of the table is in the Hub's cache, as ": 12 of 88 MB"; empty where that is not known."""
+    known = KNOWN.get(name)
+    if known is None or known.hub_id is None or is_cached(name):
+        return ""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{known.hub_id.replace('/', '--')}" / "blobs"
+    done = sum(file.stat().st_size for file in folder.glob("*")) if folder.is_dir() else 0
+    return f": {done / 1e6:.0f} of {known.parameters * 4:.0f} MB"
+
+
 def hub_answers(timeout: float = HUB_TIMEOUT) -> bool:
     """Whether the Hugging Face Hub may be asked (HF_HUB_OFFLINE) and says a word within `timeout` seconds."""
     import threading

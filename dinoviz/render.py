@@ -110,16 +110,19 @@ SHEET_GAP = 6
 
 
 def sheet_columns(count: int, aspect: float) -> int:
-    """Columns of a contact sheet of `count` tiles of width / height `aspect` that comes out about twice as wide as high."""
+    """How many columns make a sheet of `count` tiles of width / height `aspect` about twice as wide as high."""
     return min(range(1, count + 1), key=lambda c: abs(math.log(c * aspect / math.ceil(count / c) / 2)))
+
+
+def sheet_size(tile: tuple[int, int], count: int, columns: int) -> tuple[int, int]:
+    """(width, height) of a contact sheet."""
+    return columns * (tile[0] + SHEET_GAP) - SHEET_GAP, math.ceil(count / columns) * (tile[1] + SHEET_GAP) - SHEET_GAP
 
 
 def contact_sheet(tiles: Sequence[Image.Image], labels: Sequence[str], columns: int) -> Image.Image:
     """Tiles of one size with a label in each one's corner, row by row."""
     width, height = tiles[0].size
-    rows = math.ceil(len(tiles) / columns)
-    size = columns * (width + SHEET_GAP) - SHEET_GAP, rows * (height + SHEET_GAP) - SHEET_GAP
-    sheet = Image.new("RGB", size, "white")
+    sheet = Image.new("RGB", sheet_size(tiles[0].size, len(tiles), columns), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=max(11, min(width, height) // 12))
     for i, (tile, label) in enumerate(zip(tiles, labels, strict=True)):
@@ -228,7 +231,7 @@ def scatter_figure(points: np.ndarray, colours: np.ndarray, axes: Sequence[int],
             z=points[:, 2],
             text=hover,
             mode="markers",
-            marker={"size": 3, "color": ["rgb(%d,%d,%d)" % tuple(c) for c in (colours * 255).round().astype(int)]},
+            marker={"size": 3, "color": ["rgb({},{},{})".format(*c) for c in (colours * 255).round().astype(int)]},
             hovertemplate="%{text}<extra></extra>",
         )
     )

@@ -1,0 +1,42 @@
+"""The page: the bar on top, one tab a view. Wiring only; this is the one place that imports gradio."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gradio as gr
+
+from dinoviz.ui import attention_tab, bar, pca_tab
+from dinoviz.ui.workbench import Settings, Workbench
+
+ASSETS = Path(__file__).resolve().parents[2] / "assets"
+DELETE_UPLOADS = (3600, 24 * 3600)  # look every hour, forget uploads and results after a day
+
+
+def build(settings: Settings) -> gr.Blocks:
+    """The whole page, not yet served."""
+    bench = Workbench(settings)
+    with gr.Blocks(title="dinoviz", delete_cache=DELETE_UPLOADS, analytics_enabled=False) as page:
+        gr.HTML('<h1 class="dv-title">dinoviz <small>see what DINO sees</small></h1>')
+        shared = bar.build(page, bench)
+        with gr.Tabs():
+            with gr.Tab("Attention", id="attention"):
+                attention_tab.build(bench, shared)
+            with gr.Tab("Patch PCA", id="pca"):
+                pca_tab.build(bench, shared)
+    page.queue(default_concurrency_limit=8)
+    bench.warm_up(bar.example_files()[0], bar.DEFAULT_RESOLUTION)
+    return page
+
+
+def launch_options() -> dict:
+    """What `launch` needs so that the page looks right and asks no other host for anything."""
+    fonts = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+    return {
+        "theme": gr.themes.Soft(primary_hue="amber", neutral_hue="slate", font=fonts, font_mono=["ui-monospace", "monospace"]),
+        "css_paths": [ASSETS / "dinoviz.css"],
+        "allowed_paths": sorted({str(Path(file).parent) for file in bar.example_files()}),
+        "max_file_size": "100mb",
+        "run_history": False,
+        "footer_links": ["api", "settings"],
+    }

@@ -1,0 +1,313 @@
+"""The Attention tab: click a patch and see where it looks, in every head and layer."""
+
+from __future__ import annotations
+
+import html
+import io
+from collections.abc import Hashable, Sequence
+
+import gradio as gr
+import numpy as np
+from PIL import Image
+
+from dinoviz import attention, models, render
+from dinoviz.errors import DinovizError
+from dinoviz.ui.bar import Bar
+from dinoviz.ui.parts import bundle, colour_bar, download, note, picture_point, through, told, view_image
+from dinoviz.ui.workbench import Look, Workbench
+
+MEAN, ROLLOUT, NORMS = "mean of heads", "rollout of all layers", "patch norms"
+CLS = "CLS"
+TILE = 300  # the long side of a head's tile on the sheet, in pixels
+
+
+def build(bench: Workbench, bar: Bar) -> None:
+    """Lay out the tab and wire it."""
+    with gr.Row():
+        photo = view_image("Picture: click a patch to ask where it looks", "attention-photo")
+        heat = view_image("Attention", "attention-map")
+    caption = gr.HTML(note("Waiting for the picture …"), elem_id="attention-caption")
+    with gr.Row():
+        with gr.Column(min_width=260):
+            layer = gr.Slider(1, 12, value=12, step=1, label="Layer", elem_id="attention-layer")
+            shown = gr.Dropdown(_choices(6), value=MEAN, label="Map", elem_id="attention-shown")
+        with gr.Column(min_width=260):
+            query = gr.Textbox(
+                CLS, label="Query", info="CLS, or x, y in pixels of the picture", elem_id="attention-query"
+            )
+            with gr.Row():
+                cls = gr.Button("CLS token", size="sm", elem_id="attention-cls")
+                raw = gr.Checkbox(False, label="Raw patch grid", elem_id="attention-raw", min_width=130)
+        with gr.Column(min_width=260):
+            mass = gr.Slider(
+                0.05, 1, value=1, step=0.05, label="Keep this share of the mass (1: all; DINO's figures: 0.6)",
+                elem_id="attention-mass",
+            )  # fmt: skip
+            with gr.Row():
+                opacity = gr.Slider(
+                    0, 1, value=0.7, step=0.05, label="Opacity", elem_id="attention-opacity", min_width=140
+                )
+                colormap = gr.Dropdown(
+                    list(render.COLORMAPS), value="inferno", label="Colours", elem_id="attention-colours", min_width=110
+                )
+    with gr.Row():
+        file_button, file, press = download("attention-file")
+        registers = gr.Button("Look through the register model", size="sm", elem_id="attention-registers")
+    sheet = view_image("All heads, each on its own scale: click one to enlarge it", "attention-heads", height=None)
+    figure = gr.Plot(show_label=False, elem_id="attention-figure")
+    gr.HTML(
+        note(
+            "Every dot is a head. Left: how far from itself a patch looks, on average. Right: over how many tokens its "
+            "attention is spread, as log2 of their number. The chosen layer stands out."
+        )
+    )
+    seen = gr.State((None, 12))  # the picture and the number of layers that the controls were last set for
+
+    look_options = [layer, shown, query]
+    style_options = [colormap, opacity, raw, mass]
+    options = look_options + style_options
+    pictures = [photo, heat, sheet, caption]
+
+    def show_attention(
+        image: str, model: str, resolution: int, layer: int, shown: str, query: str, colormap: str, opacity: float,
+        raw: bool, mass: float,
+    ) -> tuple[Image.Image, Image.Image, Image.Image, str]:  # fmt: skip
+        """See where the CLS token or one patch looks.
+
+        Args:
+            image: the picture
+            model: a name from the list
+            resolution: the short side in model pixels
+            layer: from 1
+            shown: 'mean of heads', 'head 1' and so on, 'rollout of all layers', or 'patch norms'
+            query: 'CLS', or 'x, y' in pixels of the picture
+            colormap: the colours of the map
+            opacity: of the map over the picture, 0 to 1
+            raw: one flat square a patch instead of interpolation
+            mass: keep the fewest patches that hold this share of the map's sum
+        Returns:
+            the picture with the query, the map over it, all heads on a sheet, and what the numbers mean
+        """
+        with told():
+            look = bench.look(image, model, resolution)
+            return _draw(bench, look, layer, shown, query, colormap, opacity, raw, mass)
+
+    def download_attention(
+        image: str, model: str, resolution: int, layer: int, shown: str, query: str, colormap: str, opacity: float,
+        raw: bool, mass: float,
+    ) -> str:  # fmt: skip
+        """Get the attention maps as a zip: pictures at full size, the numbers as .npz, and what they mean as JSON.
+
+        Args: as for the attention endpoint.
+        Returns:
+            the zip
+        """
+        with told():
+            look = bench.look(image, model, resolution)
+            return _file(bench, look, layer, shown, query, colormap, opacity, raw, mass)
+
+    def click_patch(event: gr.SelectData, image, model, resolution, layer, shown, query, *style):
+        with told():
+            look = bench.look(image, model, resolution)
+            query = "{:.0f}, {:.0f}".format(*np.floor(picture_point(look, event.index)))
+            shown = MEAN if shown in (ROLLOUT, NORMS) else shown  # those have no query
+            return query, shown, *_draw(bench, look, layer, shown, query, *style)
+
+    def click_head(event: gr.SelectData, image, model, resolution, layer, shown, query, *style):
+        with told():
+            look = bench.look(image, model, resolution)
+            head = _head_at(look, event.index)
+            shown = shown if head is None else f"head {head + 1}"
+            return shown, *_draw(bench, look, layer, shown, query, *style)
+
+    def ask_cls(image, model, resolution, layer, shown, query, *style):
+        with told():
+            look = bench.look(image, model, resolution)
+            shown = MEAN if shown in (ROLLOUT, NORMS) else shown
+            return CLS, shown, *_draw(bench, look, layer, shown, CLS, *style)
+
+    def refresh(ready: Hashable, seen: tuple, image, model, resolution, layer, shown, query, *style):
+        if ready is None:
+            empty = note("There is nothing to see until a picture is encoded.")
+            return gr.skip(), gr.skip(), gr.skip(), gr.skip(), None, None, None, empty, None, gr.skip()
+        with told():
+            look = bench.look(image, model, resolution)
+            digest, layers, choices = look.picture.digest, look.backbone.layers, _choices(look.backbone.heads)
+            query = query if seen[0] == digest else CLS
+            layer = layer if seen[1] == layers else layers
+            shown = shown if shown in choices else MEAN
+            return (
+                (digest, layers),
+                gr.Slider(maximum=layers, value=layer),
+                gr.Dropdown(choices=choices, value=shown),
+                query,
+                *_draw(bench, look, layer, shown, query, *style),
+                _figure(bench, look, layer),
+                _register_button(look.backbone.name),
+            )
+
+    def draw_figure(image, model, resolution, layer):
+        with told():
+            return _figure(bench, bench.look(image, model, resolution), layer)
+
+    def use_registers(model: str) -> str:
+        return _register_sibling(model) or model
+
+    quiet = {"show_progress": "hidden", "concurrency_limit": 8}
+    private = {**quiet, "api_visibility": "private"}
+    inputs = bar.inputs + options
+    bar.ready.change(
+        refresh, [bar.ready, seen, *inputs], [seen, *look_options, *pictures, figure, registers], **private
+    )
+    gr.on(
+        [layer.input, shown.input, query.submit, colormap.input, opacity.input, raw.input, mass.input],
+        show_attention, inputs, pictures, api_name="attention", trigger_mode="always_last", **quiet,
+    )  # fmt: skip
+    layer.release(draw_figure, [*bar.inputs, layer], figure, **private)
+    for view in (photo, heat):
+        # "multiple": the default would lose quick clicks.
+        view.select(click_patch, inputs, [query, shown, *pictures], trigger_mode="multiple", **private)
+    sheet.select(click_head, inputs, [shown, *pictures], trigger_mode="multiple", **private)
+    cls.click(ask_cls, inputs, [query, shown, *pictures], **private)
+    file_button.click(download_attention, inputs, file, api_name="attention_download", concurrency_limit=2).success(
+        None, js=press
+    )
+    # The model's own input event does not fire when it is set from here, so the bar's button is pressed.
+    registers.click(use_registers, bar.model, bar.model, **private).then(
+        None, js="() => document.getElementById('encode').click()"
+    )
+
+
+def _choices(heads: int) -> list[str]:
+    return [MEAN, *(f"head {i + 1}" for i in range(heads)), ROLLOUT, NORMS]
+
+
+def parse_query(look: Look, text: str) -> tuple[int, int] | None:
+    """The patch (row, column) that 'x, y' lies on, None for CLS. Raises DinovizError for anything else."""
+    if text.strip().upper() in ("", CLS):
+        return None
+    try:
+        x, y = (float(part) for part in text.split(","))
+    except ValueError:
+        raise DinovizError(f"The query is CLS, or x, y in pixels of the picture, not {text!r}.") from None
+    row, column = look.features.grid.patch_at((x, y))
+    return int(row), int(column)
+
+
+def _heads(look: Look, layer: int, patch: tuple[int, int] | None) -> np.ndarray:
+    """(heads, h, w), from CLS or a patch; layer from 1."""
+    if patch is None:
+        return attention.cls_attention(look.features, layer - 1)
+    return attention.patch_attention(look.features, patch, layer - 1)
+
+
+def _selected(bench: Workbench, look: Look, layer: int, shown: str, heads: np.ndarray) -> tuple[np.ndarray, str]:
+    """The map to show large (h, w) and what its numbers mean."""
+    if shown == NORMS:
+        return look.features.tokens(layer - 1).norms, "length of the patch's token before the final norm"
+    if shown == ROLLOUT:
+        values = bench.derived(("rollout", look.key), lambda: attention.rollout(look.features))
+        return values, "attention rollout from CLS through all layers"
+    if shown == MEAN:
+        return heads.mean(axis=0), "attention, softmax over all tokens, mean of the heads"
+    number = shown.removeprefix("head ")
+    if not number.isdigit() or not 1 <= int(number) <= len(heads):
+        raise DinovizError(f"There is no map {shown!r}; there are {', '.join(_choices(len(heads)))}.")
+    return heads[int(number) - 1], "attention, softmax over all tokens"
+
+
+def _draw(bench, look, layer, shown, query, colormap, opacity, raw, mass) -> tuple:
+    """Photo with the query, map, sheet of all heads, caption."""
+    patch = parse_query(look, query)
+    heads = _heads(look, layer, patch)
+    values, meaning = _selected(bench, look, layer, shown, heads)
+    marker = None if shown in (NORMS, ROLLOUT) else patch
+    style = {"colormap": colormap, "raw": raw}
+    scale = render.scale_of(values)
+    large = _map(look, look.picture.shown, values, mass, shown, marker=marker, opacity=opacity, **style)
+    tiles = [_map(look, _tile(look), head, mass, MEAN, opacity=opacity, **style) for head in heads]
+    labels = [f"head {i + 1}" for i in range(len(heads))]
+    sheet = render.contact_sheet(tiles, labels, _columns(look))
+    photo = render.mark_patch(look.picture.shown, look.features.grid, patch)
+    return photo, large, sheet, note(_caption(look, layer, shown, patch, values, scale, colormap, meaning))
+
+
+def _map(look: Look, picture: Image.Image, values: np.ndarray, mass: float, shown: str, **style) -> Image.Image:
+    # The share of a sum means something for attention, not for norms.
+    mask = attention.mass_mask(values, mass) if mass < 1 and shown != NORMS else None
+    return render.map_picture(picture, look.features.grid, values, mask=mask, **style)
+
+
+def _tile(look: Look) -> Image.Image:
+    return render.display_copy(look.picture.shown, TILE)
+
+
+def _columns(look: Look) -> int:
+    return render.sheet_columns(look.backbone.heads, look.picture.image.width / look.picture.image.height)
+
+
+def _head_at(look: Look, xy: Sequence[float]) -> int | None:
+    size = render.sheet_size(_tile(look).size, look.backbone.heads, _columns(look))
+    return render.tile_at(xy, size, look.backbone.heads, _columns(look))
+
+
+def _caption(look, layer, shown, patch, values, scale, colormap, meaning) -> str:
+    asked = "" if shown in (NORMS, ROLLOUT) else " · query: CLS"
+    if patch and asked:
+        asked = f" · query: patch in row {patch[0] + 1}, column {patch[1] + 1}"
+    text = f"{through(look, None if shown == ROLLOUT else layer)}{asked} · {html.escape(shown)}<br>"
+    text += colour_bar(scale, colormap, meaning)
+    if shown != NORMS:
+        text += f" · the patches together {values.sum():.2f}, the strongest {values.max():.3g}"
+    return text
+
+
+def _figure(bench: Workbench, look: Look, layer: int):
+    def measure() -> list[attention.HeadStatistics]:
+        return [attention.head_statistics(look.features, i) for i in range(look.backbone.layers)]
+
+    return render.heads_figure(bench.derived(("heads", look.key), measure), layer - 1)
+
+
+def _register_sibling(model: str) -> str | None:
+    """The register model of the same size; the small one for the embedded weights, which are small too."""
+    if "registers" in model or not model.startswith(("dinov2-", "embedded")):
+        return None
+    sibling = f"dinov2-with-registers-{model.removeprefix('dinov2-').replace('embedded', 'small')}"
+    return sibling if sibling in models.KNOWN else None
+
+
+def _register_button(model: str):
+    sibling = _register_sibling(model)
+    return gr.Button(visible=sibling is not None, value=f"Artefacts? Look through {sibling}")
+
+
+def _file(bench, look, layer, shown, query, colormap, opacity, raw, mass) -> str:
+    patch = parse_query(look, query)
+    heads = _heads(look, layer, patch)
+    values, meaning = _selected(bench, look, layer, shown, heads)
+    style = {"colormap": colormap, "raw": raw, "opacity": opacity}
+    full = look.picture.image
+    files = {"map.png": render.to_png(_map(look, full, values, mass, shown, **style))}
+    for i, head in enumerate(heads):
+        files[f"heads/head-{i + 1:02d}.png"] = render.to_png(_map(look, full, head, mass, MEAN, **style))
+    arrays = io.BytesIO()
+    np.savez_compressed(arrays, map=values, heads=heads, norms=look.features.tokens(layer - 1).norms)
+    files["attention.npz"] = arrays.getvalue()
+    about = {
+        "view": "attention",
+        **look.about(),
+        "layer": layer,
+        "query": CLS if patch is None else {"row": patch[0], "column": patch[1], "counted_from": 0},
+        "map": shown,
+        "map_means": meaning,
+        "arrays": {
+            "map": "(h, w), as map.png",
+            "heads": "(heads, h, w), softmax over all tokens",
+            "norms": "(h, w), token lengths before the final norm",
+        },
+        "mass_kept": mass,
+        "colour_map": colormap,
+        "colour_scale": render.scale_of(values),
+    }
+    return bundle("attention", files, about)

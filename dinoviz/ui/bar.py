@@ -1,0 +1,175 @@
+"""The bar on top of every tab: the picture, the model, the resolution, and what the encode says."""
+
+from __future__ import annotations
+
+import html
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import gradio as gr
+from gradio.processing_utils import save_pil_to_cache
+
+from dinoviz import models
+from dinoviz.errors import DinovizError, Stopped
+from dinoviz.ui.parts import UploadImage, note
+from dinoviz.ui.workbench import Look, Workbench
+
+RESOLUTIONS = (224, 280, 336, 392, 448, 518, 616, 672, 784, 896, 1036, 1232, 1400, 1792)
+DEFAULT_RESOLUTION = 518
+# What every browser shows by itself; other formats go back as PNG, so that the preview is not a broken picture.
+SHOWN_BY_BROWSERS = (".png", ".jpg", ".jpeg", ".jfif", ".gif", ".webp", ".avif", ".bmp")
+
+
+@dataclass(frozen=True)
+class Bar:
+    """The parts of the bar that the tabs read and listen to.
+
+    ready: the key of the look that is encoded, or None; its change is the moment for the tabs to draw.
+    """
+
+    image: gr.Image
+    model: gr.Dropdown
+    resolution: gr.Dropdown
+    ready: gr.State
+
+    @property
+    def inputs(self) -> list:
+        """What says which look: picture, model, resolution."""
+        return [self.image, self.model, self.resolution]
+
+
+def example_files() -> list[str]:
+    """Pictures that may be shown anywhere: they come with scikit-image and scikit-learn."""
+    import skimage.data
+    import sklearn.datasets
+
+    from_skimage = Path(skimage.data.__file__).parent
+    from_sklearn = Path(sklearn.datasets.__file__).parent / "images"
+    files = [from_skimage / name for name in ("chelsea.png", "astronaut.png", "coffee.png", "rocket.jpg")]
+    files += [from_sklearn / name for name in ("flower.jpg", "china.jpg")]
+    files += [from_skimage / n for n in ("motorcycle_left.png", "retina.jpg", "ihc.png", "hubble_deep_field.jpg")]
+    return [str(file) for file in files if file.is_file()]
+
+
+def build(page: gr.Blocks, bench: Workbench) -> Bar:
+    """Lay out the bar and wire it."""
+    examples = example_files()
+    with gr.Row(elem_id="bar"):
+        with gr.Column(scale=3, min_width=220):
+            image = UploadImage(
+                value=examples[0],
+                label="Picture: drop, paste, upload or take one",
+                sources=["upload", "webcam", "clipboard"],
+                height=230,
+                elem_id="picture",
+                buttons=[],
+            )
+        with gr.Column(scale=4, min_width=280):
+            gr.Examples(
+                [[file] for file in examples],
+                [image],
+                examples_per_page=len(examples),
+                elem_id="examples",
+                api_visibility="private",
+            )
+        with gr.Column(scale=4, min_width=300):
+            with gr.Row():
+                model = gr.Dropdown(
+                    bench.model_names(),
+                    value=bench.default_model,
+                    label="Model",
+                    info="a known name" if bench.settings.public else "a known name, a Hub id or a folder",
+                    allow_custom_value=not bench.settings.public,
+                    elem_id="model",
+                    min_width=150,
+                )
+                resolution = gr.Dropdown(
+                    [(f"{size} px", size) for size in RESOLUTIONS],
+                    value=DEFAULT_RESOLUTION,
+                    label="Resolution",
+                    info="short side, as the model sees it",
+                    elem_id="resolution",
+                    min_width=130,
+                )
+            status = gr.HTML(note("Starting …", "status"), elem_id="status")
+            with gr.Row():
+                encode_button = gr.Button("Encode", size="sm", elem_id="encode")
+                stop_button = gr.Button("Stop", size="sm", elem_id="stop", interactive=False)
+    ready = gr.State(None)
+
+    def encode(image: str | None, model: str, resolution: int, request: gr.Request) -> Iterator[tuple]:
+        """Run a model over a picture once; every view of it is instant afterwards.
+
+        Args:
+            image: the picture, in any common format, up to 50 million pixels
+            model: a name from the list; on a local app also a Hub id or a folder
+            resolution: the short side in model pixels
+        Returns:
+            the picture, and in words what one looks through: weights, device, patches, time
+        """
+        yield from _encode(bench, (request.session_hash, "bar"), image, model, resolution)
+
+    def stop(request: gr.Request) -> None:
+        bench.stop((request.session_hash, "bar"))
+
+    gr.on(
+        [page.load, image.change, model.input, resolution.input, encode_button.click],
+        encode,
+        [image, model, resolution],
+        [image, status, stop_button, ready],
+        api_name="encode",
+        show_progress="hidden",
+        trigger_mode="multiple",
+        concurrency_limit=None,
+    )
+    stop_button.click(stop, api_visibility="private", queue=False, show_progress="hidden")
+    return Bar(image, model, resolution, ready)
+
+
+def _encode(bench: Workbench, owner: tuple, image: str | None, model: str, resolution: int) -> Iterator[tuple]:
+    """What `encode` sends to the page: (picture, status, stop button, ready)."""
+    off = gr.Button(interactive=False)
+    if not image:
+        bench.stop(owner)
+        yield gr.skip(), note("Give it a picture: drop one, paste one, or click an example.", "status"), off, None
+        return
+    began = time.monotonic()
+    job = bench.start(owner, [image], model, resolution)
+    for sentence in job.watch():
+        yield gr.skip(), note(html.escape(sentence), "status dv-busy"), gr.Button(interactive=True), gr.skip()
+    try:
+        look = job.result()[0]
+    except Stopped:
+        if bench.finish(owner, job):  # else a newer encode of the same page speaks
+            yield gr.skip(), note("Stopped. Press Encode to begin again.", "status"), off, None
+        return
+    except DinovizError as error:
+        if bench.finish(owner, job):
+            yield gr.skip(), note(html.escape(str(error)), "error"), off, None
+        return
+    bench.finish(owner, job)
+    yield _preview(image, look), note(_told(bench, look, resolution, time.monotonic() - began), "status"), off, look.key
+
+
+def _preview(image: str, look: Look) -> object:
+    if Path(image).suffix.lower() in SHOWN_BY_BROWSERS:
+        return gr.skip()
+    return save_pil_to_cache(look.picture.image, UploadImage.GRADIO_CACHE, name="picture", format="png")
+
+
+def _told(bench: Workbench, look: Look, wanted: int, seconds: float) -> str:
+    grid, backbone = look.features.grid, look.backbone
+    h, w = grid.shape
+    lines = [
+        f"<b>{html.escape(backbone.name)}</b>: {html.escape(backbone.source)}.",
+        f"Seen at {grid.model_size[0]} x {grid.model_size[1]} px: {h} x {w} = {h * w:,} patches of {grid.patch_size} px"
+        f"{f' and {backbone.registers} registers' if backbone.registers else ''}. "
+        f"{str(backbone.device).upper()}, {str(backbone.dtype).removeprefix('torch.')}, ready in {seconds:.1f} s.",
+    ]
+    if look.resolution < wanted:
+        lines.append(f"Lowered from {wanted} px: attention over more patches than this is not attempted.")
+    if backbone.name == "embedded" and bench.default_reason:
+        lines.append(bench.default_reason)
+    return "<br>".join(lines)

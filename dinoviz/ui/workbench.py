@@ -1,0 +1,272 @@
+"""What the page works with: loaded models, decoded pictures, features, and the jobs that make them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+from PIL import Image
+
+from dinoviz import models, render
+from dinoviz.backbone import Backbone
+from dinoviz.cache import OnceCache
+from dinoviz.errors import DinovizError, Stopped
+from dinoviz.features import Features, FeatureCache, image_digest
+from dinoviz.images import PatchGrid, open_image
+
+Made = TypeVar("Made")
+
+# The long side of the pictures on the page: a click repaints several of them. Downloads have the full size.
+DISPLAY_SIDE = 1024
+# Larger ones would fill a shared machine's memory and disk.
+PUBLIC_MILLION_PARAMETERS = 310
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the operator decides. public: others than the owner of the machine can reach the page."""
+
+    public: bool = False
+    cache_bytes: int = field(default_factory=lambda: _megabytes("DINOVIZ_CACHE_MB") or psutil.virtual_memory().total // 8)
+    models_kept: int = 2
+
+
+def _megabytes(variable: str) -> int | None:
+    text = os.environ.get(variable, "")
+    return int(text) * 2**20 if text.isdigit() else None
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A decoded upload: as given, and as it is shown."""
+
+    image: Image.Image
+    shown: Image.Image
+    digest: str
+    name: str
+
+    @property
+    def nbytes(self) -> int:
+        return 3 * (self.image.width * self.image.height + self.shown.width * self.shown.height)
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """One picture through one model at one resolution."""
+
+    picture: Picture
+    backbone: Backbone
+    features: Features
+    resolution: int
+
+    @property
+    def key(self) -> Hashable:
+        """What decides the features."""
+        return self.backbone.key, self.picture.digest, self.resolution
+
+    def about(self) -> dict:
+        """What a file made from this look should say about itself."""
+        grid = self.features.grid
+        return {
+            "picture": {"name": self.picture.name, "size": grid.image_size, "sha256_of_pixels": self.picture.digest},
+            "weights": {"name": self.backbone.name, "source": self.backbone.source, "id": self.backbone.weights_id},
+            "model_size": grid.model_size,
+            "patch_size": grid.patch_size,
+            "grid": grid.shape,
+        }
+
+
+class Job:
+    """Pictures being encoded in a thread of their own: progress, estimate, stop, result."""
+
+    def __init__(self, work: Callable[[Job], list[Look]], pictures: int):
+        self.pictures, self.blocks_done = pictures, 0.0
+        self.started: float | None = None
+        self.stage: Callable[[], str] = lambda: "Waiting"
+        self._stop = threading.Event()
+        self._result: Future[list[Look]] = Future()
+        threading.Thread(target=self._run, args=(work,), daemon=True).start()
+
+    def _run(self, work) -> None:
+        try:
+            self._result.set_result(work(self))
+        except BaseException as error:
+            self._result.set_exception(error)
+
+    def stop(self) -> None:
+        """Ask the job to end; it does at the next block of the network."""
+        self._stop.set()
+
+    @property
+    def stopped(self) -> bool:
+        return self._stop.is_set()
+
+    def check(self) -> None:
+        """Raise Stopped if the job was asked to end."""
+        if self.stopped:
+            raise Stopped
+
+    def on_block(self, picture: int) -> Callable[[int, int], None]:
+        """The callback for the picture with this number."""
+
+        def told(done: int, total: int) -> None:
+            self.check()
+            if self.started is None:
+                self.started = time.monotonic()
+            self.blocks_done = picture + done / total
+
+        return told
+
+    def watch(self, every: float = 0.15) -> Iterator[str]:
+        """Sentences on how far it is, until it is done or stopped; leaving the loop early stops the job."""
+        try:
+            while not wait([self._result], timeout=every).done and not self.stopped:
+                yield self._sentence()
+        finally:
+            if not self._result.done():
+                self.stop()
+
+    def result(self) -> list[Look]:
+        """What came out, after `watch`. Raises what the work raised, or Stopped."""
+        if not self._result.done():
+            raise Stopped  # a download that is under way ends by itself
+        return self._result.result()
+
+    def _sentence(self) -> str:
+        if not self.blocks_done or self.started is None:
+            return f"{self.stage()} …"
+        # The clock starts when the first block is done.
+        share = self.blocks_done / self.pictures
+        left = (time.monotonic() - self.started) / max(share, 1e-6) * (1 - share)
+        number = min(int(self.blocks_done) + 1, self.pictures)
+        which = f" picture {number} of {self.pictures}," if self.pictures > 1 else ""
+        return f"Encoding{which} {share:.0%}" + (f", about {left:.0f} s left" if left >= 1 else "")
+
+
+class Workbench:
+    """Everything that is shared by all who look at the page; each value is found by its content, never by its user."""
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self.default_model = models.default_name()
+        # Said in the status line, so that nobody takes the embedded weights for Meta's.
+        self.default_reason = ""
+        if self.default_model == "embedded":
+            self.default_reason = "The Hugging Face Hub does not answer (or HF_HUB_OFFLINE is set), so this is the default."
+        self.features_cache = FeatureCache(settings.cache_bytes)
+        self._models: OnceCache[Backbone] = OnceCache(settings.models_kept)
+        self._pictures: OnceCache[Picture] = OnceCache(settings.cache_bytes // 4, size=lambda picture: picture.nbytes)
+        self._derived: OnceCache = OnceCache(64)
+        self._jobs: dict[Hashable, Job] = {}
+        self._jobs_lock = threading.Lock()
+
+    def model_names(self) -> list[str]:
+        """The table's names that may be chosen here."""
+        limit = PUBLIC_MILLION_PARAMETERS if self.settings.public else float("inf")
+        return [name for name, known in models.KNOWN.items() if known.parameters <= limit]
+
+    def backbone(self, name: str) -> Backbone:
+        """The loaded model. Raises ModelError; on a public page only the listed names are served."""
+        if self.settings.public and name not in self.model_names():
+            raise models.ModelError(f"There is no model {name!r} here; there are {', '.join(self.model_names())}.")
+        return self._models.get(name, lambda: models.load(name))
+
+    def picture(self, path: str) -> Picture:
+        """The decoded upload. Raises ImageError."""
+
+        def make() -> Picture:
+            image = open_image(path)
+            return Picture(image, render.display_copy(image, DISPLAY_SIDE), image_digest(image), Path(path).name)
+
+        return self._pictures.get(_file_key(path), make)
+
+    def look(self, path: str, model: str, resolution: int, job: Job | None = None, number: int = 0) -> Look:
+        """One picture through one model; instant if it was looked at before. Raises DinovizError."""
+        picture = self.picture(path)
+        if job:
+            job.check()
+            job.stage = lambda: f"Loading {model}{models.download_progress(model)}"
+        backbone = self.backbone(model)
+        if job:
+            job.stage = lambda: "Encoding"
+        resolution = self.resolution(picture, backbone, resolution)
+        features = self.features_cache.encode(
+            backbone,
+            picture.image,
+            resolution,
+            "all",
+            digest=picture.digest,
+            on_block=job and job.on_block(number),
+        )
+        return Look(picture, backbone, features, resolution)
+
+    @staticmethod
+    def resolution(picture: Picture, backbone: Backbone, wanted: int) -> int:
+        """The resolution asked for, or the largest that the bound on patches allows for a picture of this shape."""
+        largest = PatchGrid.largest_resolution(picture.image.size, backbone.patch_size)
+        if largest is None:
+            raise DinovizError(f"{picture.name}: the picture is too long and narrow to be looked at.")
+        return min(wanted, largest)
+
+    def start(self, owner: Hashable, paths: Sequence[str], model: str, resolution: int) -> Job:
+        """Encode pictures in the background; the owner's earlier job is stopped, for nobody waits for it any more."""
+
+        def work(job: Job) -> list[Look]:
+            looks = []
+            for number, path in enumerate(paths):
+                job.check()
+                looks.append(self.look(path, model, resolution, job, number))
+            return looks
+
+        job = Job(work, len(paths))
+        with self._jobs_lock:
+            earlier = self._jobs.get(owner)
+            self._jobs[owner] = job
+        if earlier:
+            earlier.stop()
+        return job
+
+    def stop(self, owner: Hashable) -> None:
+        """Ask the owner's job to end, if there is one."""
+        with self._jobs_lock:
+            job = self._jobs.get(owner)
+        if job:
+            job.stop()
+
+    def finish(self, owner: Hashable, job: Job) -> bool:
+        """Forget a job that is done; False if the owner has started another one since."""
+        with self._jobs_lock:
+            if self._jobs.get(owner) is not job:
+                return False
+            del self._jobs[owner]
+            return True
+
+    def warm_up(self, path: str, resolution: int) -> None:
+        """Load the default model and encode one picture in the background, so that the first page finds them ready."""
+
+        def work() -> None:
+            # Whoever opens the page gets the reason told; here nobody listens.
+            with contextlib.suppress(DinovizError):
+                self.look(path, self.default_model, resolution)
+
+        threading.Thread(target=work, daemon=True).start()
+
+    def derived(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """Something computed from features, once. The key names what and from which features."""
+        return self._derived.get(key, make)
+
+
+def _file_key(path: str) -> Hashable:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return path
+    return path, status.st_mtime_ns, status.st_size
