@@ -171,8 +171,7 @@ class Backbone:
     def _features(self, i: int, grid: PatchGrid, output: torch.Tensor, capture: _Capture) -> Features:
         h, w = grid.shape
         first = 1 + self.registers  # the patches come after CLS and the registers
-        tokens = _to_numpy(output[i])
-        patches = tokens[first:].reshape(h, w, -1)
+        patches = _to_numpy(output[i, first:]).reshape(h, w, -1)
         captured = {}
         for layer in capture.layers:
             raw = capture.output[layer][i, first:].float()
@@ -184,9 +183,9 @@ class Backbone:
                 key=_to_numpy(capture.key[layer][i]),
             )
         return Features(
-            cls=tokens[0],
+            cls=_to_numpy(output[i, 0]),
             patches=patches,
-            registers=tokens[1:first],
+            registers=_to_numpy(output[i, 1:first]),
             grid=grid,
             layers=self.layers,
             captured=captured,
@@ -213,7 +212,8 @@ def _to_tensor(picture: Image.Image, size: tuple[int, int]) -> torch.Tensor:
 
 
 def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
-    return np.ascontiguousarray(tensor.float().cpu().numpy())
+    # A copy: who keeps one array, say the CLS token, should not hold the whole batch in memory with it.
+    return tensor.float().cpu().numpy().copy()
 
 
 def _weights_id(model: torch.nn.Module) -> str:
