@@ -31,7 +31,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--port", type=int, help="port to listen on; by default the first free one from 7860")
     parser.add_argument("--share", action="store_true", help="make a public link through Gradio's tunnel")
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
-    parser.add_argument("--mcp", action="store_true", help="serve the same functions as MCP tools (pip install gradio[mcp])")
+    parser.add_argument(
+        "--mcp", action="store_true", help="serve the same functions as MCP tools (pip install gradio[mcp])"
+    )
     return parser.parse_args()
 
 

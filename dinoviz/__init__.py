@@ -1,8 +1,8 @@
 """dinoviz: a microscope for self-supervised vision.
 
-    backbone = dinoviz.load("dinov2-small")
-    features = backbone.encode("cat.jpg", resolution=518)
-    maps = dinoviz.attention.cls_attention(features)  # (heads, h, w)
+backbone = dinoviz.load("dinov2-small")
+features = backbone.encode("cat.jpg", resolution=518)
+maps = dinoviz.attention.cls_attention(features)  # (heads, h, w)
 """
 
 from importlib import import_module

@@ -49,13 +49,17 @@ def colourise(values: np.ndarray, scale: tuple[float, float], colormap: str = "i
     return colormap_table(colormap)[(np.clip(unit, 0, 1) * 255).round().astype(np.uint8)]
 
 
-def display_copy(picture: Image.Image, longest: int) -> Image.Image:
-    """The picture itself, or a smaller copy whose long side is `longest`."""
-    if max(picture.size) <= longest:
+def display_copy(picture: Image.Image, shortest: int, longest: int) -> Image.Image:
+    """The picture with its long side brought into [shortest, longest] pixels.
+
+    Small pictures are enlarged so that a map drawn over them has pixels enough for its patches.
+    """
+    side = max(picture.size)
+    scale = np.clip(side, shortest, longest) / side
+    if scale == 1:
         return picture
-    small = picture.copy()
-    small.thumbnail((longest, longest), Image.Resampling.LANCZOS, reducing_gap=2)
-    return small
+    size = tuple(max(1, round(s * scale)) for s in picture.size)
+    return picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=2 if scale < 1 else None)
 
 
 def map_picture(
@@ -111,7 +115,13 @@ SHEET_GAP = 6
 
 def sheet_columns(count: int, aspect: float) -> int:
     """How many columns make a sheet of `count` tiles of width / height `aspect` about twice as wide as high."""
-    return min(range(1, count + 1), key=lambda c: abs(math.log(c * aspect / math.ceil(count / c) / 2)))
+
+    def cost(columns: int) -> float:
+        rows = math.ceil(count / columns)
+        empty = (rows * columns - count) / count
+        return abs(math.log(columns * aspect / rows / 2)) + 2 * empty
+
+    return min(range(1, count + 1), key=cost)
 
 
 def sheet_size(tile: tuple[int, int], count: int, columns: int) -> tuple[int, int]:
@@ -242,6 +252,7 @@ def scatter_figure(points: np.ndarray, colours: np.ndarray, axes: Sequence[int],
             f"{axis}axis": {"title": title, "backgroundcolor": "rgba(0,0,0,0)", "gridcolor": "rgba(128,128,128,.3)"}
             for axis, title in zip("xyz", titles, strict=True)
         },
+        scene_camera={"eye": {"x": 1.5, "y": 1.5, "z": 0.9}},
         uirevision="patches",
     )
     return figure

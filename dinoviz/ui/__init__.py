@@ -32,8 +32,11 @@ def build(settings: Settings) -> gr.Blocks:
 def launch_options() -> dict:
     """What `launch` needs so that the page looks right and asks no other host for anything."""
     fonts = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+    theme = gr.themes.Default(
+        primary_hue="amber", neutral_hue="slate", font=fonts, font_mono=["ui-monospace", "monospace"]
+    )
     return {
-        "theme": gr.themes.Soft(primary_hue="amber", neutral_hue="slate", font=fonts, font_mono=["ui-monospace", "monospace"]),
+        "theme": theme,
         "css_paths": [ASSETS / "dinoviz.css"],
         "allowed_paths": sorted({str(Path(file).parent) for file in bar.example_files()}),
         "max_file_size": "100mb",

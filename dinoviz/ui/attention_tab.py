@@ -24,8 +24,8 @@ TILE = 300  # the long side of a head's tile on the sheet, in pixels
 def build(bench: Workbench, bar: Bar) -> None:
     """Lay out the tab and wire it."""
     with gr.Row():
-        photo = view_image("Picture: click a patch to ask where it looks", "attention-photo")
-        heat = view_image("Attention", "attention-map")
+        photo = view_image("Click a patch to ask where it looks", "attention-photo")
+        heat = view_image("Where it looks; a click here asks as well", "attention-map")
     caption = gr.HTML(note("Waiting for the picture …"), elem_id="attention-caption")
     with gr.Row():
         with gr.Column(min_width=260):
@@ -53,7 +53,9 @@ def build(bench: Workbench, bar: Bar) -> None:
     with gr.Row():
         file_button, file, press = download("attention-file")
         registers = gr.Button("Look through the register model", size="sm", elem_id="attention-registers")
-    sheet = view_image("All heads, each on its own scale: click one to enlarge it", "attention-heads", height=None)
+    sheet = view_image(
+        "All heads, each on its own colour scale: click one to enlarge it", "attention-heads", height=480
+    )
     figure = gr.Plot(show_label=False, elem_id="attention-figure")
     gr.HTML(
         note(
@@ -163,7 +165,8 @@ def build(bench: Workbench, bar: Bar) -> None:
         [layer.input, shown.input, query.submit, colormap.input, opacity.input, raw.input, mass.input],
         show_attention, inputs, pictures, api_name="attention", trigger_mode="always_last", **quiet,
     )  # fmt: skip
-    layer.release(draw_figure, [*bar.inputs, layer], figure, **private)
+    # Not "release": the arrow keys move a slider without one.
+    layer.change(draw_figure, [*bar.inputs, layer], figure, trigger_mode="always_last", **private)
     for view in (photo, heat):
         # "multiple": the default would lose quick clicks.
         view.select(click_patch, inputs, [query, shown, *pictures], trigger_mode="multiple", **private)
@@ -239,7 +242,7 @@ def _map(look: Look, picture: Image.Image, values: np.ndarray, mass: float, show
 
 
 def _tile(look: Look) -> Image.Image:
-    return render.display_copy(look.picture.shown, TILE)
+    return render.display_copy(look.picture.shown, TILE, TILE)
 
 
 def _columns(look: Look) -> int:

@@ -11,7 +11,6 @@ from pathlib import Path
 import gradio as gr
 from gradio.processing_utils import save_pil_to_cache
 
-from dinoviz import models
 from dinoviz.errors import DinovizError, Stopped
 from dinoviz.ui.parts import UploadImage, note
 from dinoviz.ui.workbench import Look, Workbench
@@ -60,7 +59,7 @@ def build(page: gr.Blocks, bench: Workbench) -> Bar:
         with gr.Column(scale=3, min_width=220):
             image = UploadImage(
                 value=examples[0],
-                label="Picture: drop, paste, upload or take one",
+                label="Picture",
                 sources=["upload", "webcam", "clipboard"],
                 height=230,
                 elem_id="picture",

@@ -39,17 +39,20 @@ class UploadImage(gr.Image):
         return payload.path
 
 
-def view_image(label: str, elem_id: str, *, height: int = 430) -> gr.Image:
-    """A picture that changes at each click: JPEG, because that repaints fastest."""
-    return gr.Image(
-        label=label,
-        elem_id=elem_id,
-        interactive=False,
-        format="jpeg",
-        height=height,
-        show_label=True,
-        buttons=["fullscreen"],
-    )
+def view_image(title: str, elem_id: str, *, height: int | None = 430) -> gr.Image:
+    """A picture that changes at each click: JPEG, because that repaints fastest; its title stands above, not on it."""
+    with gr.Column(min_width=300):
+        gr.HTML(f'<div class="dv-title-of">{html.escape(title)}</div>', padding=False)
+        return gr.Image(
+            label=title,
+            elem_id=elem_id,
+            elem_classes="dv-view",
+            interactive=False,
+            format="jpeg",
+            height=height,
+            show_label=False,
+            buttons=["fullscreen"],
+        )
 
 
 def through(look: Look, layer: int | None = None) -> str:

@@ -44,7 +44,6 @@ class UploadImage(gr.Image):
         from gradio.components import Timer
         from gradio.components.base import Component
 
-
 def view_image(label: str, elem_id: str, *, height: int = 430) -> gr.Image:
     """A picture that changes at each click: JPEG, because that repaints fastest."""
     return gr.Image(
@@ -57,7 +56,6 @@ def view_image(label: str, elem_id: str, *, height: int = 430) -> gr.Image:
         buttons=["fullscreen"],
     )
 
-
 def through(look: Look, layer: int | None = None) -> str:
     """What one is looking through, for captions: weights, layer, resolution."""
     grid = look.features.grid
@@ -66,7 +64,6 @@ def through(look: Look, layer: int | None = None) -> str:
         f"<b>{html.escape(look.backbone.name)}</b>{layers} · {grid.shape[0]} x {grid.shape[1]} patches of "
         f"{grid.patch_size} px at {min(grid.model_size)} px"
     )
-
 
 def colour_bar(scale: tuple[float, float], colormap: str, meaning: str) -> str:
     """A colour map as a strip between its two ends."""
@@ -78,11 +75,9 @@ def colour_bar(scale: tuple[float, float], colormap: str, meaning: str) -> str:
         f"{html.escape(meaning)}</span>"
     )
 
-
 def note(text: str, kind: str = "caption") -> str:
     """HTML of a caption, a status or an error; `text` is HTML already."""
     return f'<div class="dv-note dv-{kind}">{text}</div>'
-
 
 @contextmanager
 def told() -> Iterator[None]:
@@ -94,11 +89,9 @@ def told() -> Iterator[None]:
     except Stopped:
         raise gr.Error("Stopped.", print_exception=False) from None
 
-
 def picture_point(look: Look, index: Sequence[float]) -> np.ndarray:
     """The centre of the pixel of the shown copy that was clicked, in pixels of the uploaded picture, x first."""
     return (np.asarray(index, dtype=float) + 0.5) * np.divide(look.picture.image.size, look.picture.shown.size)
-
 
 def bundle(name: str, files: Mapping[str, bytes], about: Mapping) -> str:
     """A zip of files with an about.json that says what they are -> its path, in a folder of its own."""
@@ -108,7 +101,6 @@ def bundle(name: str, files: Mapping[str, bytes], about: Mapping) -> str:
             archive.writestr(file, content)
         archive.writestr("about.json", json.dumps({"dinoviz": __version__, **about}, indent=2))
     return str(path)
-
 
 def download(elem_id: str) -> tuple[gr.Button, gr.DownloadButton, str]:
     """A button, the hidden download behind it, and the JavaScript that presses it once the file is made.

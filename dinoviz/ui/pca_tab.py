@@ -8,11 +8,13 @@ from collections.abc import Hashable, Iterator, Sequence
 
 import gradio as gr
 import numpy as np
+import plotly.graph_objects as go
+from PIL import Image
 
 from dinoviz import pca, render
 from dinoviz.errors import DinovizError, Stopped
 from dinoviz.ui.bar import Bar
-from dinoviz.ui.parts import bundle, colour_bar, download, note, picture_point, through, told, view_image
+from dinoviz.ui.parts import bundle, colour_bar, download, note, through, told, view_image
 from dinoviz.ui.workbench import Look, Workbench
 
 RGB, SCORE = "three components as RGB", "foreground evidence"
@@ -24,8 +26,9 @@ SCATTER_POINTS = 3000  # more make turning the figure slow
 def build(bench: Workbench, bar: Bar) -> None:
     """Lay out the tab and wire it."""
     with gr.Row():
-        main = view_image("Patch PCA", "pca-map")
+        main = view_image("The same colour, the same kind of patch", "pca-map")
         with gr.Column(min_width=300):
+            gr.HTML('<div class="dv-title-of">Every patch in the three components: turn it</div>', padding=False)
             scatter = gr.Plot(show_label=False, elem_id="pca-scatter")
     caption = gr.HTML(note("Waiting for the picture …"), elem_id="pca-caption")
     with gr.Row():
@@ -58,7 +61,7 @@ def build(bench: Workbench, bar: Bar) -> None:
             )  # fmt: skip
             with gr.Row():
                 keep = gr.Button("Keep the picture above", size="sm", elem_id="pca-keep")
-                stop_button = gr.Button("Stop", size="sm", elem_id="pca-stop", interactive=False)
+                stop_button = gr.Button("Stop", size="sm", elem_id="pca-stop", visible=False)
         variance = gr.Plot(show_label=False, elem_id="pca-variance")
     joint = gr.Gallery(
         label="All pictures, the same colours for the same features", elem_id="pca-joint", format="jpeg", columns=4,
@@ -67,6 +70,7 @@ def build(bench: Workbench, bar: Bar) -> None:
     file_button, file, press = download("pca-file")
     seen = gr.State(12)  # the number of layers that the slider was last set for
 
+    style = [shown, opacity, raw]  # these leave the basis, and so the figures, alone
     options = [layer, shown, red, green, blue, foreground, by_itself, threshold, opacity, raw]
     outputs = [main, joint, scatter, variance, threshold, caption]
     inputs = [*bar.inputs, others, *options]
@@ -74,7 +78,7 @@ def build(bench: Workbench, bar: Bar) -> None:
     def show_pca(
         image: str, model: str, resolution: int, others: list[str] | None, layer: int, shown: str, red: int, green: int,
         blue: int, foreground: bool, by_itself: bool, threshold: float, opacity: float, raw: bool,
-    ) -> tuple:  # fmt: skip
+    ) -> tuple[Image.Image, list, go.Figure, go.Figure, float, str]:  # fmt: skip
         """See the principal components of the patches, of one picture or of several in one joint basis.
 
         Args:
@@ -114,9 +118,7 @@ def build(bench: Workbench, bar: Bar) -> None:
         """
         with told():
             looks, _ = _looks(bench, [image, *(others or [])], model, resolution)
-            return _file(
-                bench, looks, layer, shown, (red, green, blue), foreground, by_itself, threshold, opacity, raw
-            )
+            return _file(bench, looks, layer, shown, (red, green, blue), foreground, by_itself, threshold, opacity, raw)
 
     def encode_others(ready: Hashable, image, model, resolution, others, request: gr.Request) -> Iterator[tuple]:
         """Encode the pictures of the joint basis with progress, so that drawing them is instant."""
@@ -125,19 +127,19 @@ def build(bench: Workbench, bar: Bar) -> None:
         owner = (request.session_hash, "pca")
         job = bench.start(owner, [path for path in others if _is_readable(bench, path)], model, resolution)
         for sentence in job.watch():
-            yield note(html.escape(sentence), "caption dv-busy"), gr.Button(interactive=True)
+            yield note(html.escape(sentence), "caption dv-busy"), gr.Button(visible=True)
         try:
             job.result()
         except Stopped:
             if bench.finish(owner, job):
-                yield note("Stopped. Change the pictures to begin again."), gr.Button(interactive=False)
+                yield note("Stopped. Change the pictures to begin again."), gr.Button(visible=False)
             raise gr.Error("Stopped.", print_exception=False, visible=False) from None
         except DinovizError as error:
             bench.finish(owner, job)
-            yield note(html.escape(str(error)), "error"), gr.Button(interactive=False)
+            yield note(html.escape(str(error)), "error"), gr.Button(visible=False)
             raise gr.Error(str(error), print_exception=False) from None
         bench.finish(owner, job)
-        yield gr.skip(), gr.Button(interactive=False)
+        yield gr.skip(), gr.Button(visible=False)
 
     def refresh(ready: Hashable, seen: int, image, model, resolution, others, layer, shown, red, green, blue, *rest):
         if ready is None:
@@ -150,11 +152,9 @@ def build(bench: Workbench, bar: Bar) -> None:
             slider = gr.Slider(maximum=layers, value=layer)
             return layers, slider, *_draw(bench, looks, refused, layer, shown, (red, green, blue), *rest)
 
-    def click_patch(event: gr.SelectData, image, model, resolution):
-        with told():
-            look = bench.look(image, model, resolution)
-            row, column = look.features.grid.patch_at(picture_point(look, event.index))
-            gr.Info(f"Patch in row {row + 1}, column {column + 1}", duration=2)
+    def restyle(*values):
+        main, joint, _, _, _, caption = show_pca(*values)
+        return main, joint, caption
 
     def keep_picture(image: str | None, others: list[str] | None) -> list[str] | None:
         return [*(others or []), image] if image and image not in (others or []) else others
@@ -169,15 +169,16 @@ def build(bench: Workbench, bar: Bar) -> None:
         refresh, [bar.ready, seen, *inputs], [seen, layer, *outputs], **private
     )  # fmt: skip
     gr.on(
-        [option.input for option in options], show_pca, inputs, outputs, api_name="patch_pca",
+        [option.input for option in options if option not in style], show_pca, inputs, outputs, api_name="patch_pca",
         trigger_mode="always_last", **quiet,
     )  # fmt: skip
-    main.select(click_patch, bar.inputs, None, **private)
+    gr.on(
+        [option.input for option in style], restyle, inputs, [main, joint, caption],
+        trigger_mode="always_last", **private,
+    )  # fmt: skip
     keep.click(keep_picture, [bar.image, others], others, **private)
     stop_button.click(stop, api_visibility="private", queue=False, show_progress="hidden")
-    file_button.click(download_pca, inputs, file, api_name="pca_download", concurrency_limit=2).success(
-        None, js=press
-    )
+    file_button.click(download_pca, inputs, file, api_name="pca_download", concurrency_limit=2).success(None, js=press)
 
 
 def _choices() -> list[str]:
@@ -242,7 +243,14 @@ def _draw(bench, looks, refused, layer, shown, rgb, foreground, by_itself, thres
     text = _caption(looks, fitted, layer, shown, rgb, foreground) + "".join(
         f'<br><span class="dv-error">{html.escape(sentence)}</span>' for sentence in refused
     )
-    return pictures[0], gallery, _scatter(looks, fitted, rgb), render.variance_figure(fitted.explained), slider, note(text)
+    return (
+        pictures[0],
+        gallery,
+        _scatter(looks, fitted, rgb),
+        render.variance_figure(fitted.explained),
+        slider,
+        note(text),
+    )
 
 
 def _scatter(looks: list[Look], fitted: pca.PatchPCA, rgb: Sequence[int]):
@@ -302,5 +310,3 @@ def _file(bench, looks, layer, shown, rgb, foreground, by_itself, threshold, opa
         },
     }
     return bundle("patch-pca", {**files, "pca.npz": buffer.getvalue()}, about)
-
-

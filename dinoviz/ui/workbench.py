@@ -19,13 +19,13 @@ from dinoviz import models, render
 from dinoviz.backbone import Backbone
 from dinoviz.cache import OnceCache
 from dinoviz.errors import DinovizError, Stopped
-from dinoviz.features import Features, FeatureCache, image_digest
+from dinoviz.features import FeatureCache, Features, image_digest
 from dinoviz.images import PatchGrid, open_image
 
 Made = TypeVar("Made")
 
 # The long side of the pictures on the page: a click repaints several of them. Downloads have the full size.
-DISPLAY_SIDE = 1024
+DISPLAY_SIDES = (768, 1024)
 # Larger ones would fill a shared machine's memory and disk.
 PUBLIC_MILLION_PARAMETERS = 310
 
@@ -35,7 +35,9 @@ class Settings:
     """What the operator decides. public: others than the owner of the machine can reach the page."""
 
     public: bool = False
-    cache_bytes: int = field(default_factory=lambda: _megabytes("DINOVIZ_CACHE_MB") or psutil.virtual_memory().total // 8)
+    cache_bytes: int = field(
+        default_factory=lambda: _megabytes("DINOVIZ_CACHE_MB") or psutil.virtual_memory().total // 8
+    )
     models_kept: int = 2
 
 
@@ -160,7 +162,9 @@ class Workbench:
         # Said in the status line, so that nobody takes the embedded weights for Meta's.
         self.default_reason = ""
         if self.default_model == "embedded":
-            self.default_reason = "The Hugging Face Hub does not answer (or HF_HUB_OFFLINE is set), so this is the default."
+            self.default_reason = (
+                "The Hugging Face Hub does not answer (or HF_HUB_OFFLINE is set), so this is the default."
+            )
         self.features_cache = FeatureCache(settings.cache_bytes)
         self._models: OnceCache[Backbone] = OnceCache(settings.models_kept)
         self._pictures: OnceCache[Picture] = OnceCache(settings.cache_bytes // 4, size=lambda picture: picture.nbytes)
@@ -184,7 +188,7 @@ class Workbench:
 
         def make() -> Picture:
             image = open_image(path)
-            return Picture(image, render.display_copy(image, DISPLAY_SIDE), image_digest(image), Path(path).name)
+            return Picture(image, render.display_copy(image, *DISPLAY_SIDES), image_digest(image), Path(path).name)
 
         return self._pictures.get(_file_key(path), make)
 
