@@ -51,7 +51,7 @@ def folder() -> Path:
     Raises DinovizError if the package is not installed, its file is not the known one, or the cache cannot be written.
     """
     target = converted_folder()
-    if (target / "config.json").is_file():
+    if _is_complete(target):
         return target
     source = onnx_path()
     if source is None:
@@ -71,11 +71,15 @@ def folder() -> Path:
         convert(source, temporary)
         temporary.replace(target)  # atomic: whoever sees the folder sees all of it
     except OSError as error:
-        if not (target / "config.json").is_file():  # otherwise another process was faster
+        if not _is_complete(target):  # otherwise another process was faster
             raise _cache_error(target.parent, error) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
+
+
+def _is_complete(target: Path) -> bool:
+    return all((target / name).is_file() for name in ("config.json", "model.safetensors"))
 
 
 def _cache_error(path: Path, error: OSError) -> DinovizError:

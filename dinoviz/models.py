@@ -89,7 +89,7 @@ def load(
         if hub_id is None:
             return _from_pretrained(embedded.folder(), text, embedded.SOURCE, device, dtype)
         return _from_hub(hub_id, text, device, dtype)
-    if path.is_dir():
+    if _is_folder(path):
         if (path / "export" / "config.json").is_file():
             return _from_folder(path / "export", path.name, f"the training run {path}", device, dtype)
         return _from_folder(path, path.name, f"the folder {path}", device, dtype)
@@ -177,6 +177,13 @@ def hub_answers(timeout: float = HUB_TIMEOUT) -> bool:
     return answered.is_set()
 
 
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name that no file system takes
+        return False
+
+
 def _is_hub_id(text: str) -> bool:
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
@@ -228,7 +235,9 @@ def _from_pretrained(location: str | Path, name: str, source: str, device, dtype
     kwargs = {"trust_remote_code": False, **kwargs}
     try:
         config = AutoConfig.from_pretrained(location, **kwargs)
-    except (ValueError, KeyError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # whatever transformers stumbles over in a config.json that is none
         raise ModelError(f"{name}: its config.json cannot be used: {_first_line(error)}") from None
     if config.model_type not in FAMILIES:
         raise ModelError(f"{name} is a {config.model_type!r} model; dinoviz looks through {', '.join(FAMILIES)}.")
