@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,11 +45,12 @@ def patch_attention(features: Features, yx: tuple[int, int], layer: int = -1) ->
     return _patch_maps(features, attention_rows(features, [token], layer)[:, 0])
 
 
-def rollout(features: Features) -> np.ndarray:
+def rollout(features: Features, on_layer: Callable[[int, int], None] | None = None) -> np.ndarray:
     """How much of each patch reaches the CLS token through all layers -> (h, w) float32.
 
     Abnar & Zuidema 2020, equation 1: A_l = (mean over heads of attention + identity) / 2, rollout = A_L ... A_1. Only
     the CLS row is wanted, so a row vector goes from the last layer to the first and no N x N matrix is kept.
+    on_layer: called with (layers done, layers); what it raises ends the work.
     Raises DinovizError unless all layers were captured.
     """
     row = None
@@ -64,6 +65,8 @@ def rollout(features: Features) -> np.ndarray:
             if row[queries].any():
                 through += row[queries] @ _rows(tokens, queries, features.scaling).mean(dim=0)
         row = (row + through) / 2
+        if on_layer:
+            on_layer(features.layers - layer, features.layers)
     return _patch_maps(features, row.numpy()[None])[0]
 
 

@@ -92,8 +92,9 @@ def map_picture(
         inside = grid.resize(mask, "image", "nearest")
         grey = cv2.cvtColor(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
         result = np.where(inside[..., None], result, (grey * 0.35).astype(np.uint8))
-        contours, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(result, contours, -1, (255, 255, 255), max(1, round(min(picture.size) / 400)))
+        if picture.width >= 8 * grid.shape[1]:  # on smaller patches the lines would cover what they enclose
+            contours, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+            cv2.drawContours(result, contours, -1, (255, 255, 255), max(1, round(min(picture.size) / 400)))
     return mark_patch(Image.fromarray(result), grid, marker)
 
 
@@ -132,7 +133,8 @@ def sheet_size(tile: tuple[int, int], count: int, columns: int) -> tuple[int, in
 def contact_sheet(tiles: Sequence[Image.Image], labels: Sequence[str], columns: int) -> Image.Image:
     """Tiles of one size with a label in each one's corner, row by row."""
     width, height = tiles[0].size
-    sheet = Image.new("RGB", sheet_size(tiles[0].size, len(tiles), columns), "white")
+    # A grey that is quiet on light and on dark pages.
+    sheet = Image.new("RGB", sheet_size(tiles[0].size, len(tiles), columns), (128, 134, 142))
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=max(11, min(width, height) // 12))
     for i, (tile, label) in enumerate(zip(tiles, labels, strict=True)):

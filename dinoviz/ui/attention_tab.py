@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import io
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 import gradio as gr
 import numpy as np
@@ -13,12 +13,12 @@ from PIL import Image
 from dinoviz import attention, models, render
 from dinoviz.errors import DinovizError
 from dinoviz.ui.bar import Bar
-from dinoviz.ui.parts import bundle, colour_bar, download, note, picture_point, through, told, view_image
-from dinoviz.ui.workbench import Look, Workbench
+from dinoviz.ui.parts import bundle, colour_bar, download, follow, note, picture_point, through, told, view_image
+from dinoviz.ui.workbench import Job, Look, Workbench
 
 MEAN, ROLLOUT, NORMS = "mean of heads", "rollout of all layers", "patch norms"
 CLS = "CLS"
-TILE = 300  # the long side of a head's tile on the sheet, in pixels
+SHEET = 960  # the width of the sheet of all heads, in pixels, shared by its columns
 
 
 def build(bench: Workbench, bar: Bar) -> None:
@@ -26,7 +26,9 @@ def build(bench: Workbench, bar: Bar) -> None:
     with gr.Row():
         photo = view_image("Click a patch to ask where it looks", "attention-photo")
         heat = view_image("Where it looks; a click here asks as well", "attention-map")
-    caption = gr.HTML(note("Waiting for the picture …"), elem_id="attention-caption")
+    with gr.Row():
+        caption = gr.HTML(note("Waiting for the picture …"), elem_id="attention-caption")
+        stop_button = gr.Button("Stop", size="sm", visible=False, scale=0, elem_id="attention-stop")
     with gr.Row():
         with gr.Column(min_width=260):
             layer = gr.Slider(1, 12, value=12, step=1, label="Layer", elem_id="attention-layer")
@@ -53,9 +55,7 @@ def build(bench: Workbench, bar: Bar) -> None:
     with gr.Row():
         file_button, file, press = download("attention-file")
         registers = gr.Button("Look through the register model", size="sm", elem_id="attention-registers")
-    sheet = view_image(
-        "All heads, each on its own colour scale: click one to enlarge it", "attention-heads", height=480
-    )
+    sheet = view_image("All heads, each on its own scale: click one to enlarge it", "attention-heads", height=480)
     figure = gr.Plot(show_label=False, elem_id="attention-figure")
     gr.HTML(
         note(
@@ -148,6 +148,25 @@ def build(bench: Workbench, bar: Bar) -> None:
                 _register_button(look.backbone.name),
             )
 
+    def prepare(ready: Hashable, image, model, resolution, shown: str, request: gr.Request) -> Iterator[tuple]:
+        """The rollout needs every row of every layer: do it once, with progress, and drawing it is instant."""
+        if ready is None or shown != ROLLOUT:
+            return
+        owner = (request.session_hash, "attention")
+        with told():
+            look = bench.look(image, model, resolution)
+        if bench.is_derived(_rollout_key(look)):
+            return
+        job = bench.start(owner, _rollout_key(look), lambda job: _rollout(bench, look, job))
+        for sentence in follow(bench, owner, job):
+            yield note(sentence, "caption dv-busy"), gr.Button(visible=True)
+        yield gr.skip() if not job.stopped else note("Stopped. Choose another map."), gr.Button(visible=False)
+        with told():
+            job.result()
+
+    def stop(request: gr.Request) -> None:
+        bench.stop((request.session_hash, "attention"))
+
     def draw_figure(image, model, resolution, layer):
         with told():
             return _figure(bench, bench.look(image, model, resolution), layer)
@@ -158,19 +177,23 @@ def build(bench: Workbench, bar: Bar) -> None:
     quiet = {"show_progress": "hidden", "concurrency_limit": 8}
     private = {**quiet, "api_visibility": "private"}
     inputs = bar.inputs + options
-    bar.ready.change(
+    bar.ready.change(prepare, [bar.ready, *bar.inputs, shown], [caption, stop_button], **private).success(
         refresh, [bar.ready, seen, *inputs], [seen, *look_options, *pictures, figure, registers], **private
     )
     gr.on(
-        [layer.input, shown.input, query.submit, colormap.input, opacity.input, raw.input, mass.input],
+        [layer.input, query.submit, colormap.input, opacity.input, raw.input, mass.input],
         show_attention, inputs, pictures, api_name="attention", trigger_mode="always_last", **quiet,
     )  # fmt: skip
+    shown.input(prepare, [bar.ready, *bar.inputs, shown], [caption, stop_button], **private).success(
+        show_attention, inputs, pictures, **private
+    )
     # Not "release": the arrow keys move a slider without one.
     layer.change(draw_figure, [*bar.inputs, layer], figure, trigger_mode="always_last", **private)
     for view in (photo, heat):
         # "multiple": the default would lose quick clicks.
         view.select(click_patch, inputs, [query, shown, *pictures], trigger_mode="multiple", **private)
     sheet.select(click_head, inputs, [shown, *pictures], trigger_mode="multiple", **private)
+    stop_button.click(stop, api_visibility="private", queue=False, show_progress="hidden")
     cls.click(ask_cls, inputs, [query, shown, *pictures], **private)
     file_button.click(download_attention, inputs, file, api_name="attention_download", concurrency_limit=2).success(
         None, js=press
@@ -209,14 +232,25 @@ def _selected(bench: Workbench, look: Look, layer: int, shown: str, heads: np.nd
     if shown == NORMS:
         return look.features.tokens(layer - 1).norms, "length of the patch's token before the final norm"
     if shown == ROLLOUT:
-        values = bench.derived(("rollout", look.key), lambda: attention.rollout(look.features))
-        return values, "attention rollout from CLS through all layers"
+        return _rollout(bench, look), "attention rollout from CLS through all layers"
     if shown == MEAN:
         return heads.mean(axis=0), "attention, softmax over all tokens, mean of the heads"
     number = shown.removeprefix("head ")
     if not number.isdigit() or not 1 <= int(number) <= len(heads):
         raise DinovizError(f"There is no map {shown!r}; there are {', '.join(_choices(len(heads)))}.")
     return heads[int(number) - 1], "attention, softmax over all tokens"
+
+
+def _rollout_key(look: Look) -> Hashable:
+    return "rollout", look.key
+
+
+def _rollout(bench: Workbench, look: Look, job: Job | None = None) -> np.ndarray:
+    def tell(done: int, layers: int) -> None:
+        if job:
+            job.tell("Rolling out", done / layers)
+
+    return bench.derived(_rollout_key(look), lambda: attention.rollout(look.features, tell))
 
 
 def _draw(bench, look, layer, shown, query, colormap, opacity, raw, mass) -> tuple:
@@ -242,7 +276,9 @@ def _map(look: Look, picture: Image.Image, values: np.ndarray, mass: float, show
 
 
 def _tile(look: Look) -> Image.Image:
-    return render.display_copy(look.picture.shown, TILE, TILE)
+    width, height = look.picture.shown.size
+    side = max(96, SHEET // _columns(look)) * max(1, height / width)
+    return render.display_copy(look.picture.shown, int(side), int(side))
 
 
 def _columns(look: Look) -> int:

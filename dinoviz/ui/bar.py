@@ -12,7 +12,7 @@ import gradio as gr
 from gradio.processing_utils import save_pil_to_cache
 
 from dinoviz.errors import DinovizError, Stopped
-from dinoviz.ui.parts import UploadImage, note
+from dinoviz.ui.parts import UploadImage, follow, note
 from dinoviz.ui.workbench import Look, Workbench
 
 RESOLUTIONS = (224, 280, 336, 392, 448, 518, 616, 672, 784, 896, 1036, 1232, 1400, 1792)
@@ -106,9 +106,16 @@ def build(page: gr.Blocks, bench: Workbench) -> Bar:
             model: a name from the list; on a local app also a Hub id or a folder
             resolution: the short side in model pixels
         Returns:
-            the picture, and in words what one looks through: weights, device, patches, time
+            in words, what one looks through: weights, device, patches, time
         """
         yield from _encode(bench, (request.session_hash, "bar"), image, model, resolution)
+
+    def preview(image: str) -> str:
+        return _preview(bench, image)
+
+    def clear(request: gr.Request) -> tuple:
+        bench.stop((request.session_hash, "bar"))
+        return note("Give it a picture: drop one, paste one, or click an example.", "status"), None
 
     def stop(request: gr.Request) -> None:
         bench.stop((request.session_hash, "bar"))
@@ -117,45 +124,46 @@ def build(page: gr.Blocks, bench: Workbench) -> Bar:
         [page.load, image.change, model.input, resolution.input, encode_button.click],
         encode,
         [image, model, resolution],
-        [image, status, stop_button, ready],
+        [status, stop_button, ready],
         api_name="encode",
         show_progress="hidden",
         trigger_mode="multiple",
         concurrency_limit=None,
     )
+    image.upload(preview, image, image, api_visibility="private", show_progress="hidden")
+    image.clear(clear, None, [status, ready], api_visibility="private", show_progress="hidden")
     stop_button.click(stop, api_visibility="private", queue=False, show_progress="hidden")
     return Bar(image, model, resolution, ready)
 
 
 def _encode(bench: Workbench, owner: tuple, image: str | None, model: str, resolution: int) -> Iterator[tuple]:
-    """What `encode` sends to the page: (picture, status, stop button, ready)."""
-    off = gr.Button(interactive=False)
-    if not image:
-        bench.stop(owner)
-        yield gr.skip(), note("Give it a picture: drop one, paste one, or click an example.", "status"), off, None
+    """What `encode` sends to the page: (status, stop button, ready)."""
+    if not image:  # `clear` speaks
+        yield gr.skip(), gr.skip(), gr.skip()
         return
+    off = gr.Button(interactive=False)
     began = time.monotonic()
-    job = bench.start(owner, [image], model, resolution)
-    for sentence in job.watch():
-        yield gr.skip(), note(html.escape(sentence), "status dv-busy"), gr.Button(interactive=True), gr.skip()
+    job = bench.start_encode(owner, [image], model, resolution)
+    for sentence in follow(bench, owner, job):
+        yield note(html.escape(sentence), "status dv-busy"), gr.Button(interactive=True), gr.skip()
     try:
         look = job.result()[0]
+        yield note(_told(bench, look, resolution, time.monotonic() - began), "status"), off, look.key
     except Stopped:
-        if bench.finish(owner, job):  # else a newer encode of the same page speaks
-            yield gr.skip(), note("Stopped. Press Encode to begin again.", "status"), off, None
-        return
+        if not job.superseded:
+            yield note("Stopped. Press Encode to begin again.", "status"), off, None
     except DinovizError as error:
-        if bench.finish(owner, job):
-            yield gr.skip(), note(html.escape(str(error)), "error"), off, None
-        return
-    bench.finish(owner, job)
-    yield _preview(image, look), note(_told(bench, look, resolution, time.monotonic() - began), "status"), off, look.key
+        yield note(html.escape(str(error)), "status dv-error"), off, None
 
 
-def _preview(image: str, look: Look) -> object:
+def _preview(bench: Workbench, image: str) -> object:
+    """The upload itself, or a PNG of it where browsers show nothing; a file that cannot be read is told by `encode`."""
     if Path(image).suffix.lower() in SHOWN_BY_BROWSERS:
         return gr.skip()
-    return save_pil_to_cache(look.picture.image, UploadImage.GRADIO_CACHE, name="picture", format="png")
+    try:
+        return save_pil_to_cache(bench.picture(image).image, UploadImage.GRADIO_CACHE, name="picture", format="png")
+    except DinovizError:
+        return gr.skip()
 
 
 def _told(bench: Workbench, look: Look, wanted: int, seconds: float) -> str:

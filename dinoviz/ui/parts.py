@@ -8,7 +8,7 @@ import html
 import json
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from gradio.processing_utils import save_bytes_to_cache
 
 from dinoviz import __version__, render
 from dinoviz.errors import DinovizError, Stopped
-from dinoviz.ui.workbench import Look
+from dinoviz.ui.workbench import Job, Look, Workbench
 
 
 class UploadImage(gr.Image):
@@ -87,9 +87,18 @@ def told() -> Iterator[None]:
     try:
         yield
     except DinovizError as error:
-        raise gr.Error(str(error), print_exception=False) from None
+        # The page renders messages as HTML, and a message may quote a file's name.
+        raise gr.Error(html.escape(str(error), quote=False), print_exception=False) from None
     except Stopped:
         raise gr.Error("Stopped.", print_exception=False) from None
+
+
+def follow(bench: Workbench, owner: Hashable, job: Job) -> Iterator[str]:
+    """Sentences on how far a job is, until it ends; a page that goes away meanwhile stops it."""
+    try:
+        yield from job.watch()
+    finally:
+        bench.finish(owner, job)
 
 
 def picture_point(look: Look, index: Sequence[float]) -> np.ndarray:

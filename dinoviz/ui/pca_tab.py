@@ -14,7 +14,7 @@ from PIL import Image
 from dinoviz import pca, render
 from dinoviz.errors import DinovizError, Stopped
 from dinoviz.ui.bar import Bar
-from dinoviz.ui.parts import bundle, colour_bar, download, note, through, told, view_image
+from dinoviz.ui.parts import bundle, colour_bar, download, follow, note, through, told, view_image
 from dinoviz.ui.workbench import Look, Workbench
 
 RGB, SCORE = "three components as RGB", "foreground evidence"
@@ -125,21 +125,20 @@ def build(bench: Workbench, bar: Bar) -> None:
         if ready is None or not others:
             return
         owner = (request.session_hash, "pca")
-        job = bench.start(owner, [path for path in others if _is_readable(bench, path)], model, resolution)
-        for sentence in job.watch():
+        readable = [path for path in others if _is_readable(bench, path)]
+        job = bench.start_encode(owner, readable, model, resolution)
+        for sentence in follow(bench, owner, job):
             yield note(html.escape(sentence), "caption dv-busy"), gr.Button(visible=True)
         try:
             job.result()
+            yield gr.skip(), gr.Button(visible=False)
         except Stopped:
-            if bench.finish(owner, job):
+            if not job.superseded:
                 yield note("Stopped. Change the pictures to begin again."), gr.Button(visible=False)
             raise gr.Error("Stopped.", print_exception=False, visible=False) from None
         except DinovizError as error:
-            bench.finish(owner, job)
             yield note(html.escape(str(error)), "error"), gr.Button(visible=False)
-            raise gr.Error(str(error), print_exception=False) from None
-        bench.finish(owner, job)
-        yield gr.skip(), gr.Button(visible=False)
+            raise gr.Error(str(error), print_exception=False, visible=False) from None
 
     def refresh(ready: Hashable, seen: int, image, model, resolution, others, layer, shown, red, green, blue, *rest):
         if ready is None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import psutil
 from PIL import Image
@@ -30,20 +30,18 @@ DISPLAY_SIDES = (768, 1024)
 PUBLIC_MILLION_PARAMETERS = 310
 
 
+def _default_cache_bytes() -> int:
+    text = os.environ.get("DINOVIZ_CACHE_MB", "")
+    return int(text) * 2**20 if text.isdigit() else psutil.virtual_memory().total // 8
+
+
 @dataclass(frozen=True)
 class Settings:
     """What the operator decides. public: others than the owner of the machine can reach the page."""
 
     public: bool = False
-    cache_bytes: int = field(
-        default_factory=lambda: _megabytes("DINOVIZ_CACHE_MB") or psutil.virtual_memory().total // 8
-    )
+    cache_bytes: int = field(default_factory=_default_cache_bytes)
     models_kept: int = 2
-
-
-def _megabytes(variable: str) -> int | None:
-    text = os.environ.get(variable, "")
-    return int(text) * 2**20 if text.isdigit() else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,46 +84,41 @@ class Look:
         }
 
 
-class Job:
-    """Pictures being encoded in a thread of their own: progress, estimate, stop, result."""
+class Job(Generic[Made]):
+    """Work in a thread of its own: progress, estimate, stop, result."""
 
-    def __init__(self, work: Callable[[Job], list[Look]], pictures: int):
-        self.pictures, self.blocks_done = pictures, 0.0
-        self.started: float | None = None
-        self.stage: Callable[[], str] = lambda: "Waiting"
+    def __init__(self, work: Callable[[Job], Made], request: Hashable):
+        self.request = request
+        self.superseded = False  # the page asked for something else, nobody waits for this any more
+        self.what: Callable[[], str] = lambda: "Waiting"
+        self._share, self._began = 0.0, 0.0
         self._stop = threading.Event()
-        self._result: Future[list[Look]] = Future()
+        self._result: Future[Made] = Future()
         threading.Thread(target=self._run, args=(work,), daemon=True).start()
 
-    def _run(self, work) -> None:
+    def _run(self, work: Callable[[Job], Made]) -> None:
         try:
             self._result.set_result(work(self))
         except BaseException as error:
             self._result.set_exception(error)
 
     def stop(self) -> None:
-        """Ask the job to end; it does at the next block of the network."""
+        """Ask the job to end; it does the next time that it tells how far it is."""
         self._stop.set()
 
     @property
     def stopped(self) -> bool:
+        """Whether it was asked to end."""
         return self._stop.is_set()
 
-    def check(self) -> None:
-        """Raise Stopped if the job was asked to end."""
+    def tell(self, what: str | Callable[[], str], share: float = 0.0) -> None:
+        """Called by the work: what it does, and the share of all that is done. Raises Stopped if it should end."""
         if self.stopped:
             raise Stopped
-
-    def on_block(self, picture: int) -> Callable[[int, int], None]:
-        """The callback for the picture with this number."""
-
-        def told(done: int, total: int) -> None:
-            self.check()
-            if self.started is None:
-                self.started = time.monotonic()
-            self.blocks_done = picture + done / total
-
-        return told
+        if share and not self._share:
+            self._began = time.monotonic()  # loading and waiting say nothing about the speed of the work
+        self.what = what if callable(what) else lambda: what
+        self._share = share
 
     def watch(self, every: float = 0.15) -> Iterator[str]:
         """Sentences on how far it is, until it is done or stopped; leaving the loop early stops the job."""
@@ -136,21 +129,17 @@ class Job:
             if not self._result.done():
                 self.stop()
 
-    def result(self) -> list[Look]:
+    def result(self) -> Made:
         """What came out, after `watch`. Raises what the work raised, or Stopped."""
         if not self._result.done():
             raise Stopped  # a download that is under way ends by itself
         return self._result.result()
 
     def _sentence(self) -> str:
-        if not self.blocks_done or self.started is None:
-            return f"{self.stage()} …"
-        # The clock starts when the first block is done.
-        share = self.blocks_done / self.pictures
-        left = (time.monotonic() - self.started) / max(share, 1e-6) * (1 - share)
-        number = min(int(self.blocks_done) + 1, self.pictures)
-        which = f" picture {number} of {self.pictures}," if self.pictures > 1 else ""
-        return f"Encoding{which} {share:.0%}" + (f", about {left:.0f} s left" if left >= 1 else "")
+        if not self._share:
+            return f"{self.what()} …"
+        left = (time.monotonic() - self._began) / self._share * (1 - self._share)
+        return f"{self.what()}, {self._share:.0%}" + (f", about {left:.0f} s left" if left >= 1 else "")
 
 
 class Workbench:
@@ -162,9 +151,7 @@ class Workbench:
         # Said in the status line, so that nobody takes the embedded weights for Meta's.
         self.default_reason = ""
         if self.default_model == "embedded":
-            self.default_reason = (
-                "The Hugging Face Hub does not answer (or HF_HUB_OFFLINE is set), so this is the default."
-            )
+            self.default_reason = "The default, since the Hugging Face Hub does not answer (or HF_HUB_OFFLINE is set)."
         self.features_cache = FeatureCache(settings.cache_bytes)
         self._models: OnceCache[Backbone] = OnceCache(settings.models_kept)
         self._pictures: OnceCache[Picture] = OnceCache(settings.cache_bytes // 4, size=lambda picture: picture.nbytes)
@@ -192,15 +179,21 @@ class Workbench:
 
         return self._pictures.get(_file_key(path), make)
 
-    def look(self, path: str, model: str, resolution: int, job: Job | None = None, number: int = 0) -> Look:
-        """One picture through one model; instant if it was looked at before. Raises DinovizError."""
+    def look(self, path: str | None, model: str, resolution: int, job: Job | None = None, part=(0, 1)) -> Look:
+        """One picture through one model; instant if it was looked at before. Raises DinovizError.
+
+        job: whom to tell how far it is; part: (i, n), this is the picture i of n that the job encodes.
+        """
+        if not path:
+            raise DinovizError("There is no picture yet.")
+        tell = job.tell if job else lambda *_: None
+        number, count = part
+        done = number / count
         picture = self.picture(path)
-        if job:
-            job.check()
-            job.stage = lambda: f"Loading {model}{models.download_progress(model)}"
+        tell(lambda: f"Loading {model}{models.download_progress(model)}", done)
         backbone = self.backbone(model)
-        if job:
-            job.stage = lambda: "Encoding"
+        encoding = f"Encoding picture {number + 1} of {count}" if count > 1 else "Encoding"
+        tell(encoding, done)
         resolution = self.resolution(picture, backbone, resolution)
         features = self.features_cache.encode(
             backbone,
@@ -208,7 +201,7 @@ class Workbench:
             resolution,
             "all",
             digest=picture.digest,
-            on_block=job and job.on_block(number),
+            on_block=lambda block, blocks: tell(encoding, (number + block / blocks) / count),
         )
         return Look(picture, backbone, features, resolution)
 
@@ -220,23 +213,28 @@ class Workbench:
             raise DinovizError(f"{picture.name}: the picture is too long and narrow to be looked at.")
         return min(wanted, largest)
 
-    def start(self, owner: Hashable, paths: Sequence[str], model: str, resolution: int) -> Job:
-        """Encode pictures in the background; the owner's earlier job is stopped, for nobody waits for it any more."""
+    def start(self, owner: Hashable, request: Hashable, work: Callable[[Job], Made]) -> Job[Made]:
+        """Do work in the background; the owner's earlier job is stopped, for nobody waits for it any more.
 
-        def work(job: Job) -> list[Look]:
-            looks = []
-            for number, path in enumerate(paths):
-                job.check()
-                looks.append(self.look(path, model, resolution, job, number))
-            return looks
-
-        job = Job(work, len(paths))
+        request: what is asked for; the same asked twice by the page is done once.
+        """
         with self._jobs_lock:
             earlier = self._jobs.get(owner)
-            self._jobs[owner] = job
+            if earlier and earlier.request == request and not earlier.stopped:
+                return earlier
+            job = self._jobs[owner] = Job(work, request)
         if earlier:
+            earlier.superseded = True
             earlier.stop()
         return job
+
+    def start_encode(self, owner: Hashable, paths: Sequence[str], model: str, resolution: int) -> Job[list[Look]]:
+        """Encode pictures in the background."""
+
+        def work(job: Job) -> list[Look]:
+            return [self.look(path, model, resolution, job, (i, len(paths))) for i, path in enumerate(paths)]
+
+        return self.start(owner, ("encode", *paths, model, resolution), work)
 
     def stop(self, owner: Hashable) -> None:
         """Ask the owner's job to end, if there is one."""
@@ -245,13 +243,11 @@ class Workbench:
         if job:
             job.stop()
 
-    def finish(self, owner: Hashable, job: Job) -> bool:
-        """Forget a job that is done; False if the owner has started another one since."""
+    def finish(self, owner: Hashable, job: Job) -> None:
+        """Forget a job that is done or left."""
         with self._jobs_lock:
-            if self._jobs.get(owner) is not job:
-                return False
-            del self._jobs[owner]
-            return True
+            if self._jobs.get(owner) is job:
+                del self._jobs[owner]
 
     def warm_up(self, path: str, resolution: int) -> None:
         """Load the default model and encode one picture in the background, so that the first page finds them ready."""
@@ -263,6 +259,10 @@ class Workbench:
 
         threading.Thread(target=work, daemon=True).start()
 
+    def is_derived(self, key: Hashable) -> bool:
+        """Whether `derived` would answer at once."""
+        return self._derived.peek(key) is not None
+
     def derived(self, key: Hashable, make: Callable[[], Made]) -> Made:
         """Something computed from features, once. The key names what and from which features."""
         return self._derived.get(key, make)
@@ -270,7 +270,7 @@ class Workbench:
 
 def _file_key(path: str) -> Hashable:
     try:
-        status = os.stat(path)
+        status = Path(path).stat()
     except OSError:
         return path
     return path, status.st_mtime_ns, status.st_size
