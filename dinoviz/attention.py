@@ -45,6 +45,33 @@ def patch_attention(features: Features, yx: tuple[int, int], layer: int = -1) ->
     return _patch_maps(features, attention_rows(features, [token], layer)[:, 0])
 
 
+MEAN, ROLLOUT, NORMS = "mean of heads", "rollout of all layers", "patch norms"
+
+
+def map_names(heads: int) -> list[str]:
+    """What `named_map` knows, for a model with so many heads."""
+    return [MEAN, *(f"head {i + 1}" for i in range(heads)), ROLLOUT, NORMS]
+
+
+def named_map(features: Features, name: str, yx: tuple[int, int] | None = None, layer: int = -1) -> np.ndarray:
+    """One map by its name of `map_names` -> (h, w) float32.
+
+    yx: the patch that asks, or None for the CLS token; it does not matter to the rollout and the norms.
+    Raises DinovizError for an unknown name, and what the map's own function raises.
+    """
+    if name == ROLLOUT:
+        return rollout(features)
+    if name == NORMS:
+        return features.tokens(layer).norms
+    heads = cls_attention(features, layer) if yx is None else patch_attention(features, yx, layer)
+    if name == MEAN:
+        return heads.mean(axis=0)
+    names = map_names(len(heads))
+    if name not in names:
+        raise DinovizError(f"There is no map {name!r}; there are {', '.join(names)}.")
+    return heads[names.index(name) - 1]
+
+
 def rollout(features: Features, on_layer: Callable[[int, int], None] | None = None) -> np.ndarray:
     """How much of each patch reaches the CLS token through all layers -> (h, w) float32.
 

