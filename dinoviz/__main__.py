@@ -1,4 +1,4 @@
-"""The views of the app without a browser, over files and folders: `python -m dinoviz attention photo.jpg --out maps`."""
+"""The views of the app without a browser: `python -m dinoviz attention photo.jpg folder --out maps`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     looking = argparse.ArgumentParser(add_help=False)
     looking.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="files, or folders of them")
     looking.add_argument("--out", type=Path, required=True, help="folder for the results")
-    looking.add_argument("--model", default="embedded", help="a name of `models`, a Hub id or a folder")
+    looking.add_argument("--model", help="a name of `models`, a Hub id or a folder; default as in the app")
     looking.add_argument("--resolution", type=int, default=DEFAULT_RESOLUTION, help="short side in model pixels (518)")
     looking.add_argument("--layer", type=int, help="from 1; by default the last")
     looking.add_argument("--device", help="cpu, cuda or mps; by default the best there is")
@@ -91,26 +91,26 @@ def _attention(options: argparse.Namespace) -> int:
         query = None if options.query.upper() == "CLS" else grid.patch_at(_numbers(options.query, 2, float))
         features = backbone.encode(picture, options.resolution, "all" if "rollout" in options.map else (layer,))
         values = attention.named_map(features, options.map, query, layer)
+        ask_cls = query is None
         heads = (
-            attention.cls_attention(features, layer)
-            if query is None
-            else attention.patch_attention(features, query, layer)
+            attention.cls_attention(features, layer) if ask_cls else attention.patch_attention(features, query, layer)
         )
         norms = options.map == attention.NORMS
-        mask = attention.mass_mask(values, options.mass) if options.mass < 1 and not norms else None
-        style = {"colormap": options.colormap, "opacity": 0.7 if options.opacity is None else options.opacity}
+        masks = attention.mass_mask(np.stack([values, *heads]), options.mass) if options.mass < 1 else None
+        style = {
+            "colormap": options.colormap,
+            "opacity": 0.7 if options.opacity is None else options.opacity,
+            "raw": options.raw,
+        }
         drawn = render.map_picture(
-            picture, grid, values, raw=options.raw, mask=mask, marker=query,
+            picture, grid, values, marker=query, mask=None if masks is None or norms else masks[0],
             scale=(values.min(), values.max()) if norms else None, **style,
         )  # fmt: skip
         target("attention.png").write_bytes(render.to_png(drawn))
-        np.savez_compressed(
-            target("attention.npz"),
-            map=values,
-            heads=heads,
-            norms=features.tokens(layer).norms,
-            **_about(features, layer),
-        )
+        sheet = render.heads_sheet(picture, grid, heads, None if masks is None else masks[1:], **style)
+        target("heads.png").write_bytes(render.to_png(sheet))
+        arrays = {"map": values, "heads": heads, "norms": features.tokens(layer).norms}
+        np.savez_compressed(target("attention.npz"), **arrays, **_about(features, layer))
 
     return _each(options, look)
 
@@ -164,14 +164,15 @@ def _load(options: argparse.Namespace) -> tuple[Backbone, int]:
     """The backbone and the layer from 0; what is wrong with the options is said before anything is downloaded."""
     from transformers.utils import logging
 
-    from dinoviz.images import MAX_RESOLUTION, MIN_RESOLUTION
+    from dinoviz.images import MAX_RESOLUTION, MIN_RESOLUTION, find_images
 
     if options.opacity is not None and not 0 <= options.opacity <= 1:
         raise DinovizError(f"The opacity is a number from 0 to 1, not {options.opacity}.")
     if not MIN_RESOLUTION <= options.resolution <= MAX_RESOLUTION:
         raise DinovizError(f"The resolution is {MIN_RESOLUTION} to {MAX_RESOLUTION}, not {options.resolution}.")
     logging.disable_progress_bar()  # weights load in a second; the bar that matters is the one over the images
-    backbone = models.load(options.model, device=options.device)
+    find_images(options.images)
+    backbone = models.load(options.model or models.default_name(), device=options.device)
     layer = backbone.layers if options.layer is None else options.layer
     if not 1 <= layer <= backbone.layers:
         raise DinovizError(f"{backbone.name} has layers 1 to {backbone.layers}, not {layer}.")
