@@ -1,4 +1,5 @@
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -190,6 +191,39 @@ def test_threads_do_not_see_each_other_s_images(tiny, astronaut, chelsea, coffee
             np.testing.assert_array_equal(
                 attention.cls_attention(features, layer=0), attention.cls_attention(alone, layer=0)
             )
+
+
+def test_passes_of_one_backbone_run_one_after_the_other(tiny_folders, astronaut):
+    # Several at once would be no faster and would multiply the memory.
+    backbone = dinoviz.load(tiny_folders["dinov2"], device="cpu")
+    running, most = 0, 0
+    counter = threading.Lock()
+
+    def begin(*_):
+        nonlocal running, most
+        with counter:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.02)
+
+    def end(*_):
+        nonlocal running
+        with counter:
+            running -= 1
+
+    backbone.model.register_forward_pre_hook(begin)
+    backbone.model.register_forward_hook(end)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda _: backbone.encode(astronaut, 224), range(4)))
+    assert most == 1
+
+
+def test_a_pass_of_the_bare_model_tells_nobody(tiny_backbone, astronaut):
+    # What an encode wanted to keep and to be told ends with it, for whoever uses the model next in the same thread.
+    calls = []
+    tiny_backbone.encode(astronaut, 224, on_block=lambda done, of: calls.append(done))
+    tiny_backbone.model(torch.zeros(1, 3, 224, 224))
+    assert calls == [1, 2, 3]
 
 
 def test_two_backbones_at_once_do_not_see_each_other_s_layers(tiny_folders, astronaut):

@@ -436,13 +436,15 @@ def test_nearest_keeps_values_and_dtype(grid, frame):
 
 
 @settings(max_examples=30, deadline=None)
-@given(grids, st.data())
-def test_nearest_draws_each_patch_where_its_box_is(grid, data):
+@given(grids, st.sampled_from(["image", "model"]))
+def test_nearest_draws_in_each_pixel_the_patch_that_holds_its_centre(grid, frame):
     h, w = grid.shape
-    y, x = data.draw(st.tuples(st.integers(0, h - 1), st.integers(0, w - 1)))
-    drawn = grid.resize(np.arange(h * w).reshape(h, w), "model", "nearest")
-    left, top, right, bottom = grid.patch_box((y, x), "model").astype(int)
-    assert (drawn[top:bottom, left:right] == y * w + x).all()
+    drawn = grid.resize(np.arange(h * w).reshape(h, w), frame, "nearest")
+    width, height = grid.size(frame)
+    across = np.stack([np.arange(width) + 0.5, np.full(width, 0.5)], axis=1)
+    down = np.stack([np.full(height, 0.5), np.arange(height) + 0.5], axis=1)
+    columns, rows = grid.patch_at(across, frame)[:, 1], grid.patch_at(down, frame)[:, 0]
+    np.testing.assert_array_equal(drawn, rows[:, None] * w + columns)
 
 
 @settings(max_examples=30, deadline=None)
