@@ -167,7 +167,7 @@ def hub_answers(timeout: float = HUB_TIMEOUT) -> bool:
         try:
             if httpx.head(f"{constants.ENDPOINT}/facebook/dinov2-small", timeout=timeout).status_code < 500:
                 answered.set()
-        except httpx.HTTPError:
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError):  # the last for a host name that cannot be one
             pass
 
     # In a thread of its own because a name server that stays silent is not covered by the client's time-out.
