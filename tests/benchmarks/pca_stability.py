@@ -42,8 +42,9 @@ VIEWS = [(resolution, mirrored) for resolution in RESOLUTIONS for mirrored in (F
 BASE = VIEWS.index((518, False))
 WITH_OBJECT = ("astronaut", "chelsea", "coffee", "rocket", "camera")
 WITHOUT = ("gravel", "grass", "brick", "hubble_deep_field", "immunohistochemistry")
-SUBJECTS = ("dog", "dog6", "cat", "rc_car", "teapot", "fancy_boot", "duck_toy", "bear_plushie")
-FRAMES = (0, 14, 29)  # of each DAVIS sequence
+SUBJECTS = ("dog", "dog6", "cat", "rc_car", "teapot")
+SEQUENCES = ("cows", "car-roundabout", "libby")
+FRAMES = (0, 29)  # of each DAVIS sequence
 
 Map = np.ndarray
 
@@ -54,7 +55,7 @@ def data_folder() -> Path | None:
 
 
 def pictures(folder: Path | None) -> dict[str, Image.Image]:
-    """Pictures with something in them; a dozen, or 20 with the data folder."""
+    """Pictures with something in them: 8, or 16 with the data folder."""
     found = {name: getattr(data, name)() for name in WITH_OBJECT}
     found["motorcycle"] = data.stereo_motorcycle()[0]
     found |= {name: load_sample_image(f"{name}.jpg") for name in ("china", "flower")}
@@ -62,8 +63,8 @@ def pictures(folder: Path | None) -> dict[str, Image.Image]:
     if folder:
         for name in SUBJECTS:
             images[name] = Image.open(min((folder / "subjects" / name).glob("*.jpg"))).convert("RGB")
-        for name in ("cows", "car-roundabout", "horsejump-high", "libby"):
-            images[name] = Image.open(folder / "davis" / "images" / name / "00000.jpg").convert("RGB")
+        for name in SEQUENCES:
+            images[name] = Image.open(folder / "davis" / "images" / name / "00014.jpg").convert("RGB")
     return images
 
 
