@@ -162,15 +162,13 @@ def _draw_pca(options: argparse.Namespace, components: list[int], layer: int, en
 
 def _load(options: argparse.Namespace) -> tuple[Backbone, int]:
     """The backbone and the layer from 0; what is wrong with the options is said before anything is downloaded."""
-    from transformers.utils import logging
-
     from dinoviz.images import MAX_RESOLUTION, MIN_RESOLUTION, find_images
 
     if options.opacity is not None and not 0 <= options.opacity <= 1:
         raise DinovizError(f"The opacity is a number from 0 to 1, not {options.opacity}.")
     if not MIN_RESOLUTION <= options.resolution <= MAX_RESOLUTION:
         raise DinovizError(f"The resolution is {MIN_RESOLUTION} to {MAX_RESOLUTION}, not {options.resolution}.")
-    logging.disable_progress_bar()  # weights load in a second; the bar that matters is the one over the images
+    models.quiet_transformers()
     find_images(options.images)
     backbone = models.load(options.model or models.default_name(), device=options.device)
     layer = backbone.layers if options.layer is None else options.layer

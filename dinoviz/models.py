@@ -140,6 +140,14 @@ def is_cached(name: str) -> bool:
     )
 
 
+def quiet_transformers() -> None:
+    """Keep transformers' loading bars and tables off the terminal; what is wrong with weights, `load` says itself."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
 def download_progress(name: str) -> str:
     """How much of a model of the table is in the Hub's cache, as ": 12 of 88 MB"; empty where that is not known."""
     known = KNOWN.get(name)

@@ -20,7 +20,7 @@ BORDER_SHARE = 0.1
 # Blur of the evidence, in short sides of the grid, so that it is the same at every resolution. None: the foreground
 # moves with the resolution (IoU with itself 0.74 instead of 0.80); twice as much: thin objects suffer.
 BLUR = 0.02
-# Textures stay below it (0.01 to 0.09) and objects above (0.1 to 8), in the last layer as in the middle ones.
+# Five textures stay below it (0.01 to 0.09) in the layers 9 and 12, and objects nearly always above (0.1 to 8).
 LEAST_SEPARATION = 0.09
 # From z-score to colour by a sigmoid, as in DINOv3's PCA notebook: saturated, and no outlier takes the whole range.
 GAIN = 2.0
@@ -180,8 +180,8 @@ def foreground_score(patches: np.ndarray) -> np.ndarray:
 
     Photographers put things inside the frame, so the border is a sample of the background (Zhu et al. 2014, boundary
     connectivity). It has no sign that could flip, which the first component has, needs no attention and no iteration,
-    and gave twice the IoU with object masks that Otsu's threshold on the first component gives. Where cutting in two is
-    not justified, every patch gets 0.5 or more.
+    and agrees best with object masks (mean IoU 0.58 over 30 DAVIS frames, embedded weights; Otsu's threshold on the first
+    component 0.36 to 0.39, two clusters 0.40). Where cutting in two is not justified, every patch gets 0.5 or more.
     """
     h, w, _ = patches.shape
     length = np.linalg.norm(patches, axis=-1, keepdims=True)

@@ -143,7 +143,7 @@ def build(bench: Workbench, bar: Bar) -> None:
     def refresh(ready: Hashable, seen: int, image, model, resolution, others, layer, shown, red, green, blue, *rest):
         if ready is None:
             empty = note("There is nothing to see until a picture is encoded.")
-            return gr.skip(), gr.skip(), None, gr.Gallery(None, visible=False), None, None, gr.skip(), empty
+            return gr.skip(), gr.skip(), None, None, None, None, gr.skip(), empty
         with told():
             looks, refused = _looks(bench, [image, *(others or [])], model, resolution)
             layers = looks[0].backbone.layers
@@ -154,6 +154,12 @@ def build(bench: Workbench, bar: Bar) -> None:
     def restyle(*values):
         main, joint, _, _, _, caption = show_pca(*values)
         return main, joint, caption
+
+    def show_joint(others: list[str] | None):
+        return gr.Gallery(visible=bool(others))
+
+    def lock_threshold(foreground: bool, by_itself: bool):
+        return gr.Slider(interactive=foreground and not by_itself)
 
     def keep_picture(image: str | None, others: list[str] | None) -> list[str] | None:
         return [*(others or []), image] if image and image not in (others or []) else others
@@ -175,6 +181,8 @@ def build(bench: Workbench, bar: Bar) -> None:
         [option.input for option in style], restyle, inputs, [main, joint, caption],
         trigger_mode="always_last", **private,
     )  # fmt: skip
+    others.change(show_joint, others, joint, **private)
+    gr.on([foreground.input, by_itself.input], lock_threshold, [foreground, by_itself], threshold, **private)
     keep.click(keep_picture, [bar.image, others], others, **private)
     stop_button.click(stop, api_visibility="private", queue=False, show_progress="hidden")
     file_button.click(download_pca, inputs, file, api_name="pca_download", concurrency_limit=2).success(None, js=press)
@@ -235,10 +243,7 @@ def _draw(bench, looks, refused, layer, shown, rgb, foreground, by_itself, thres
         render.map_picture(look.picture.shown, look.features.grid, values, **style)
         for look, values in zip(looks, maps, strict=True)
     ]
-    gallery = gr.Gallery(
-        [(picture, look.picture.name) for picture, look in zip(pictures, looks, strict=True)], visible=len(looks) > 1
-    )
-    slider = gr.Slider(value=round(fitted.threshold, 2), interactive=foreground and not by_itself)
+    gallery = [(picture, look.picture.name) for picture, look in zip(pictures, looks, strict=True)]
     text = _caption(looks, fitted, layer, shown, rgb, foreground) + "".join(
         f'<br><span class="dv-error">{html.escape(sentence)}</span>' for sentence in refused
     )

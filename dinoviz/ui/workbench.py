@@ -146,6 +146,7 @@ class Workbench:
     """Everything that is shared by all who look at the page; each value is found by its content, never by its user."""
 
     def __init__(self, settings: Settings):
+        models.quiet_transformers()
         self.settings = settings
         self.default_model = models.default_name()
         # Said in the status line, so that nobody takes the embedded weights for Meta's.

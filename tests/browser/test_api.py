@@ -1,0 +1,84 @@
+"""The page's functions called from Python, as gradio_client and MCP clients do."""
+
+import numpy as np
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+pytestmark = pytest.mark.browser
+
+ENDPOINTS = ("/encode", "/attention", "/attention_download", "/patch_pca", "/pca_download")
+
+
+@pytest.fixture(scope="module")
+def client(app, tmp_path_factory):
+    return Client(app, verbose=False, download_files=tmp_path_factory.mktemp("client"))
+
+
+@pytest.fixture(scope="module")
+def coffee_file(coffee, tmp_path_factory):
+    path = tmp_path_factory.mktemp("pictures") / "coffee.png"
+    coffee.save(path)
+    return handle_file(path)
+
+
+def test_every_endpoint_is_documented_and_typed(client):
+    endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    assert set(endpoints) == set(ENDPOINTS)
+    for name, endpoint in endpoints.items():
+        assert endpoint["description"], name
+        for parameter in endpoint["parameters"]:
+            assert parameter["python_type"]["type"] not in ("", "Any"), (name, parameter)
+
+
+def test_encode_says_what_it_looks_through(client, coffee_file):
+    said = client.predict(coffee_file, "embedded", 224, api_name="/encode")
+    assert "patches of 14 px" in str(said)
+
+
+def test_attention_of_a_patch(client, coffee_file, coffee):
+    photo, heat, heads, caption = client.predict(
+        coffee_file, "embedded", 224, 11, "head 2", "300, 200", "viridis", 0.5, True, 0.6, api_name="/attention"
+    )
+    assert "layer 11 of 12" in caption
+    for path in (photo, heat, heads):
+        assert np.asarray(Image.open(path)).std() > 5
+    shown = Image.open(heat)
+    assert shown.width / shown.height == pytest.approx(coffee.width / coffee.height, rel=0.01)
+
+
+def test_attention_from_the_defaults(client, coffee_file):
+    assert "query: CLS" in client.predict(image=coffee_file, resolution=224, api_name="/attention")[-1]
+
+
+def test_patch_pca_of_two_pictures(client, coffee_file):
+    result = client.predict(image=coffee_file, resolution=224, others=[coffee_file], api_name="/patch_pca")
+    assert "joint basis of 2 pictures" in result[-1]
+    assert len(result[1]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"shown": "head 99"}, "head 99"),
+        ({"query": "here"}, "The query is CLS"),
+        ({"model": "dinov9"}, "There is no model 'dinov9'"),
+        ({"image": None}, "There is no picture yet"),
+        ({"resolution": 100}, "100"),
+        ({"layer": 40}, "40"),
+        ({"mass": 0}, "0"),
+    ],
+)
+def test_a_wrong_argument_is_one_sentence(client, coffee_file, arguments, sentence):
+    with pytest.raises(AppError, match=sentence):
+        client.predict(**{"image": coffee_file, "resolution": 224, **arguments}, api_name="/attention")
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "app.py", "requirements.txt"])
+def test_files_that_users_did_not_upload_are_not_readable(client, app, path):
+    with pytest.raises(AppError):
+        client.predict({"path": path, "meta": {"_type": "gradio.FileData"}}, "embedded", 224, api_name="/encode")
+    import httpx
+
+    assert httpx.get(f"{app}/gradio_api/file={path}").status_code in (403, 404)

@@ -1,0 +1,170 @@
+"""Every control of the attention tab, in a real browser."""
+
+import io
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.browser.pictures import choose, click_at, is_blank, pixels, source, upload, wait_for_change, wait_for_status
+
+pytestmark = pytest.mark.browser
+
+QUERY = "#attention-query textarea, #attention-query input"
+
+
+def query(page) -> str:
+    return page.input_value(QUERY)
+
+
+@pytest.mark.parametrize("view", ["#attention-photo", "#attention-map"])
+def test_a_click_on_either_picture_asks_that_patch(page, view):
+    before = source(page, "#attention-map")
+    click_at(page, view, 0.25, 0.5)
+    wait_for_change(page, "#attention-map", before)
+    x, y = (float(part) for part in query(page).split(","))
+    assert x == pytest.approx(451 * 0.25, abs=2)
+    assert y == pytest.approx(300 * 0.5, abs=2)
+    # 14 of 56 columns and 18.5 of 37 rows: the click is on the border of columns 14 and 15, counted from 1.
+    caption = page.inner_text("#attention-caption")
+    assert "query: patch in row 19, column 14" in caption or "query: patch in row 19, column 15" in caption
+
+
+def test_quick_clicks_are_all_answered(page):
+    for i in range(6):
+        click_at(page, "#attention-photo", 0.2 + 0.1 * i, 0.5)
+    page.wait_for_function(
+        "q => Math.abs(parseFloat(document.querySelector(q).value) - 451 * 0.7) < 3", arg=QUERY, timeout=10_000
+    )
+
+
+def test_the_cls_button_goes_back(page):
+    before = pixels(page, "#attention-map")
+    first = source(page, "#attention-map")
+    click_at(page, "#attention-photo", 0.3, 0.3)
+    clicked = wait_for_change(page, "#attention-map", first)
+    page.locator("#attention-cls").click()
+    wait_for_change(page, "#attention-map", clicked)
+    assert query(page) == "CLS"
+    assert np.array_equal(pixels(page, "#attention-map"), before)
+
+
+def test_a_click_on_the_sheet_enlarges_that_head(page):
+    before = source(page, "#attention-map")
+    click_at(page, "#attention-heads", 0.9, 0.9)
+    wait_for_change(page, "#attention-map", before)
+    assert page.input_value("#attention-shown input") == "head 6"
+    assert "head 6" in page.inner_text("#attention-caption")
+
+
+def test_a_query_can_be_typed(page):
+    before = source(page, "#attention-map")
+    page.locator(QUERY).fill("225, 150")
+    page.keyboard.press("Enter")
+    wait_for_change(page, "#attention-map", before)
+    assert "row 19, column 28" in page.inner_text("#attention-caption")
+
+
+def test_a_query_outside_is_one_sentence(page):
+    page.locator(QUERY).fill("9999, 1")
+    page.keyboard.press("Enter")
+    page.get_by_text("is outside the picture of 451 x 300").wait_for()
+
+
+@pytest.mark.parametrize("map_name", ["head 3", "rollout of all layers", "patch norms"])
+def test_every_map_can_be_chosen(page, map_name):
+    before = source(page, "#attention-map")
+    choose(page, "#attention-shown", map_name)
+    wait_for_change(page, "#attention-map", before)
+    assert map_name in page.inner_text("#attention-caption")
+    assert not is_blank(pixels(page, "#attention-map"))
+
+
+def test_layer_slider_moves_by_the_keyboard_and_the_figure_follows(page):
+    before = source(page, "#attention-map")
+    page.locator("#attention-layer input[type=range]").focus()
+    page.keyboard.press("ArrowLeft")
+    wait_for_change(page, "#attention-map", before)
+    assert "layer 11 of 12" in page.inner_text("#attention-caption")
+    page.wait_for_function(
+        "[...document.querySelector('#attention-figure .js-plotly-plot').data].some(t => t.marker.size === 10 && "
+        "[...t.x].every(x => x === 11))"
+    )
+
+
+def test_raw_grid_shows_flat_patches(page):
+    before = source(page, "#attention-map")
+    page.locator("#attention-opacity input[type=number]").fill("1")
+    page.keyboard.press("Enter")
+    smooth = wait_for_change(page, "#attention-map", before)
+    page.locator("#attention-raw input").check()
+    wait_for_change(page, "#attention-map", smooth)
+    picture = pixels(page, "#attention-map").astype(int)
+    # 56 patches across 768 pixels: most neighbouring pixels lie in one patch and are equal but for JPEG's noise.
+    steps = np.abs(np.diff(picture, axis=1)).max(axis=2)
+    assert (steps < 12).mean() > 0.8
+
+
+@pytest.mark.parametrize("slider", ["#attention-mass", "#attention-opacity"])
+def test_sliders_repaint(page, slider):
+    before = source(page, "#attention-map")
+    page.locator(f"{slider} input[type=number]").fill("0.5")
+    page.keyboard.press("Enter")
+    wait_for_change(page, "#attention-map", before)
+
+
+def test_colours_repaint(page):
+    before = source(page, "#attention-map")
+    choose(page, "#attention-colours", "viridis")
+    wait_for_change(page, "#attention-map", before)
+
+
+def test_download_has_full_size_pictures_and_numbers(page):
+    click_at(page, "#attention-photo", 0.5, 0.5)
+    with page.expect_download() as download:
+        page.locator("#attention-file-button").click()
+    with zipfile.ZipFile(download.value.path()) as archive:
+        about = json.loads(archive.read("about.json"))
+        assert Image.open(archive.open("map.png")).size == (451, 300)
+        assert Image.open(archive.open("heads/head-06.png")).size == (451, 300)
+        arrays = np.load(io.BytesIO(archive.read("attention.npz")))
+        assert arrays["heads"].shape == (6, 37, 56)
+        assert np.allclose(arrays["heads"].mean(axis=0), arrays["map"])
+    assert about["weights"]["name"] == "embedded"
+    assert about["layer"] == 12
+    assert about["query"] != "CLS"
+
+
+def test_register_model_is_offered_and_tells_when_it_cannot_be_had(page):
+    button = page.locator("#attention-registers")
+    assert "dinov2-with-registers-small" in button.inner_text()
+    button.click()
+    assert "dinov2-with-registers-small" in wait_for_status(page, "does not answer")
+
+
+@pytest.mark.parametrize(("size", "tiles"), [((900, 300), 3), ((300, 900), 3)])
+def test_clicks_land_on_the_right_part_of_long_pictures(page, tmp_path, size, tiles):
+    """A picture of three plain tiles: the query's pixel and patch are in the tile that was clicked."""
+    colours = [(200, 40, 40), (40, 180, 60), (40, 60, 200)]
+    array = np.zeros((size[1], size[0], 3), np.uint8)
+    wide = size[0] > size[1]
+    for i, colour in enumerate(colours):
+        part = slice(300 * i, 300 * (i + 1))
+        array[(slice(None), part) if wide else part] = colour
+    Image.fromarray(array).save(tmp_path / "tiles.png")
+    choose(page, "#resolution", "224 px")
+    wait_for_status(page, "16 x 24")
+    before = source(page, "#attention-map")
+    upload(page, tmp_path / "tiles.png")
+    wait_for_status(page, "16 x 48" if wide else "48 x 16")
+    before = wait_for_change(page, "#attention-map", before)
+    shown = pixels(page, "#attention-map")
+    assert shown.shape[1] / shown.shape[0] == pytest.approx(size[0] / size[1], rel=0.01)
+    for i, colour in enumerate(colours):
+        along = (i + 0.5) / tiles
+        click_at(page, "#attention-photo", *((along, 0.4) if wide else (0.4, along)))
+        before = wait_for_change(page, "#attention-map", before)
+        x, y = (int(part) for part in query(page).split(","))
+        assert tuple(array[y, x]) == colour

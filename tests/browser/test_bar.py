@@ -1,0 +1,152 @@
+"""The bar: pictures in, models, resolution, status, stop."""
+
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.browser.conftest import watched_page
+from tests.browser.pictures import choose, is_blank, pixels, source, upload, wait_for_change, wait_for_status
+
+pytestmark = pytest.mark.browser
+
+
+def test_page_opens_with_an_example_and_says_what_it_looks_through(page):
+    assert not is_blank(pixels(page, "#attention-map"))
+    status = wait_for_status(page, "patches of 14 px")
+    assert "embedded" in status
+    assert "not Meta's release" in status
+    assert "Hugging Face Hub does not answer" in status
+    assert "embedded · layer 12 of 12" in page.inner_text("#attention-caption")
+
+
+def test_an_example_is_one_click(page):
+    before = source(page, "#attention-map")
+    page.locator("#examples .gallery-item").nth(1).click()
+    wait_for_change(page, "#attention-map", before)
+    assert "37 x 37 = 1,369 patches" in wait_for_status(page, "1,369")
+
+
+def test_changing_tabs_computes_nothing(page):
+    drawn = source(page, "#attention-map")
+    page.get_by_role("tab", name="Patch PCA").click()
+    page.wait_for_selector("#pca-map img")
+    pca = source(page, "#pca-map")
+    page.get_by_role("tab", name="Attention").click()
+    page.get_by_role("tab", name="Patch PCA").click()
+    page.wait_for_timeout(500)
+    assert source(page, "#pca-map") == pca
+    page.get_by_role("tab", name="Attention").click()
+    assert source(page, "#attention-map") == drawn
+
+
+def test_resolution_changes_the_grid(page):
+    wait_for_status(page, "37 x 56")
+    choose(page, "#resolution", "224 px")
+    assert "16 x 24 = 384 patches" in wait_for_status(page, "16 x 24")
+
+
+def test_resolution_is_lowered_where_attention_would_be_too_much(page, tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 3000, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    choose(page, "#resolution", "224 px")
+    wait_for_status(page, "16 x 24")
+    upload(page, tmp_path / "a.png")
+    wait_for_status(page, "16 x 800", timeout=120_000)
+    choose(page, "#resolution", "1036 px")
+    page.locator("#stop").click()  # minutes of work on a small machine: the sentence below is about the next one
+    wait_for_status(page, "Stopped")
+
+
+def test_stop_ends_a_long_encode_and_another_one_can_begin(page):
+    choose(page, "#resolution", "1792 px")
+    assert re.search(r"Encoding|Waiting", wait_for_status(page, "…") or "")
+    page.locator("#stop").click()
+    wait_for_status(page, "Stopped", timeout=30_000)
+    choose(page, "#resolution", "224 px")
+    wait_for_status(page, "16 x 24")
+
+
+@pytest.mark.parametrize("kind", ["text", "truncated", "empty", "tiny"])
+def test_a_bad_file_gets_one_sentence_and_the_next_one_works(page, tmp_path, kind):
+    file = tmp_path / "bad.png"
+    good = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8))
+    if kind == "text":
+        file.write_text("not a picture")
+    elif kind == "empty":
+        file.write_bytes(b"")
+    elif kind == "tiny":
+        Image.new("RGB", (1, 1)).save(file)
+    else:
+        good.save(file)
+        file.write_bytes(file.read_bytes()[:4000])
+    sentence = {"text": "not an image", "empty": "empty", "tiny": "too small", "truncated": "decoded"}[kind]
+    upload(page, file)
+    status = wait_for_status(page, sentence)
+    assert "bad.png" in status
+    assert "nothing to see" in page.inner_text("#attention-caption")
+    page.locator("#examples .gallery-item").nth(1).click()
+    wait_for_status(page, "1,369")
+    wait_for_change(page, "#attention-map", "")
+
+
+def test_a_format_that_browsers_do_not_show_is_shown(page, tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 65535, (90, 120), dtype=np.uint16)).save(tmp_path / "deep.tif")
+    before = source(page, "#attention-map")
+    upload(page, tmp_path / "deep.tif")
+    wait_for_change(page, "#attention-map", before)
+    page.wait_for_function("document.querySelector('#picture img')?.naturalWidth === 120")
+
+
+def test_clearing_the_picture_empties_the_views(page):
+    page.locator("#picture button[aria-label='Clear'], #picture button[aria-label='Remove Image']").first.click()
+    wait_for_status(page, "Give it a picture")
+    page.wait_for_function("!document.querySelector('#attention-map img')")
+
+
+def test_a_model_that_cannot_be_had_is_one_sentence(page):
+    choose(page, "#model", "dinov2-small")
+    status = wait_for_status(page, "does not answer")
+    assert "'embedded' needs no network" in status
+    choose(page, "#model", "embedded")
+    wait_for_status(page, "not Meta's release")
+
+
+def test_a_folder_as_model_and_one_that_is_none(page, tmp_path):
+    page.locator("#model input").fill(str(tmp_path))
+    page.keyboard.press("Enter")
+    wait_for_status(page, "has no config.json")
+
+
+def test_one_users_picture_never_shows_in_anothers_page(page, browser, app, app_log):
+    with watched_page(browser, app, app_log) as other:
+        other.goto(app)
+        other.wait_for_selector("#attention-map img")
+        before = source(other, "#attention-map"), pixels(other, "#attention-photo")
+        drawn = source(page, "#attention-map")
+        page.locator("#examples .gallery-item").nth(2).click()
+        wait_for_change(page, "#attention-map", drawn)
+        other.wait_for_timeout(500)
+        assert source(other, "#attention-map") == before[0]
+        assert np.array_equal(pixels(other, "#attention-photo"), before[1])
+
+
+def test_a_reloaded_page_is_a_whole_page(page):
+    page.reload()
+    page.wait_for_selector("#attention-map img")
+    assert not is_blank(pixels(page, "#attention-map"))
+
+
+def test_a_narrow_window_does_not_scroll_sideways(browser, app, app_log):
+    with watched_page(browser, app, app_log, viewport={"width": 400, "height": 800}) as page:
+        page.goto(app)
+        page.wait_for_selector("#attention-map img")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 400
+
+
+def test_the_dark_page_is_dark(browser, app, app_log):
+    with watched_page(browser, app, app_log, color_scheme="dark") as page:
+        page.goto(app)
+        page.wait_for_selector("#attention-map img")
+        background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert max(int(n) for n in re.findall(r"\d+", background)[:3]) < 80
