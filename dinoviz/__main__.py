@@ -54,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
 
     pca = commands.add_parser("pca", parents=[looking], help="principal components of the patches as colours")
     pca.add_argument("--components", default="1,2,3", help="three for red, green and blue, or one for a heat map")
+    pca.add_argument("--plain", action="store_true", help="red, green and blue are exactly the components; by default "
+                     "they are turned among themselves so that colours stay put between pictures")  # fmt: skip
     pca.add_argument("--joint", action="store_true", help="one basis for all pictures, so that colours agree")
     pca.add_argument("--background", action="store_true", help="fit and colour the background as well")
     pca.add_argument("--threshold", type=float, help="of the foreground evidence, 0 to 1; by default from the data")
@@ -146,7 +148,11 @@ def _draw_pca(options: argparse.Namespace, components: list[int], layer: int, en
         features, components=max(10, *(c + 1 for c in components)), layer=layer, foreground=not options.background,
         threshold=options.threshold,
     )  # fmt: skip
-    maps = fitted.colours(components) if len(components) == 3 else fitted.component(components[0])
+    maps = (
+        fitted.colours(components, turned=not options.plain)
+        if len(components) == 3
+        else fitted.component(components[0])
+    )
     opacity = 1.0 if options.opacity is None else options.opacity
     for i, (picture, values) in enumerate(zip(pictures, maps, strict=True)):
         drawn = render.map_picture(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 
 import gradio as gr
 import numpy as np
@@ -12,7 +13,7 @@ import plotly.graph_objects as go
 from PIL import Image
 
 from dinoviz import pca, render
-from dinoviz.errors import DinovizError, Stopped
+from dinoviz.errors import DinovizError
 from dinoviz.ui.bar import Bar
 from dinoviz.ui.parts import bundle, colour_bar, download, follow, note, through, told, view_image
 from dinoviz.ui.workbench import Look, Workbench
@@ -43,6 +44,12 @@ def build(bench: Workbench, bar: Bar) -> None:
                     )
                     for i, name in enumerate(("red", "green", "blue"))
                 )
+            steady = gr.Checkbox(
+                True,
+                label="Steady colours",
+                info="the three components turned among themselves to follow the picture; off: exactly red, green, blue",
+                elem_id="pca-steady",
+            )
             with gr.Row():
                 raw = gr.Checkbox(False, label="Raw patch grid", elem_id="pca-raw", min_width=130)
                 opacity = gr.Slider(0, 1, value=1, step=0.05, label="Opacity", elem_id="pca-opacity", min_width=140)
@@ -71,13 +78,13 @@ def build(bench: Workbench, bar: Bar) -> None:
     seen = gr.State(12)  # the number of layers that the slider was last set for
 
     style = [shown, opacity, raw]  # these leave the basis, and so the figures, alone
-    options = [layer, shown, red, green, blue, foreground, by_itself, threshold, opacity, raw]
+    options = [layer, shown, red, green, blue, steady, foreground, by_itself, threshold, opacity, raw]
     outputs = [main, joint, scatter, variance, threshold, caption]
     inputs = [*bar.inputs, others, *options]
 
     def show_pca(
         image: str, model: str, resolution: int, others: list[str] | None, layer: int, shown: str, red: int, green: int,
-        blue: int, foreground: bool, by_itself: bool, threshold: float, opacity: float, raw: bool,
+        blue: int, steady: bool, foreground: bool, by_itself: bool, threshold: float, opacity: float, raw: bool,
     ) -> tuple[Image.Image, list, go.Figure, go.Figure, float, str]:  # fmt: skip
         """See the principal components of the patches, of one picture or of several in one joint basis.
 
@@ -91,6 +98,7 @@ def build(bench: Workbench, bar: Bar) -> None:
             red: the component shown as red, from 1
             green: the component shown as green
             blue: the component shown as blue
+            steady: turn the three components among themselves so that colours stay put; else exactly red, green, blue
             foreground: fit and colour foreground patches only
             by_itself: decide the foreground threshold from the data
             threshold: the foreground threshold otherwise, 0 to 1
@@ -102,13 +110,12 @@ def build(bench: Workbench, bar: Bar) -> None:
         """
         with told():
             looks, refused = _looks(bench, [image, *(others or [])], model, resolution)
-            return _draw(
-                bench, looks, refused, layer, shown, (red, green, blue), foreground, by_itself, threshold, opacity, raw
-            )
+            chosen = layer, shown, red, green, blue, steady, foreground, by_itself, threshold, opacity, raw
+            return _draw(bench, looks, refused, _Choice(*chosen))
 
     def download_pca(
         image: str, model: str, resolution: int, others: list[str] | None, layer: int, shown: str, red: int, green: int,
-        blue: int, foreground: bool, by_itself: bool, threshold: float, opacity: float, raw: bool,
+        blue: int, steady: bool, foreground: bool, by_itself: bool, threshold: float, opacity: float, raw: bool,
     ) -> str:  # fmt: skip
         """Get the patch PCA as a zip: pictures at full size, the coordinates as .npz, and what they mean as JSON.
 
@@ -118,29 +125,25 @@ def build(bench: Workbench, bar: Bar) -> None:
         """
         with told():
             looks, _ = _looks(bench, [image, *(others or [])], model, resolution)
-            return _file(bench, looks, layer, shown, (red, green, blue), foreground, by_itself, threshold, opacity, raw)
+            chosen = layer, shown, red, green, blue, steady, foreground, by_itself, threshold, opacity, raw
+            return _file(bench, looks, _Choice(*chosen))
 
     def encode_others(ready: Hashable, image, model, resolution, others, request: gr.Request) -> Iterator[tuple]:
         """Encode the pictures of the joint basis with progress, so that drawing them is instant."""
         if ready is None or not others:
             return
         owner = (request.session_hash, "pca")
-        readable = [path for path in others if _is_readable(bench, path)]
-        job = bench.start_encode(owner, readable, model, resolution)
+        job = bench.start_encode(owner, others, model, resolution, skip_bad=True)  # `refresh` names the bad ones
         for sentence in follow(bench, owner, job):
             yield note(html.escape(sentence), "caption dv-busy"), gr.Button(visible=True)
-        try:
-            job.result()
+        if job.stopped and not job.superseded:
+            yield note("Stopped. Change the pictures to begin again."), gr.Button(visible=False)
+        else:
             yield gr.skip(), gr.Button(visible=False)
-        except Stopped:
-            if not job.superseded:
-                yield note("Stopped. Change the pictures to begin again."), gr.Button(visible=False)
-            raise gr.Error("Stopped.", print_exception=False, visible=False) from None
-        except DinovizError as error:
-            yield note(html.escape(str(error)), "error"), gr.Button(visible=False)
-            raise gr.Error(str(error), print_exception=False, visible=False) from None
+        with told():
+            job.result()
 
-    def refresh(ready: Hashable, seen: int, image, model, resolution, others, layer, shown, red, green, blue, *rest):
+    def refresh(ready: Hashable, seen: int, image, model, resolution, others, layer, *rest):
         if ready is None:
             empty = note("There is nothing to see until a picture is encoded.")
             return gr.skip(), gr.skip(), None, None, None, None, gr.skip(), empty
@@ -149,7 +152,7 @@ def build(bench: Workbench, bar: Bar) -> None:
             layers = looks[0].backbone.layers
             layer = layer if seen == layers else layers
             slider = gr.Slider(maximum=layers, value=layer)
-            return layers, slider, *_draw(bench, looks, refused, layer, shown, (red, green, blue), *rest)
+            return layers, slider, *_draw(bench, looks, refused, _Choice(layer, *rest))
 
     def restyle(*values):
         main, joint, _, _, _, caption = show_pca(*values)
@@ -192,12 +195,31 @@ def _choices() -> list[str]:
     return [RGB, *(f"component {i + 1}" for i in range(COMPONENTS)), SCORE]
 
 
-def _is_readable(bench: Workbench, path: str) -> bool:
-    try:
-        bench.picture(path)
-    except DinovizError:
-        return False
-    return True
+@dataclass(frozen=True)
+class _Choice:
+    """What the controls say, in their order; layer and components from 1."""
+
+    layer: int
+    shown: str
+    red: int
+    green: int
+    blue: int
+    steady: bool
+    foreground: bool
+    by_itself: bool
+    threshold: float
+    opacity: float
+    raw: bool
+
+    @property
+    def components(self) -> list[int]:
+        """From 0, as `pca` counts."""
+        return [self.red - 1, self.green - 1, self.blue - 1]
+
+    @property
+    def style(self) -> dict:
+        """For `render.map_picture`."""
+        return {"opacity": self.opacity, "raw": self.raw, "colormap": "viridis", "scale": (0, 1)}
 
 
 def _looks(bench: Workbench, paths: Sequence[str], model: str, resolution: int) -> tuple[list[Look], list[str]]:
@@ -213,98 +235,95 @@ def _looks(bench: Workbench, paths: Sequence[str], model: str, resolution: int) 
     return looks, refused
 
 
-def _fit(bench: Workbench, looks: list[Look], layer: int, foreground: bool, threshold: float | None) -> pca.PatchPCA:
+def _fit(bench: Workbench, looks: list[Look], choice: _Choice) -> pca.PatchPCA:
+    cut = {"foreground": choice.foreground, "threshold": None if choice.by_itself else choice.threshold}
+
     def make() -> pca.PatchPCA:
         features = [look.features for look in looks]
-        return pca.fit(features, components=COMPONENTS, layer=layer - 1, foreground=foreground, threshold=threshold)
+        return pca.fit(features, components=COMPONENTS, layer=choice.layer - 1, **cut)
 
-    key = ("pca", tuple(look.key for look in looks), layer, foreground, threshold if foreground else None)
-    return bench.derived(key, make)
+    return bench.derived(("pca", tuple(look.key for look in looks), choice.layer, *cut.values()), make)
 
 
-def _maps(fitted: pca.PatchPCA, shown: str, rgb: Sequence[int]) -> list[np.ndarray]:
+def _maps(fitted: pca.PatchPCA, choice: _Choice) -> list[np.ndarray]:
     """Per picture (h, w, 3) colours, or (h, w) numbers in [0, 1]."""
-    if shown == SCORE:
+    if choice.shown == SCORE:
         return fitted.score
-    if shown == RGB:
-        return fitted.colours([component - 1 for component in rgb])
-    number = shown.removeprefix("component ")
+    if choice.shown == RGB:
+        return fitted.colours(choice.components, turned=choice.steady)
+    number = choice.shown.removeprefix("component ")
     if not number.isdigit():
-        raise DinovizError(f"There is no map {shown!r}; there are {', '.join(_choices())}.")
+        raise DinovizError(f"There is no map {choice.shown!r}; there are {', '.join(_choices())}.")
     return fitted.component(int(number) - 1)
 
 
-def _draw(bench, looks, refused, layer, shown, rgb, foreground, by_itself, threshold, opacity, raw) -> tuple:
+def _draw(bench: Workbench, looks: list[Look], refused: list[str], choice: _Choice) -> tuple:
     """Map of the first picture, gallery of all, scatter, variance, threshold, caption."""
-    fitted = _fit(bench, looks, layer, foreground, None if by_itself else threshold)
-    maps = _maps(fitted, shown, rgb)
-    style = {"opacity": opacity, "raw": raw, "colormap": "viridis", "scale": (0, 1)}
+    fitted = _fit(bench, looks, choice)
     pictures = [
-        render.map_picture(look.picture.shown, look.features.grid, values, **style)
-        for look, values in zip(looks, maps, strict=True)
+        render.map_picture(look.picture.shown, look.features.grid, values, **choice.style)
+        for look, values in zip(looks, _maps(fitted, choice), strict=True)
     ]
     gallery = [(picture, look.picture.name) for picture, look in zip(pictures, looks, strict=True)]
-    text = _caption(looks, fitted, layer, shown, rgb, foreground) + "".join(
-        f'<br><span class="dv-error">{html.escape(sentence)}</span>' for sentence in refused
-    )
+    bad = "".join(f'<br><span class="dv-error">{html.escape(sentence)}</span>' for sentence in refused)
     return (
         pictures[0],
         gallery,
-        _scatter(looks, fitted, rgb),
+        _scatter(looks, fitted, choice),
         render.variance_figure(fitted.explained),
-        slider,
-        note(text),
+        round(fitted.threshold, 2),
+        note(_caption(looks, fitted, choice) + bad),
     )
 
 
-def _scatter(looks: list[Look], fitted: pca.PatchPCA, rgb: Sequence[int]):
-    axes = [component - 1 for component in rgb]
-    kept = fitted.foreground
+def _scatter(looks: list[Look], fitted: pca.PatchPCA, choice: _Choice) -> go.Figure:
+    axes, kept = choice.components, fitted.foreground
     points = np.concatenate([c[k][:, axes] for c, k in zip(fitted.coordinates, kept, strict=True)])
-    colours = np.concatenate([c[k] for c, k in zip(fitted.colours(axes), kept, strict=True)])
+    colours = fitted.colours(axes, turned=choice.steady)
+    colours = np.concatenate([c[k] for c, k in zip(colours, kept, strict=True)])
+    where = [(i, row, column) for i, k in enumerate(kept) for row, column in np.argwhere(k)]
+    drawn = np.linspace(0, len(points) - 1, min(SCATTER_POINTS, len(points))).round().astype(int)
     hover = [
-        f"{html.escape(look.picture.name)}, row {row + 1}, column {column + 1}"
-        for look, k in zip(looks, kept, strict=True)
-        for row, column in np.argwhere(k)
+        f"{html.escape(looks[i].picture.name)}, row {row + 1}, column {column + 1}"
+        for i, row, column in (where[n] for n in drawn)
     ]
-    chosen = np.linspace(0, len(points) - 1, min(SCATTER_POINTS, len(points))).round().astype(int)
-    return render.scatter_figure(points[chosen], colours[chosen], axes, [hover[i] for i in chosen])
+    return render.scatter_figure(points[drawn], colours[drawn], axes, hover)
 
 
-def _caption(looks, fitted, layer, shown, rgb, foreground) -> str:
-    share = np.concatenate([k.ravel() for k in fitted.foreground]).mean()
+def _caption(looks: list[Look], fitted: pca.PatchPCA, choice: _Choice) -> str:
     basis = f"joint basis of {len(looks)} pictures" if len(looks) > 1 else "basis of this picture alone"
-    what = f"{through(looks[0], layer)} · {basis}"
-    if foreground:
-        what += f", fitted on the foreground: {share:.0%} of the patches, evidence above {fitted.threshold:.2f}"
-    if shown == RGB:
-        parts = [f"{name} component {c}" for name, c in zip(("red", "green", "blue"), rgb, strict=True)]
-        variance = sum(fitted.explained[c - 1] for c in set(rgb) if c <= len(fitted.explained))
-        return f"{what}<br>{', '.join(parts)}: {variance:.0%} of the variance; black is background"
-    return f"{what}<br>{colour_bar((0, 1), 'viridis', html.escape(shown))}"
+    text = f"{through(looks[0], choice.layer)} · {basis}"
+    if choice.foreground:
+        share = np.concatenate([k.ravel() for k in fitted.foreground]).mean()
+        text += f", fitted on the foreground: {share:.0%} of the patches, evidence of {fitted.threshold:.2f} and more"
+    if choice.shown != RGB:
+        return f"{text}<br>{colour_bar((0, 1), 'viridis', choice.shown)}"
+    rgb = choice.red, choice.green, choice.blue
+    variance = sum(fitted.explained[c - 1] for c in set(rgb) if c <= len(fitted.explained))
+    if choice.steady:
+        parts = "components {}, {} and {}, turned among themselves so that colours stay put".format(*rgb)
+    else:
+        parts = "red component {}, green component {}, blue component {}".format(*rgb)
+    black = "; black is background" if choice.foreground else ""
+    return f"{text}<br>{parts}: {variance:.0%} of the variance{black}"
 
 
-def _file(bench, looks, layer, shown, rgb, foreground, by_itself, threshold, opacity, raw) -> str:
-    fitted = _fit(bench, looks, layer, foreground, None if by_itself else threshold)
-    style = {"opacity": opacity, "raw": raw, "colormap": "viridis", "scale": (0, 1)}
+def _file(bench: Workbench, looks: list[Look], choice: _Choice) -> str:
+    fitted = _fit(bench, looks, choice)
     files, arrays = {}, {"explained": fitted.explained}
-    for i, (look, values) in enumerate(zip(looks, _maps(fitted, shown, rgb), strict=True)):
-        picture = render.map_picture(look.picture.image, look.features.grid, values, **style)
-        files[f"{i + 1:02d}-pca.png"] = render.to_png(picture)
-        arrays |= {
-            f"coordinates_{i + 1:02d}": fitted.coordinates[i],
-            f"foreground_{i + 1:02d}": fitted.foreground[i],
-            f"score_{i + 1:02d}": fitted.score[i],
-        }
+    for i, (look, values) in enumerate(zip(looks, _maps(fitted, choice), strict=True)):
+        number = f"{i + 1:02d}"
+        picture = render.map_picture(look.picture.image, look.features.grid, values, **choice.style)
+        files[f"{number}-pca.png"] = render.to_png(picture)
+        arrays[f"coordinates_{number}"] = fitted.coordinates[i]
+        arrays[f"foreground_{number}"] = fitted.foreground[i]
+        arrays[f"score_{number}"] = fitted.score[i]
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     about = {
         "view": "patch PCA",
         "pictures": [look.about() for look in looks],
-        "layer": layer,
-        "map": shown,
-        "components_as_rgb": list(rgb),
-        "foreground_only": foreground,
+        **asdict(choice),
         "foreground_threshold": fitted.threshold,
         "arrays": {
             "coordinates_NN": "(h, w, components) of picture NN",

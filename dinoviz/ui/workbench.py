@@ -229,11 +229,17 @@ class Workbench:
             earlier.stop()
         return job
 
-    def start_encode(self, owner: Hashable, paths: Sequence[str], model: str, resolution: int) -> Job[list[Look]]:
-        """Encode pictures in the background."""
+    def start_encode(
+        self, owner: Hashable, paths: Sequence[str], model: str, resolution: int, *, skip_bad: bool = False
+    ) -> Job[list[Look]]:
+        """Encode pictures in the background; skip_bad: leave out those that cannot be looked at."""
 
         def work(job: Job) -> list[Look]:
-            return [self.look(path, model, resolution, job, (i, len(paths))) for i, path in enumerate(paths)]
+            looks = []
+            for i, path in enumerate(paths):
+                with contextlib.suppress(*[DinovizError] if skip_bad else []):
+                    looks.append(self.look(path, model, resolution, job, (i, len(paths))))
+            return looks
 
         return self.start(owner, ("encode", *paths, model, resolution), work)
 

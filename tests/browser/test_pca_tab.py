@@ -49,6 +49,8 @@ def test_every_map_can_be_chosen_and_the_figures_stay(page, name):
 @pytest.mark.parametrize("colour", ["red", "green", "blue"])
 def test_any_component_in_any_channel(page, colour):
     before = source(page, "#pca-map")
+    page.locator("#pca-steady input").uncheck()
+    before = wait_for_change(page, "#pca-map", before)
     choose(page, f"#pca-{colour}", "7")
     wait_for_change(page, "#pca-map", before)
     assert f"{colour} component 7" in page.inner_text("#pca-caption")
@@ -69,7 +71,7 @@ def test_the_threshold_can_be_overruled(page):
     page.locator("#pca-threshold input[type=number]").fill("0.9")
     page.keyboard.press("Enter")
     wait_for_change(page, "#pca-map", before)
-    page.get_by_text("evidence above 0.90").wait_for()
+    page.get_by_text("evidence of 0.90 and more").wait_for()
 
 
 def test_layer_raw_and_opacity_repaint(page):

@@ -1,0 +1,8 @@
+"""All benchmarks, one after the other: `make bench`."""
+
+from tests.benchmarks import encode, pca_stability
+
+if __name__ == "__main__":
+    encode.main()
+    print()
+    pca_stability.main()
