@@ -57,7 +57,7 @@ def build(page: gr.Blocks, bench: Workbench) -> Bar:
     examples = example_files()
     with gr.Row(elem_id="bar"):
         with gr.Column(scale=3, min_width=220):
-            image = UploadImage(
+            upload = UploadImage(
                 value=examples[0],
                 label="Picture",
                 sources=["upload", "webcam", "clipboard"],
@@ -68,7 +68,7 @@ def build(page: gr.Blocks, bench: Workbench) -> Bar:
         with gr.Column(scale=4, min_width=280):
             gr.Examples(
                 [[file] for file in examples],
-                [image],
+                [upload],
                 examples_per_page=len(examples),
                 elem_id="examples",
                 api_visibility="private",
@@ -111,7 +111,7 @@ def build(page: gr.Blocks, bench: Workbench) -> Bar:
         yield from _encode(bench, (request.session_hash, "bar"), image, model, resolution)
 
     def preview(image: str) -> str:
-        return _preview(bench, image)
+        return _preview(bench, upload.GRADIO_CACHE, image)
 
     def clear(request: gr.Request) -> tuple:
         bench.stop((request.session_hash, "bar"))
@@ -121,19 +121,19 @@ def build(page: gr.Blocks, bench: Workbench) -> Bar:
         bench.stop((request.session_hash, "bar"))
 
     gr.on(
-        [page.load, image.change, model.input, resolution.input, encode_button.click],
+        [page.load, upload.change, model.input, resolution.input, encode_button.click],
         encode,
-        [image, model, resolution],
+        [upload, model, resolution],
         [status, stop_button, ready],
         api_name="encode",
         show_progress="hidden",
         trigger_mode="multiple",
         concurrency_limit=None,
     )
-    image.upload(preview, image, image, api_visibility="private", show_progress="hidden")
-    image.clear(clear, None, [status, ready], api_visibility="private", show_progress="hidden")
+    upload.upload(preview, upload, upload, api_visibility="private", show_progress="hidden")
+    upload.clear(clear, None, [status, ready], api_visibility="private", show_progress="hidden")
     stop_button.click(stop, api_visibility="private", queue=False, show_progress="hidden")
-    return Bar(image, model, resolution, ready)
+    return Bar(upload, model, resolution, ready)
 
 
 def _encode(bench: Workbench, owner: tuple, image: str | None, model: str, resolution: int) -> Iterator[tuple]:
@@ -156,12 +156,12 @@ def _encode(bench: Workbench, owner: tuple, image: str | None, model: str, resol
         yield note(html.escape(str(error)), "status dv-error"), off, None
 
 
-def _preview(bench: Workbench, image: str) -> object:
+def _preview(bench: Workbench, folder: str, image: str) -> object:
     """The upload itself, or a PNG of it where browsers show nothing; a file that cannot be read is told by `encode`."""
     if Path(image).suffix.lower() in SHOWN_BY_BROWSERS:
         return gr.skip()
     try:
-        return save_pil_to_cache(bench.picture(image).image, UploadImage.GRADIO_CACHE, name="picture", format="png")
+        return save_pil_to_cache(bench.picture(image).image, folder, name="picture", format="png")
     except DinovizError:
         return gr.skip()
 

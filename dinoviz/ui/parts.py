@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import html
+import io
 import json
+import os
 import tempfile
 import zipfile
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -15,6 +18,7 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 from gradio.processing_utils import save_bytes_to_cache
+from PIL import Image
 
 from dinoviz import __version__, render
 from dinoviz.errors import DinovizError, Stopped
@@ -39,16 +43,45 @@ class UploadImage(gr.Image):
         return payload.path
 
 
+class ViewImage(gr.Image):
+    """A picture made here: JPEG, because that repaints fastest."""
+
+    def get_block_name(self) -> str:
+        return "image"
+
+    def postprocess(self, value: Image.Image | None):
+        return super().postprocess(value and jpeg_file(value, self.GRADIO_CACHE))
+
+
+def jpeg_file(picture: Image.Image, folder: str) -> str:
+    """The picture as a file named by its content -> its path.
+
+    Gradio's own saving writes the file anew each time, also while a browser is reading it; this one never does.
+    """
+    buffer = io.BytesIO()
+    picture.save(buffer, format="JPEG", quality=90, subsampling=0)  # subsampled colour would blur the raw patches
+    content = buffer.getvalue()
+    path = Path(folder) / hashlib.sha256(content).hexdigest() / "image.jpg"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_file():
+        path.touch()  # the app forgets files by their age
+    else:
+        handle, temporary = tempfile.mkstemp(dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        Path(temporary).replace(path)
+    return str(path)
+
+
 def view_image(title: str, elem_id: str, *, height: int | None = 430) -> gr.Image:
-    """A picture that changes at each click: JPEG, because that repaints fastest; its title stands above, not on it."""
+    """A picture that changes at each click; its title stands above it, not on it."""
     with gr.Column(min_width=300):
         gr.HTML(f'<div class="dv-title-of">{html.escape(title)}</div>', padding=False)
-        return gr.Image(
+        return ViewImage(
             label=title,
             elem_id=elem_id,
             elem_classes="dv-view",
             interactive=False,
-            format="jpeg",
             height=height,
             show_label=False,
             buttons=["fullscreen"],

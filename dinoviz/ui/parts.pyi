@@ -110,3 +110,19 @@ def download(elem_id: str) -> tuple[gr.Button, gr.DownloadButton, str]:
     button = gr.Button("Download at full size", size="sm", elem_id=f"{elem_id}-button")
     hidden = gr.DownloadButton("file", elem_id=elem_id, elem_classes="dv-hidden")
     return button, hidden, f"() => document.getElementById('{elem_id}').click()"
+
+class ViewImage(gr.Image):
+    """A picture made here: JPEG, because that repaints fastest."""
+
+    def get_block_name(self) -> str:
+        return "image"
+
+    def postprocess(self, value: Image.Image | None):
+        return super().postprocess(value and jpeg_file(value, self.GRADIO_CACHE))
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from gradio.blocks import Block
+    if TYPE_CHECKING:
+        from gradio.components import Timer
+        from gradio.components.base import Component
+
+    

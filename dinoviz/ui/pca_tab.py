@@ -10,12 +10,13 @@ from dataclasses import asdict, dataclass
 import gradio as gr
 import numpy as np
 import plotly.graph_objects as go
+from gradio.utils import get_upload_folder
 from PIL import Image
 
 from dinoviz import pca, render
 from dinoviz.errors import DinovizError
 from dinoviz.ui.bar import Bar
-from dinoviz.ui.parts import bundle, colour_bar, download, follow, note, through, told, view_image
+from dinoviz.ui.parts import bundle, colour_bar, download, follow, jpeg_file, note, through, told, view_image
 from dinoviz.ui.workbench import Look, Workbench
 
 RGB, SCORE = "three components as RGB", "foreground evidence"
@@ -47,7 +48,7 @@ def build(bench: Workbench, bar: Bar) -> None:
             steady = gr.Checkbox(
                 True,
                 label="Steady colours",
-                info="the three components turned among themselves to follow the picture; off: exactly red, green, blue",
+                info="the three components are turned to follow the picture; off: exactly red, green, blue",
                 elem_id="pca-steady",
             )
             with gr.Row():
@@ -71,7 +72,7 @@ def build(bench: Workbench, bar: Bar) -> None:
                 stop_button = gr.Button("Stop", size="sm", elem_id="pca-stop", visible=False)
         variance = gr.Plot(show_label=False, elem_id="pca-variance")
     joint = gr.Gallery(
-        label="All pictures, the same colours for the same features", elem_id="pca-joint", format="jpeg", columns=4,
+        label="All pictures, the same colours for the same features", elem_id="pca-joint", columns=4,
         height="auto", object_fit="contain", visible=False, buttons=["fullscreen"],
     )  # fmt: skip
     file_button, file, press = download("pca-file")
@@ -264,7 +265,8 @@ def _draw(bench: Workbench, looks: list[Look], refused: list[str], choice: _Choi
         render.map_picture(look.picture.shown, look.features.grid, values, **choice.style)
         for look, values in zip(looks, _maps(fitted, choice), strict=True)
     ]
-    gallery = [(picture, look.picture.name) for picture, look in zip(pictures, looks, strict=True)]
+    folder = get_upload_folder()
+    gallery = [(jpeg_file(picture, folder), look.picture.name) for picture, look in zip(pictures, looks, strict=True)]
     bad = "".join(f'<br><span class="dv-error">{html.escape(sentence)}</span>' for sentence in refused)
     return (
         pictures[0],

@@ -90,6 +90,7 @@ def browser() -> Iterator:
 @contextmanager
 def watched_page(browser, url: str, log: Path, **options) -> Iterator:
     """A page in a fresh context that must end without console errors, failed or foreign requests, or stack traces."""
+    already_logged = len(log.read_text())
     context = browser.new_context(**{"viewport": {"width": 1280, "height": 1000}, **options})
     page = context.new_page()
     faults: list[str] = []
@@ -105,7 +106,8 @@ def watched_page(browser, url: str, log: Path, **options) -> Iterator:
     finally:
         context.close()
     assert not faults, faults
-    assert "Traceback" not in log.read_text(), log.read_text()
+    logged = log.read_text()[already_logged:]
+    assert "Traceback" not in logged, logged
 
 
 def _is_ours(requested: str, url: str) -> bool:

@@ -1,10 +1,13 @@
 """The page's functions called from Python, as gradio_client and MCP clients do."""
 
+import httpx
 import numpy as np
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
+
+from tests.browser.conftest import ROOT
 
 pytestmark = pytest.mark.browser
 
@@ -75,10 +78,15 @@ def test_a_wrong_argument_is_one_sentence(client, coffee_file, arguments, senten
         client.predict(**{"image": coffee_file, "resolution": 224, **arguments}, api_name="/attention")
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", "app.py", "requirements.txt"])
-def test_files_that_users_did_not_upload_are_not_readable(client, app, path):
-    with pytest.raises(AppError):
-        client.predict({"path": path, "meta": {"_type": "gradio.FileData"}}, "embedded", 224, api_name="/encode")
-    import httpx
-
+@pytest.mark.parametrize("path", ["/etc/passwd", "app.py", str(ROOT / "requirements.txt")])
+def test_files_that_users_did_not_upload_are_not_readable(app, path):
     assert httpx.get(f"{app}/gradio_api/file={path}").status_code in (403, 404)
+    file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    for endpoint, data in (("encode", [file, "embedded", 224]), ("preview", [file])):
+        asked = httpx.post(f"{app}/gradio_api/call/{endpoint}", json={"data": data})
+        if asked.status_code == 200:
+            said = httpx.get(f"{app}/gradio_api/call/{endpoint}/{asked.json()['event_id']}", timeout=30).text
+            assert "event: error" in said
+            assert "root:" not in said
+        else:
+            assert asked.status_code in (403, 404, 422)

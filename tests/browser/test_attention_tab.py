@@ -89,7 +89,7 @@ def test_layer_slider_moves_by_the_keyboard_and_the_figure_follows(page):
     wait_for_change(page, "#attention-map", before)
     assert "layer 11 of 12" in page.inner_text("#attention-caption")
     page.wait_for_function(
-        "[...document.querySelector('#attention-figure .js-plotly-plot').data].some(t => t.marker.size === 10 && "
+        "document.querySelector('#attention-figure .js-plotly-plot')._fullData.some(t => t.marker.size === 10 && "
         "[...t.x].every(x => x === 11))"
     )
 
@@ -141,7 +141,7 @@ def test_register_model_is_offered_and_tells_when_it_cannot_be_had(page):
     button = page.locator("#attention-registers")
     assert "dinov2-with-registers-small" in button.inner_text()
     button.click()
-    assert "dinov2-with-registers-small" in wait_for_status(page, "does not answer")
+    assert "does not answer" in wait_for_status(page, "dinov2-with-registers-small:")
 
 
 @pytest.mark.parametrize(("size", "tiles"), [((900, 300), 3), ((300, 900), 3)])
@@ -156,10 +156,9 @@ def test_clicks_land_on_the_right_part_of_long_pictures(page, tmp_path, size, ti
     Image.fromarray(array).save(tmp_path / "tiles.png")
     choose(page, "#resolution", "224 px")
     wait_for_status(page, "16 x 24")
-    before = source(page, "#attention-map")
     upload(page, tmp_path / "tiles.png")
-    wait_for_status(page, "16 x 48" if wide else "48 x 16")
-    before = wait_for_change(page, "#attention-map", before)
+    page.locator("#attention-caption").get_by_text("16 x 48" if wide else "48 x 16").wait_for()
+    before = source(page, "#attention-map")
     shown = pixels(page, "#attention-map")
     assert shown.shape[1] / shown.shape[0] == pytest.approx(size[0] / size[1], rel=0.01)
     for i, colour in enumerate(colours):

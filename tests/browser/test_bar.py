@@ -84,7 +84,7 @@ def test_a_bad_file_gets_one_sentence_and_the_next_one_works(page, tmp_path, kin
     upload(page, file)
     status = wait_for_status(page, sentence)
     assert "bad.png" in status
-    assert "nothing to see" in page.inner_text("#attention-caption")
+    page.locator("#attention-caption").get_by_text("nothing to see").wait_for()
     page.locator("#examples .gallery-item").nth(1).click()
     wait_for_status(page, "1,369")
     wait_for_change(page, "#attention-map", "")
@@ -106,7 +106,7 @@ def test_clearing_the_picture_empties_the_views(page):
 
 def test_a_model_that_cannot_be_had_is_one_sentence(page):
     choose(page, "#model", "dinov2-small")
-    status = wait_for_status(page, "does not answer")
+    status = wait_for_status(page, "dinov2-small: the Hugging Face Hub does not answer")
     assert "'embedded' needs no network" in status
     choose(page, "#model", "embedded")
     wait_for_status(page, "not Meta's release")
