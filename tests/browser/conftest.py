@@ -27,6 +27,11 @@ CHROMIUM_FLAGS = (
 )
 
 
+def find_chromium() -> str | None:
+    """The system's own browser."""
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
 @contextmanager
 def running_app(log: Path, **environment: str) -> Iterator[str]:
     """`python app.py` on a free port -> its address; killed at the end."""
@@ -76,7 +81,7 @@ def browser() -> Iterator:
     """Headless Chromium, the system's own."""
     from playwright.sync_api import sync_playwright
 
-    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    executable = find_chromium()
     if executable is None:
         message = "no Chromium is installed (`make browser` installs it where there is apt)"
         # On a build machine a silent skip would prove nothing.

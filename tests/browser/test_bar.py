@@ -47,17 +47,6 @@ def test_resolution_changes_the_grid(page):
     assert "16 x 24 = 384 patches" in wait_for_status(page, "16 x 24")
 
 
-def test_resolution_is_lowered_where_attention_would_be_too_much(page, tmp_path):
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 3000, 3), dtype=np.uint8)).save(tmp_path / "a.png")
-    choose(page, "#resolution", "224 px")
-    wait_for_status(page, "16 x 24")
-    upload(page, tmp_path / "a.png")
-    wait_for_status(page, "16 x 800", timeout=120_000)
-    choose(page, "#resolution", "1036 px")
-    page.locator("#stop").click()  # minutes of work on a small machine: the sentence below is about the next one
-    wait_for_status(page, "Stopped")
-
-
 def test_stop_ends_a_long_encode_and_another_one_can_begin(page):
     choose(page, "#resolution", "1792 px")
     assert re.search(r"Encoding|Waiting", wait_for_status(page, "…") or "")

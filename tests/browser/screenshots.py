@@ -1,0 +1,45 @@
+"""Take the README's pictures anew: `python -m tests.browser.screenshots`."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from playwright.sync_api import sync_playwright
+
+from tests.browser.conftest import CHROMIUM_FLAGS, ROOT, find_chromium, running_app
+from tests.browser.pictures import click_at, source, wait_for_change
+
+SIZE = {"width": 1280, "height": 1010}
+
+
+def main() -> None:
+    """Open the app, look at a picture in both tabs, and keep what is seen in assets/."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running_app(Path(folder) / "log") as url,
+        sync_playwright() as playwright,
+    ):
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=list(CHROMIUM_FLAGS))
+        page = browser.new_page(viewport=SIZE)
+        page.goto(url)
+        page.wait_for_selector("#attention-figure .js-plotly-plot")
+        page.wait_for_timeout(2000)
+        before = source(page, "#attention-map")
+        click_at(page, "#attention-photo", 0.36, 0.4)
+        wait_for_change(page, "#attention-map", before)
+        _shoot(page, "attention.jpg")
+        page.get_by_role("tab", name="Patch PCA").click()
+        page.wait_for_selector("#pca-scatter canvas")
+        _shoot(page, "pca.jpg")
+        browser.close()
+
+
+def _shoot(page, name: str) -> None:
+    page.evaluate("window.scrollTo(0, 0)")
+    page.wait_for_timeout(1500)
+    page.screenshot(path=ROOT / "assets" / name, type="jpeg", quality=85)
+
+
+if __name__ == "__main__":
+    main()
