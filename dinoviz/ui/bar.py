@@ -79,7 +79,7 @@ def build(page: gr.Blocks, bench: Workbench) -> Bar:
                     bench.model_names(),
                     value=bench.default_model,
                     label="Model",
-                    info="a known name" if bench.settings.public else "a known name, a Hub id or a folder",
+                    info="a known name" if bench.settings.public else "name, Hub id or folder",
                     allow_custom_value=not bench.settings.public,
                     elem_id="model",
                     min_width=150,

@@ -139,3 +139,33 @@ def test_the_dark_page_is_dark(browser, app, app_log):
         page.wait_for_selector("#attention-map img")
         background = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert max(int(n) for n in re.findall(r"\d+", background)[:3]) < 80
+
+
+def test_the_controls_follow_a_model_with_other_layers_heads_and_patches(page, tmp_path):
+    from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+
+    config = Dinov2WithRegistersConfig(
+        hidden_size=64,
+        num_hidden_layers=15,
+        num_attention_heads=8,
+        mlp_ratio=1,
+        patch_size=16,
+        image_size=64,
+        num_register_tokens=4,
+    )
+    Dinov2WithRegistersModel(config).save_pretrained(tmp_path / "deep")
+    page.locator("#model input").fill(str(tmp_path / "deep"))
+    page.keyboard.press("Enter")
+    status = wait_for_status(page, "patches of 16 px and 4 registers")
+    assert f"the folder {tmp_path / 'deep'}" in status
+    page.locator("#attention-caption").get_by_text("layer 15 of 15").wait_for()
+    before = source(page, "#attention-map")
+    choose(page, "#attention-shown", "head 8")
+    before = wait_for_change(page, "#attention-map", before)
+    page.locator("#attention-layer input[type=number]").fill("14")
+    page.keyboard.press("Enter")
+    wait_for_change(page, "#attention-map", before)
+    page.locator("#attention-caption").get_by_text("layer 14 of 15").wait_for()
+    assert page.locator("#attention-registers").is_hidden()
+    page.get_by_role("tab", name="Patch PCA").click()
+    page.locator("#pca-caption").get_by_text("layer 15 of 15").wait_for()
