@@ -8,7 +8,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 .PHONY: app test test-all bench lint browser clean
 
 app: $(VENV)/.app
-	$(PY) app.py
+	$(PY) app.py --open
 
 test: $(VENV)/.dev lint browser
 	$(PY) -m pytest
@@ -24,6 +24,7 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .
 
 $(VENV)/.app: requirements.txt requirements-embedded.txt
+	@$(PYTHON) -c 'import sys; sys.version_info < (3, 11) and sys.exit("dinoviz needs Python 3.11 or newer")'
 	[ -x $(PY) ] || $(PYTHON) -m venv $(VENV)
 	$(PIP) --requirement requirements.txt
 	$(PIP) --no-deps --require-hashes --requirement requirements-embedded.txt

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
@@ -19,10 +20,15 @@ def main() -> None:
         server_name=host,
         server_port=options.port,
         share=options.share,
-        inbrowser=options.open,
+        inbrowser=options.open and _has_screen(),
         mcp_server=options.mcp,
         **launch_options(),
     )
+
+
+def _has_screen() -> bool:
+    """Whether there is a browser to open a page in, not a terminal that a text browser would take over."""
+    return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def _arguments() -> argparse.Namespace:
