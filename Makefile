@@ -34,12 +34,13 @@ $(VENV)/.dev: $(VENV)/.app requirements-dev.txt
 	$(PIP) --requirement requirements-dev.txt
 	touch $@
 
-# Browser tests need Chromium; where there is no apt they say why they are skipped.
+# Browser tests need Chromium; where it is missing and cannot be installed they are skipped, and say so.
 browser:
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
-	|| ! command -v apt-get >/dev/null \
-	|| { echo "Installing Chromium for the browser tests" && $(SUDO) apt-get update -qq \
-	     && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; }
+	|| { command -v apt-get >/dev/null && echo "Installing Chromium for the browser tests" \
+	     && $(SUDO) apt-get update -qq && $(SUDO) env DEBIAN_FRONTEND=noninteractive \
+	        apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; } \
+	|| echo "There is no Chromium: the browser tests will be skipped"
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
