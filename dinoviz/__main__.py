@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ from dinoviz import models
 from dinoviz.errors import DinovizError
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from dinoviz.backbone import Backbone
     from dinoviz.features import Features
 
@@ -80,17 +83,20 @@ def _attention(options: argparse.Namespace) -> int:
     import numpy as np
 
     from dinoviz import attention, render
-    from dinoviz.images import PatchGrid, open_image
+    from dinoviz.images import PatchGrid
 
     if not 0 < options.mass <= 1:
         raise DinovizError(f"The mass is a share in (0, 1], not {options.mass}.")
     render.colormap_table(options.colormap)
+    point = None if options.query.upper() == "CLS" else _numbers(options.query, 2, float)
     backbone, layer = _load(options)
+    names = attention.map_names(backbone.heads)
+    if options.map not in names:
+        raise DinovizError(f"There is no map {options.map!r}; there are {', '.join(names)}.")
 
-    def look(path: Path, target: Callable[[str], Path]) -> None:
-        picture = open_image(path)
+    def look(picture: Image.Image, target: Callable[[str], Path]) -> None:
         grid = PatchGrid.fit(picture.size, options.resolution, backbone.patch_size)
-        query = None if options.query.upper() == "CLS" else grid.patch_at(_numbers(options.query, 2, float))
+        query = None if point is None else grid.patch_at(point)
         features = backbone.encode(picture, options.resolution, "all" if "rollout" in options.map else (layer,))
         values = attention.named_map(features, options.map, query, layer)
         ask_cls = query is None
@@ -118,24 +124,32 @@ def _attention(options: argparse.Namespace) -> int:
 
 
 def _pca(options: argparse.Namespace) -> int:
-    from dinoviz.images import open_image
-
     components = [i - 1 for i in _numbers(options.components, None, int)]
     if len(components) not in (1, 3):
         raise DinovizError(f"--components takes one number or three, not {len(components)}.")
+    if options.threshold is not None and not 0 <= options.threshold <= 1:
+        raise DinovizError(f"The threshold is a number from 0 to 1, not {options.threshold}.")
     backbone, layer = _load(options)
+    _check_components(components, backbone.dim)
     encoded: list[tuple] = []
 
-    def look(path: Path, target: Callable[[str], Path]) -> None:
-        picture = open_image(path)
+    def look(picture: Image.Image, target: Callable[[str], Path]) -> None:
         encoded.append((picture, backbone.encode(picture, options.resolution, (layer,)), target))
         if not options.joint:
             _draw_pca(options, components, layer, [encoded.pop()])
 
-    status = _each(options, look)
-    if encoded:
-        _draw_pca(options, components, layer, encoded)
-    return status
+    def together() -> None:
+        if encoded:
+            _draw_pca(options, components, layer, encoded)
+
+    return _each(options, look, together)
+
+
+def _check_components(components: Sequence[int], count: int) -> None:
+    """Components are numbered from 1 where people see them."""
+    for index in components:
+        if not 0 <= index < count:
+            raise DinovizError(f"The components are 1 to {count}; there is no component {index + 1}.")
 
 
 def _draw_pca(options: argparse.Namespace, components: list[int], layer: int, encoded: list[tuple]) -> None:
@@ -148,6 +162,7 @@ def _draw_pca(options: argparse.Namespace, components: list[int], layer: int, en
         features, components=max(10, *(c + 1 for c in components)), layer=layer, foreground=not options.background,
         threshold=options.threshold,
     )  # fmt: skip
+    _check_components(components, len(fitted.explained))  # a small grid has fewer than the model has channels
     maps = (
         fitted.colours(components, turned=not options.plain)
         if len(components) == 3
@@ -176,6 +191,8 @@ def _load(options: argparse.Namespace) -> tuple[Backbone, int]:
         raise DinovizError(f"The resolution is {MIN_RESOLUTION} to {MAX_RESOLUTION}, not {options.resolution}.")
     models.quiet_transformers()
     find_images(options.images)
+    with _writing(options.out):
+        options.out.mkdir(parents=True, exist_ok=True)
     backbone = models.load(options.model or models.default_name(), device=options.device)
     layer = backbone.layers if options.layer is None else options.layer
     if not 1 <= layer <= backbone.layers:
@@ -184,37 +201,48 @@ def _load(options: argparse.Namespace) -> tuple[Backbone, int]:
     return backbone, layer - 1
 
 
-def _each(options: argparse.Namespace, look: Callable[[Path, Callable[[str], Path]], None]) -> int:
-    """Look at every image with a progress bar; one that cannot be read is named, the others are done."""
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DinovizError(f"{folder} cannot be written: {error.strerror or error}.") from None
+
+
+def _each(
+    options: argparse.Namespace,
+    look: Callable[[Image.Image, Callable[[str], Path]], None],
+    at_last: Callable[[], None] = lambda: None,
+) -> int:
+    """Look at every image with a progress bar; one that cannot be looked at is named, the others are done."""
     from tqdm import tqdm
 
-    from dinoviz.images import find_images
+    from dinoviz.images import ImageError, open_image
 
-    files = find_images(options.images)
+    targets = list(_targets(options))
     refused = 0
-    for path, target in tqdm(list(_targets(files, options)), unit="image", disable=len(files) == 1):
-        try:
-            look(path, target)
-        except DinovizError as error:
-            refused += 1
-            tqdm.write(f"dinoviz: {error}", file=sys.stderr)
-        except OSError as error:
-            raise DinovizError(f"{options.out} cannot be written: {error.strerror or error}.") from None
-    done = len(files) - refused
-    print(f"dinoviz: {done} of {len(files)} done, in {options.out}")
+    with _writing(options.out):
+        for path, target in tqdm(targets, unit="image", disable=len(targets) == 1):
+            try:
+                look(open_image(path, name=str(path)), target)
+            except DinovizError as error:
+                refused += 1
+                about = "" if isinstance(error, ImageError) else f"{path}: "  # which says its name itself
+                tqdm.write(f"dinoviz: {about}{error}", file=sys.stderr)
+        at_last()
+    print(f"dinoviz: {len(targets) - refused} of {len(targets)} done, in {options.out}")
     return 2 if refused else 0
 
 
-def _targets(files: list[Path], options: argparse.Namespace) -> Iterator[tuple[Path, Callable[[str], Path]]]:
+def _targets(options: argparse.Namespace) -> Iterator[tuple[Path, Callable[[str], Path]]]:
     """Each file with a function from an ending to where its result goes; folders keep their inner shape."""
-    roots = [path for path in options.images if path.is_dir()]
     taken: set[Path] = set()
-    for file in files:
-        root = next((root for root in roots if file.is_relative_to(root)), file.parent)
+    for file, root in _files(options.images, options.out).items():
         folder = options.out / file.relative_to(root).parent
-        stem = folder / file.stem
-        if stem in taken:  # cat.jpg beside cat.png
-            stem = folder / file.name
+        stem, again = folder / file.stem, 1
+        while stem in taken:  # cat.jpg beside cat.png, or in another folder
+            stem = folder / (file.name if again == 1 else f"{file.name}-{again}")
+            again += 1
         taken.add(stem)
 
         def target(ending: str, folder: Path = folder, stem: Path = stem) -> Path:
@@ -222,6 +250,26 @@ def _targets(files: list[Path], options: argparse.Namespace) -> Iterator[tuple[P
             return stem.with_name(f"{stem.name}-{ending}")
 
         yield file, target
+
+
+def _files(images: Sequence[Path], out: Path) -> dict[Path, Path]:
+    """Every file once, with the folder that was asked for. What an earlier run left in `out` is no picture."""
+    from dinoviz.images import ImageError, find_images
+
+    files: dict[Path, Path] = {}
+    for given in images:
+        if not given.is_dir():
+            files.setdefault(given, given.parent)
+            continue
+        results = out.resolve()
+        inside = given.resolve() in results.parents
+        with suppress(ImageError):  # an empty folder beside others
+            for file in find_images([given]):
+                if not (inside and results in file.resolve().parents):
+                    files.setdefault(file, given)
+    if not files:
+        raise ImageError(f"There are no images in {', '.join(map(str, images))}.")
+    return files
 
 
 def _numbers(text: str, count: int | None, kind: type) -> list:

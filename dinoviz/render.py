@@ -104,10 +104,12 @@ def mark_patch(picture: Image.Image, grid: PatchGrid, patch: tuple[int, int] | N
         return picture
     marked = picture.copy()
     left, top, right, bottom = replace(grid, image_size=picture.size).patch_box(patch)
+    # The pixels that `PatchGrid.resize` gives to the patch; Pillow counts the last one in.
+    left, top, right, bottom = (math.ceil(edge - 0.5) for edge in (left, top, right, bottom))
     line = max(1, round(min(picture.size) / 250))
     draw = ImageDraw.Draw(marked)
-    draw.rectangle((left - 2 * line, top - 2 * line, right + 2 * line, bottom + 2 * line), outline="black", width=line)
-    draw.rectangle((left - line, top - line, right + line, bottom + line), outline="white", width=line)
+    for colour, out in (("black", 2 * line), ("white", line)):
+        draw.rectangle((left - out, top - out, right + out - 1, bottom + out - 1), outline=colour, width=line)
     return marked
 
 

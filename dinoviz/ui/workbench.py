@@ -91,7 +91,7 @@ class Job(Generic[Made]):
         self.request = request
         self.superseded = False  # the page asked for something else, nobody waits for this any more
         self.what: Callable[[], str] = lambda: "Waiting"
-        self._share, self._began = 0.0, 0.0
+        self._share, self._began, self._began_at = 0.0, 0.0, 0.0
         self._stop = threading.Event()
         self._result: Future[Made] = Future()
         threading.Thread(target=self._run, args=(work,), daemon=True).start()
@@ -116,7 +116,8 @@ class Job(Generic[Made]):
         if self.stopped:
             raise Stopped
         if share and not self._share:
-            self._began = time.monotonic()  # loading and waiting say nothing about the speed of the work
+            # Loading and waiting say nothing about the speed of the work, nor does what was done by then.
+            self._began, self._began_at = time.monotonic(), share
         self.what = what if callable(what) else lambda: what
         self._share = share
 
@@ -138,7 +139,8 @@ class Job(Generic[Made]):
     def _sentence(self) -> str:
         if not self._share:
             return f"{self.what()} …"
-        left = (time.monotonic() - self._began) / self._share * (1 - self._share)
+        done = self._share - self._began_at
+        left = (time.monotonic() - self._began) / done * (1 - self._share) if done > 0 else 0
         return f"{self.what()}, {self._share:.0%}" + (f", about {left:.0f} s left" if left >= 1 else "")
 
 
