@@ -10,7 +10,7 @@ from dinoviz.ui import attention_tab, bar, pca_tab
 from dinoviz.ui.workbench import Settings, Workbench
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
-DELETE_UPLOADS = (3600, 24 * 3600)  # look every hour, forget uploads and results after a day
+DELETE_UPLOADS = (1800, 6 * 3600)  # look every half hour, forget uploads and results that are six hours old
 
 
 def build(settings: Settings) -> gr.Blocks:

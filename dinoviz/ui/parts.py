@@ -18,6 +18,7 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 from gradio.processing_utils import save_bytes_to_cache
+from gradio.utils import get_upload_folder
 from PIL import Image
 
 from dinoviz import __version__, render
@@ -140,8 +141,10 @@ def picture_point(look: Look, index: Sequence[float]) -> np.ndarray:
 
 
 def bundle(name: str, files: Mapping[str, bytes], about: Mapping) -> str:
-    """A zip of files with an about.json that says what they are -> its path, in a folder of its own."""
-    path = Path(tempfile.mkdtemp(prefix="dinoviz-")) / f"{name}.zip"
+    """A zip of files with an about.json that says what they are -> its path, in a folder of its own that ages away."""
+    folder = Path(get_upload_folder())
+    folder.mkdir(parents=True, exist_ok=True)
+    path = Path(tempfile.mkdtemp(dir=folder)) / f"{name}.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for file, content in files.items():
             archive.writestr(file, content)
