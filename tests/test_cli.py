@@ -141,13 +141,14 @@ def test_the_norm_map_shows_its_whole_range_and_is_not_cut(tiny_model, tiny_back
 
 
 def test_mass_dims_all_but_the_patches_that_hold_it(tiny_model, tiny_backbone, cat, out, chelsea):
-    run("attention", cat, "--out", out, *tiny_model, "--mass", "0.6")
+    run("attention", cat, "--out", out, *tiny_model, "--mass", "0.6", "--opacity", "0.7")
     features = tiny_backbone.encode(chelsea, 224)
-    values = attention.cls_attention(features).mean(axis=0)
-    expected = render.map_picture(
-        chelsea, features.grid, values, opacity=0.7, mask=attention.mass_mask(values[None], 0.6)[0]
-    )
-    np.testing.assert_array_equal(np.asarray(Image.open(out / "cat-attention.png")), np.asarray(expected))
+    heads = attention.cls_attention(features)
+    mean = heads.mean(axis=0)
+    drawn = render.map_picture(chelsea, features.grid, mean, opacity=0.7, mask=attention.mass_mask(mean, 0.6))
+    np.testing.assert_array_equal(np.asarray(Image.open(out / "cat-attention.png")), np.asarray(drawn))
+    sheet = render.heads_sheet(chelsea, features.grid, heads, attention.mass_mask(heads, 0.6), opacity=0.7)
+    np.testing.assert_array_equal(np.asarray(Image.open(out / "cat-heads.png")), np.asarray(sheet))
 
 
 def test_raw_draws_one_colour_per_patch(tiny_model, tiny_backbone, cat, out, chelsea):
@@ -211,13 +212,14 @@ def test_one_component_is_a_heat_map(tiny_model, tiny_backbone, cat, out, chelse
     np.testing.assert_array_equal(drawn, features.grid.resize(patches, "image", "nearest"))
 
 
-def test_background_and_threshold_reach_the_library(tiny_model, cat, out):
-    run("pca", cat, "--out", out, *tiny_model, "--background")
-    with np.load(out / "cat-pca.npz") as arrays:
-        assert arrays["foreground"].all()
+def test_threshold_and_background_decide_what_is_fitted(tiny_model, cat, out):
     run("pca", cat, "--out", out, *tiny_model, "--threshold", "0.8")
     with np.load(out / "cat-pca.npz") as arrays:
         np.testing.assert_array_equal(arrays["foreground"], arrays["score"] >= 0.8)
+        assert not arrays["foreground"].all()
+    run("pca", cat, "--out", out, *tiny_model, "--threshold", "0.8", "--background")
+    with np.load(out / "cat-pca.npz") as arrays:
+        assert arrays["foreground"].all()
 
 
 # Files and folders
