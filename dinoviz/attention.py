@@ -72,28 +72,29 @@ def named_map(features: Features, name: str, yx: tuple[int, int] | None = None, 
     return heads[names.index(name) - 1]
 
 
-def rollout(features: Features, on_layer: Callable[[int, int], None] | None = None) -> np.ndarray:
+def rollout(features: Features, on_chunk: Callable[[int, int], None] | None = None) -> np.ndarray:
     """How much of each patch reaches the CLS token through all layers -> (h, w) float32.
 
     Abnar & Zuidema 2020, equation 1: A_l = (mean over heads of attention + identity) / 2, rollout = A_L ... A_1. Only
     the CLS row is wanted, so a row vector goes from the last layer to the first and no N x N matrix is kept.
-    on_layer: called with (layers done, layers); what it raises ends the work.
+    on_chunk: called with (chunks of queries done, chunks); what it raises ends the work.
     Raises DinovizError unless all layers were captured.
     """
-    row = None
+    n = features.tokens(-1).key.shape[1]
+    chunks = torch.arange(n).split(CHUNK)
+    done, total = 0, 1 + (features.layers - 1) * len(chunks)  # the last layer needs the CLS row alone
+    row = torch.zeros(n)
+    row[0] = 1
     for layer in reversed(range(features.layers)):
         tokens = features.tokens(layer)
-        n = tokens.key.shape[1]
-        if row is None:
-            row = torch.zeros(n)
-            row[0] = 1
         through = torch.zeros(n)
-        for queries in torch.arange(n).split(CHUNK):
+        for queries in chunks:
             if row[queries].any():
                 through += row[queries] @ _rows(tokens, queries, features.scaling).mean(dim=0)
+                done += 1
+                if on_chunk:
+                    on_chunk(done, total)
         row = (row + through) / 2
-        if on_layer:
-            on_layer(features.layers - layer, features.layers)
     return _patch_maps(features, row.numpy()[None])[0]
 
 

@@ -85,7 +85,10 @@ class Backbone:
         self.name, self.source = name, source
         self.device, self.dtype = torch.device(device), dtype
         config = model.config
-        self.patch_size: int = config.patch_size
+        sizes = config.patch_size if isinstance(config.patch_size, list | tuple) else [config.patch_size]
+        if len(set(sizes)) > 1:
+            raise DinovizError(f"{name} has patches of {sizes[0]} x {sizes[1]} pixels; dinoviz needs square ones.")
+        self.patch_size: int = sizes[0]
         self.dim: int = config.hidden_size
         self.heads: int = config.num_attention_heads
         self.layers: int = config.num_hidden_layers

@@ -317,8 +317,9 @@ class PatchGrid:
         values = np.asarray(values)
         width, height = map(int, self.size(target))
         if mode == "nearest":
-            rows = ((np.arange(height) + 0.5) * (values.shape[0] / height)).astype(int)
-            columns = ((np.arange(width) + 0.5) * (values.shape[1] / width)).astype(int)
+            # The cell that holds the pixel's centre, in whole numbers, since centres may lie on borders.
+            rows = (2 * np.arange(height) + 1) * values.shape[0] // (2 * height)
+            columns = (2 * np.arange(width) + 1) * values.shape[1] // (2 * width)
             return values[rows[:, None], columns]
         if mode != "bilinear":
             raise DinovizError(f"A map is resized by 'nearest' or 'bilinear', not {mode!r}.")

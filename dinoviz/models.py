@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import dataclass
@@ -118,13 +119,13 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
     return device
 
 
-def default_name() -> str:
+def default_name(hub: bool | None = None) -> str:
     """The largest official model that suits the device if the Hub or its cache can give it, else "embedded".
 
-    Decided in at most HUB_TIMEOUT seconds.
+    hub: whether the Hub answers, where that is known already; else it is asked, for at most HUB_TIMEOUT seconds.
     """
     name = "dinov2-base" if pick_device().type == "cuda" else "dinov2-small"
-    return name if is_cached(name) or hub_answers() else "embedded"
+    return name if is_cached(name) or (hub_answers() if hub is None else hub) else "embedded"
 
 
 def is_cached(name: str) -> bool:
@@ -156,7 +157,10 @@ def download_progress(name: str) -> str:
     from huggingface_hub import constants
 
     folder = Path(constants.HF_HUB_CACHE) / f"models--{known.hub_id.replace('/', '--')}" / "blobs"
-    done = sum(file.stat().st_size for file in folder.glob("*")) if folder.is_dir() else 0
+    done = 0
+    for file in folder.glob("*"):
+        with contextlib.suppress(FileNotFoundError):  # a part that was just completed has another name now
+            done += file.stat().st_size
     return f": {done / 1e6:.0f} of {known.parameters * 4:.0f} MB"
 
 

@@ -178,7 +178,7 @@ def heads_sheet(
 def to_png(image: Image.Image | np.ndarray) -> bytes:
     """A picture as the bytes of a PNG file, lossless."""
     buffer = io.BytesIO()
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, format="PNG", compress_level=3)
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
 
 
@@ -208,7 +208,7 @@ def heads_figure(statistics: Sequence[HeadStatistics], layer: int) -> go.Figure:
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
-    figure = make_subplots(cols=2, rows=1, figure=_figure(280), horizontal_spacing=0.1)
+    figure = make_subplots(cols=2, rows=1, figure=_figure(280), horizontal_spacing=0.16)
     for column, (field, unit) in enumerate((("distance", "patches"), ("entropy", "bits")), start=1):
         values = np.array([getattr(s, field) for s in statistics])  # (layers, heads)
         layers, heads = values.shape

@@ -14,7 +14,19 @@ from dinoviz import attention, models, render
 from dinoviz.attention import MEAN, NORMS, ROLLOUT, map_names
 from dinoviz.errors import DinovizError
 from dinoviz.ui.bar import Bar
-from dinoviz.ui.parts import bundle, colour_bar, download, follow, note, picture_point, through, told, view_image
+from dinoviz.ui.parts import (
+    api_only,
+    bundle,
+    colour_bar,
+    download,
+    encoded,
+    follow,
+    note,
+    picture_point,
+    through,
+    told,
+    view_image,
+)
 from dinoviz.ui.workbench import Job, Look, Workbench
 
 MEANINGS = {
@@ -31,7 +43,7 @@ def build(bench: Workbench, bar: Bar) -> None:
         photo = view_image("Click a patch to ask where it looks", "attention-photo")
         heat = view_image("Where it looks; a click here asks as well", "attention-map")
     with gr.Row():
-        caption = gr.HTML(note("Waiting for the picture …"), elem_id="attention-caption")
+        caption = gr.HTML(note("Waiting for the picture …"), label="caption", elem_id="attention-caption")
         stop_button = gr.Button("Stop", size="sm", visible=False, scale=0, elem_id="attention-stop")
     with gr.Row():
         with gr.Column(min_width=260):
@@ -75,7 +87,7 @@ def build(bench: Workbench, bar: Bar) -> None:
     pictures = [photo, heat, sheet, caption]
 
     def show_attention(
-        image: str, model: str, resolution: int, layer: int, shown: str, query: str, colormap: str, opacity: float,
+        image: str, model: str, resolution: str, layer: int, shown: str, query: str, colormap: str, opacity: float,
         raw: bool, mass: float,
     ) -> tuple[Image.Image, Image.Image, Image.Image, str]:  # fmt: skip
         """See where the CLS token or one patch looks.
@@ -99,7 +111,7 @@ def build(bench: Workbench, bar: Bar) -> None:
             return _draw(bench, look, layer, shown, query, colormap, opacity, raw, mass)
 
     def download_attention(
-        image: str, model: str, resolution: int, layer: int, shown: str, query: str, colormap: str, opacity: float,
+        image: str, model: str, resolution: str, layer: int, shown: str, query: str, colormap: str, opacity: float,
         raw: bool, mass: float,
     ) -> str:  # fmt: skip
         """Get the attention maps as a zip: pictures at full size, the numbers as .npz, and what they mean as JSON.
@@ -112,32 +124,45 @@ def build(bench: Workbench, bar: Bar) -> None:
             look = bench.look(image, model, resolution)
             return _file(bench, look, layer, shown, query, colormap, opacity, raw, mass)
 
-    def click_patch(event: gr.SelectData, image, model, resolution, layer, shown, query, *style):
+    def repaint(image, model, resolution, *chosen):
+        look = encoded(bench, image, model, resolution)
         with told():
-            look = bench.look(image, model, resolution)
+            return _draw(bench, look, *chosen) if look else gr.skip()
+
+    def click_patch(event: gr.SelectData, image, model, resolution, layer, shown, query, *style):
+        look = encoded(bench, image, model, resolution)
+        if look is None:
+            return gr.skip()
+        with told():
             query = "{:.0f}, {:.0f}".format(*np.floor(picture_point(look, event.index)))
             shown = MEAN if shown in (ROLLOUT, NORMS) else shown  # those have no query
             return query, shown, *_draw(bench, look, layer, shown, query, *style)
 
     def click_head(event: gr.SelectData, image, model, resolution, layer, shown, query, *style):
+        look = encoded(bench, image, model, resolution)
+        if look is None:
+            return gr.skip()
         with told():
-            look = bench.look(image, model, resolution)
             head = render.Sheet.fit(look.backbone.heads, look.picture.shown.size).tile_at(event.index)
             shown = shown if head is None else f"head {head + 1}"
             return shown, *_draw(bench, look, layer, shown, query, *style)
 
     def ask_cls(image, model, resolution, layer, shown, query, *style):
+        look = encoded(bench, image, model, resolution)
+        if look is None:
+            return gr.skip()
         with told():
-            look = bench.look(image, model, resolution)
             shown = MEAN if shown in (ROLLOUT, NORMS) else shown
             return CLS, shown, *_draw(bench, look, layer, shown, CLS, *style)
 
     def refresh(ready: Hashable, seen: tuple, image, model, resolution, layer, shown, query, *style):
         if ready is None:
             empty = note("There is nothing to see until a picture is encoded.")
-            return gr.skip(), gr.skip(), gr.skip(), gr.skip(), None, None, None, empty, None, gr.skip()
+            return gr.skip(), gr.skip(), gr.skip(), gr.skip(), None, None, None, empty, gr.skip()
+        look = bench.peek(image, model, resolution)
+        if look is None:  # the page has gone on to another one, which will say when it is ready
+            return gr.skip()
         with told():
-            look = bench.look(image, model, resolution)
             digest, layers, choices = look.picture.digest, look.backbone.layers, map_names(look.backbone.heads)
             query = query if seen[0] == digest else CLS
             layer = layer if seen[1] == layers else layers
@@ -148,8 +173,7 @@ def build(bench: Workbench, bar: Bar) -> None:
                 gr.Dropdown(choices=choices, value=shown),
                 query,
                 *_draw(bench, look, layer, shown, query, *style),
-                _figure(bench, look, layer),
-                _register_button(look.backbone.name),
+                _register_button(bench, look.backbone.name),
             )
 
     def prepare(ready: Hashable, image, model, resolution, shown: str, request: gr.Request) -> Iterator[tuple]:
@@ -157,9 +181,8 @@ def build(bench: Workbench, bar: Bar) -> None:
         if ready is None or shown != ROLLOUT:
             return
         owner = (request.session_hash, "attention")
-        with told():
-            look = bench.look(image, model, resolution)
-        if bench.is_derived(_rollout_key(look)):
+        look = bench.peek(image, model, resolution)
+        if look is None or bench.is_derived(_rollout_key(look)):
             return
         job = bench.start(owner, _rollout_key(look), lambda job: _rollout(bench, look, job))
         for sentence in follow(bench, owner, job):
@@ -171,9 +194,12 @@ def build(bench: Workbench, bar: Bar) -> None:
     def stop(request: gr.Request) -> None:
         bench.stop((request.session_hash, "attention"))
 
-    def draw_figure(image, model, resolution, layer):
+    def draw_figure(ready: Hashable, image, model, resolution, layer):
+        look = bench.peek(image, model, resolution)
+        if ready is None or look is None:
+            return None if ready is None else gr.skip()
         with told():
-            return _figure(bench, bench.look(image, model, resolution), layer)
+            return _figure(bench, look, layer)
 
     def use_registers(model: str) -> str:
         return _register_sibling(model) or model
@@ -181,27 +207,30 @@ def build(bench: Workbench, bar: Bar) -> None:
     quiet = {"show_progress": "hidden", "concurrency_limit": 8}
     private = {**quiet, "api_visibility": "private"}
     inputs = bar.inputs + options
+    figure_inputs = [bar.ready, *bar.inputs, layer]
     bar.ready.change(prepare, [bar.ready, *bar.inputs, shown], [caption, stop_button], **private).success(
-        refresh, [bar.ready, seen, *inputs], [seen, *look_options, *pictures, figure, registers], **private
-    )
+        refresh, [bar.ready, seen, *inputs], [seen, *look_options, *pictures, registers], **private
+    ).then(draw_figure, figure_inputs, figure, **private)
     gr.on(
         [layer.input, query.submit, colormap.input, opacity.input, raw.input, mass.input],
-        show_attention, inputs, pictures, api_name="attention", trigger_mode="always_last", **quiet,
+        repaint, inputs, pictures, trigger_mode="always_last", **private,
     )  # fmt: skip
     shown.input(prepare, [bar.ready, *bar.inputs, shown], [caption, stop_button], **private).success(
-        show_attention, inputs, pictures, **private
+        repaint, inputs, pictures, **private
     )
     # Not "release": the arrow keys move a slider without one.
-    layer.change(draw_figure, [*bar.inputs, layer], figure, trigger_mode="always_last", **private)
+    layer.change(draw_figure, figure_inputs, figure, trigger_mode="always_last", **private)
+    api_only().click(show_attention, inputs, pictures, api_name="attention", concurrency_limit=2)
     for view in (photo, heat):
         # "multiple": the default would lose quick clicks.
         view.select(click_patch, inputs, [query, shown, *pictures], trigger_mode="multiple", **private)
     sheet.select(click_head, inputs, [shown, *pictures], trigger_mode="multiple", **private)
     stop_button.click(stop, api_visibility="private", queue=False, show_progress="hidden")
     cls.click(ask_cls, inputs, [query, shown, *pictures], **private)
-    file_button.click(download_attention, inputs, file, api_name="attention_download", concurrency_limit=2).success(
-        None, js=press
-    )
+    file_button.click(
+        download_attention, inputs, file, api_name="attention_download", concurrency_limit=2,
+        show_progress="full", show_progress_on=caption,
+    ).success(None, js=press)  # fmt: skip
     # The model's own input event does not fire when it is set from here, so the bar's button is pressed.
     registers.click(use_registers, bar.model, bar.model, **private).then(
         None, js="() => document.getElementById('encode').click()"
@@ -273,7 +302,7 @@ def _caption(look, layer, shown, patch, values, scale, colormap, meaning) -> str
     if patch and asked:
         asked = f" · query: patch in row {patch[0] + 1}, column {patch[1] + 1}"
     text = f"{through(look, None if shown == ROLLOUT else layer)}{asked} · {html.escape(shown)}<br>"
-    text += colour_bar(scale, colormap, meaning)
+    text += colour_bar(scale, colormap, meaning, clipped=values.max() > scale[1])
     if shown != NORMS:
         text += f" · the patches together {values.sum():.2f}, the strongest {values.max():.3g}"
     return text
@@ -294,9 +323,11 @@ def _register_sibling(model: str) -> str | None:
     return sibling if sibling in models.KNOWN else None
 
 
-def _register_button(model: str):
+def _register_button(bench: Workbench, model: str):
     sibling = _register_sibling(model)
-    return gr.Button(visible=sibling is not None, value=f"Artefacts? Look through {sibling}")
+    can_be_had = sibling is not None and (bench.hub_answers or models.is_cached(sibling))
+    text = f"Artefacts? Look through {sibling}" + ("" if can_be_had else " (needs the Hugging Face Hub)")
+    return gr.Button(visible=sibling is not None, interactive=can_be_had, value=text)
 
 
 def _file(bench, look, layer, shown, query, colormap, opacity, raw, mass) -> str:
@@ -310,6 +341,7 @@ def _file(bench, look, layer, shown, query, colormap, opacity, raw, mass) -> str
         files[f"heads/head-{i + 1:02d}.png"] = render.to_png(_map(look, full, head, mass, MEAN, **style))
     arrays = io.BytesIO()
     np.savez_compressed(arrays, map=values, heads=heads, norms=look.features.tokens(layer - 1).norms)
+    files["heads.png"] = render.to_png(render.heads_sheet(full, look.features.grid, heads, **style))
     files["attention.npz"] = arrays.getvalue()
     about = {
         "view": "attention",

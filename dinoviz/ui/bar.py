@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from gradio.processing_utils import save_pil_to_cache
 from dinoviz.errors import DinovizError, Stopped
 from dinoviz.ui.parts import UploadImage, follow, note
 from dinoviz.ui.workbench import Look, Workbench
+
+logger = logging.getLogger(__name__)
 
 RESOLUTIONS = (224, 280, 336, 392, 448, 518, 616, 672, 784, 896, 1036, 1232, 1400, 1792)
 DEFAULT_RESOLUTION = 518
@@ -85,20 +88,20 @@ def build(page: gr.Blocks, bench: Workbench) -> Bar:
                     min_width=150,
                 )
                 resolution = gr.Dropdown(
-                    [(f"{size} px", size) for size in RESOLUTIONS],
-                    value=DEFAULT_RESOLUTION,
+                    [(f"{size} px", str(size)) for size in RESOLUTIONS],
+                    value=str(DEFAULT_RESOLUTION),
                     label="Resolution",
                     info="short side, as the model sees it",
                     elem_id="resolution",
                     min_width=130,
                 )
-            status = gr.HTML(note("Starting …", "status"), elem_id="status")
+            status = gr.HTML(note("Starting …", "status"), label="status", elem_id="status")
             with gr.Row():
                 encode_button = gr.Button("Encode", size="sm", elem_id="encode")
                 stop_button = gr.Button("Stop", size="sm", elem_id="stop", interactive=False)
     ready = gr.State(None)
 
-    def encode(image: str | None, model: str, resolution: int, request: gr.Request) -> Iterator[tuple]:
+    def encode(image: str | None, model: str, resolution: str, request: gr.Request) -> Iterator[tuple]:
         """Run a model over a picture once; every view of it is instant afterwards.
 
         Args:
@@ -136,7 +139,7 @@ def build(page: gr.Blocks, bench: Workbench) -> Bar:
     return Bar(upload, model, resolution, ready)
 
 
-def _encode(bench: Workbench, owner: tuple, image: str | None, model: str, resolution: int) -> Iterator[tuple]:
+def _encode(bench: Workbench, owner: tuple, image: str | None, model: str, resolution: str) -> Iterator[tuple]:
     """What `encode` sends to the page: (status, stop button, ready)."""
     if not image:  # `clear` speaks
         yield gr.skip(), gr.skip(), gr.skip()
@@ -148,12 +151,17 @@ def _encode(bench: Workbench, owner: tuple, image: str | None, model: str, resol
         yield note(html.escape(sentence), "status dv-busy"), gr.Button(interactive=True), gr.skip()
     try:
         look = job.result()[0]
-        yield note(_told(bench, look, resolution, time.monotonic() - began), "status"), off, look.key
+        yield note(_told(bench, look, int(resolution), time.monotonic() - began), "status"), off, look.key
     except Stopped:
         if not job.superseded:
             yield note("Stopped. Press Encode to begin again.", "status"), off, None
     except DinovizError as error:
         yield note(html.escape(str(error)), "status dv-error"), off, None
+    except Exception as error:  # a defect, or memory: say it, and let no older map pass for this picture's
+        logger.exception("encode failed")
+        said = f"It failed: {html.escape(str(error).splitlines()[0] if str(error) else type(error).__name__)}"
+        advice = " A lower resolution or a smaller model needs less memory." if "memory" in said.lower() else ""
+        yield note(said + advice, "status dv-error"), off, None
 
 
 def _preview(bench: Workbench, folder: str, image: str) -> object:
@@ -169,11 +177,12 @@ def _preview(bench: Workbench, folder: str, image: str) -> object:
 def _told(bench: Workbench, look: Look, wanted: int, seconds: float) -> str:
     grid, backbone = look.features.grid, look.backbone
     h, w = grid.shape
+    took = f"encoded in {seconds:.1f} s" if seconds >= 0.1 else "from the cache"
     lines = [
         f"<b>{html.escape(backbone.name)}</b>: {html.escape(backbone.source)}.",
         f"Seen at {grid.model_size[0]} x {grid.model_size[1]} px: {h} x {w} = {h * w:,} patches of {grid.patch_size} px"
         f"{f' and {backbone.registers} registers' if backbone.registers else ''}. "
-        f"{str(backbone.device).upper()}, {str(backbone.dtype).removeprefix('torch.')}, ready in {seconds:.1f} s.",
+        f"{str(backbone.device).upper()}, {str(backbone.dtype).removeprefix('torch.')}, {took}.",
     ]
     if look.resolution < wanted:
         lines.append(f"Lowered from {wanted} px: attention over more patches than this is not attempted.")

@@ -99,11 +99,13 @@ def through(look: Look, layer: int | None = None) -> str:
     )
 
 
-def colour_bar(scale: tuple[float, float], colormap: str, meaning: str) -> str:
-    """A colour map as a strip between its two ends."""
+def colour_bar(scale: tuple[float, float], colormap: str, meaning: str, clipped: bool = False) -> str:
+    """A colour map as a strip between its two ends; clipped: the strongest patches lie beyond the upper one."""
     stops = render.colormap_table(colormap)[::17]
     gradient = ", ".join("#{:02x}{:02x}{:02x}".format(*stop) for stop in stops)
     low, high = (f"{end:.3g}" for end in scale)
+    if clipped:
+        high = f"≥ {high} ({render.CLIP_PERCENTILE} % of the patches are below)"
     return (
         f'<span class="dv-scale">{low}<i style="background:linear-gradient(90deg,{gradient})"></i>{high} '
         f"{html.escape(meaning)}</span>"
@@ -125,6 +127,15 @@ def told() -> Iterator[None]:
         raise gr.Error(html.escape(str(error), quote=False), print_exception=False) from None
     except Stopped:
         raise gr.Error("Stopped.", print_exception=False) from None
+
+
+def encoded(bench: Workbench, image: str | None, model: str, resolution: str) -> Look | None:
+    """The look that a control is about, if it is there: a control never runs the network, Encode does."""
+    with told():
+        look = bench.peek(image, model, resolution)
+    if look is None:
+        gr.Info("This picture is not encoded with this model and resolution: wait for it, or press Encode.")
+    return look
 
 
 def follow(bench: Workbench, owner: Hashable, job: Job) -> Iterator[str]:
@@ -150,6 +161,11 @@ def bundle(name: str, files: Mapping[str, bytes], about: Mapping) -> str:
             archive.writestr(file, content)
         archive.writestr("about.json", json.dumps({"dinoviz": __version__, **about}, indent=2))
     return str(path)
+
+
+def api_only() -> gr.Button:
+    """What an endpoint hangs on that clients call and the page does not."""
+    return gr.Button(visible=False)
 
 
 def download(elem_id: str) -> tuple[gr.Button, gr.DownloadButton, str]:

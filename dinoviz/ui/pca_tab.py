@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import html
 import io
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import gradio as gr
 import numpy as np
@@ -16,7 +17,19 @@ from PIL import Image
 from dinoviz import pca, render
 from dinoviz.errors import DinovizError
 from dinoviz.ui.bar import Bar
-from dinoviz.ui.parts import bundle, colour_bar, download, follow, jpeg_file, note, through, told, view_image
+from dinoviz.ui.parts import (
+    api_only,
+    bundle,
+    colour_bar,
+    download,
+    encoded,
+    follow,
+    jpeg_file,
+    note,
+    through,
+    told,
+    view_image,
+)
 from dinoviz.ui.workbench import Look, Workbench
 
 RGB, SCORE = "three components as RGB", "foreground evidence"
@@ -32,7 +45,7 @@ def build(bench: Workbench, bar: Bar) -> None:
         with gr.Column(min_width=300):
             gr.HTML('<div class="dv-title-of">Every patch in the three components: turn it</div>', padding=False)
             scatter = gr.Plot(show_label=False, elem_id="pca-scatter")
-    caption = gr.HTML(note("Waiting for the picture …"), elem_id="pca-caption")
+    caption = gr.HTML(note("Waiting for the picture …"), label="caption", elem_id="pca-caption")
     with gr.Row():
         with gr.Column(min_width=260):
             layer = gr.Slider(1, 12, value=12, step=1, label="Layer", elem_id="pca-layer")
@@ -41,7 +54,11 @@ def build(bench: Workbench, bar: Bar) -> None:
             with gr.Row():
                 red, green, blue = (
                     gr.Dropdown(
-                        list(range(1, COMPONENTS + 1)), value=i + 1, label=name, elem_id=f"pca-{name}", min_width=70
+                        [str(number) for number in range(1, COMPONENTS + 1)],
+                        value=str(i + 1),
+                        label=name,
+                        elem_id=f"pca-{name}",
+                        min_width=70,
                     )
                     for i, name in enumerate(("red", "green", "blue"))
                 )
@@ -64,7 +81,7 @@ def build(bench: Workbench, bar: Bar) -> None:
     with gr.Row():
         with gr.Column(min_width=260):
             others = gr.File(
-                label="More pictures, in one joint basis with the first", file_count="multiple", height=150,
+                label="More pictures, in one joint basis with the first", file_count="multiple", height=150, value=[],
                 elem_id="pca-others",
             )  # fmt: skip
             with gr.Row():
@@ -84,8 +101,8 @@ def build(bench: Workbench, bar: Bar) -> None:
     inputs = [*bar.inputs, others, *options]
 
     def show_pca(
-        image: str, model: str, resolution: int, others: list[str] | None, layer: int, shown: str, red: int, green: int,
-        blue: int, steady: bool, foreground: bool, by_itself: bool, threshold: float, opacity: float, raw: bool,
+        image: str, model: str, resolution: str, others: list[str] | None, layer: int, shown: str, red: str, green: str,
+        blue: str, steady: bool, foreground: bool, by_itself: bool, threshold: float, opacity: float, raw: bool,
     ) -> tuple[Image.Image, list, go.Figure, go.Figure, float, str]:  # fmt: skip
         """See the principal components of the patches, of one picture or of several in one joint basis.
 
@@ -110,13 +127,13 @@ def build(bench: Workbench, bar: Bar) -> None:
             the threshold, and what one looks through
         """
         with told():
-            looks, refused = _looks(bench, [image, *(others or [])], model, resolution)
+            looks, refused = _looks(bench.look, [image, *(others or [])], model, resolution)
             chosen = layer, shown, red, green, blue, steady, foreground, by_itself, threshold, opacity, raw
             return _draw(bench, looks, refused, _Choice(*chosen))
 
     def download_pca(
-        image: str, model: str, resolution: int, others: list[str] | None, layer: int, shown: str, red: int, green: int,
-        blue: int, steady: bool, foreground: bool, by_itself: bool, threshold: float, opacity: float, raw: bool,
+        image: str, model: str, resolution: str, others: list[str] | None, layer: int, shown: str, red: str, green: str,
+        blue: str, steady: bool, foreground: bool, by_itself: bool, threshold: float, opacity: float, raw: bool,
     ) -> str:  # fmt: skip
         """Get the patch PCA as a zip: pictures at full size, the coordinates as .npz, and what they mean as JSON.
 
@@ -125,7 +142,7 @@ def build(bench: Workbench, bar: Bar) -> None:
             the zip
         """
         with told():
-            looks, _ = _looks(bench, [image, *(others or [])], model, resolution)
+            looks, _ = _looks(bench.look, [image, *(others or [])], model, resolution)
             chosen = layer, shown, red, green, blue, steady, foreground, by_itself, threshold, opacity, raw
             return _file(bench, looks, _Choice(*chosen))
 
@@ -148,16 +165,25 @@ def build(bench: Workbench, bar: Bar) -> None:
         if ready is None:
             empty = note("There is nothing to see until a picture is encoded.")
             return gr.skip(), gr.skip(), None, None, None, None, gr.skip(), empty
+        if bench.peek(image, model, resolution) is None:  # the page has gone on to another one
+            return gr.skip()
         with told():
-            looks, refused = _looks(bench, [image, *(others or [])], model, resolution)
+            looks, refused = _looks(bench.peek, [image, *(others or [])], model, resolution)
             layers = looks[0].backbone.layers
             layer = layer if seen == layers else layers
             slider = gr.Slider(maximum=layers, value=layer)
             return layers, slider, *_draw(bench, looks, refused, _Choice(layer, *rest))
 
+    def repaint(image, model, resolution, others, *chosen):
+        if encoded(bench, image, model, resolution) is None:
+            return gr.skip()
+        with told():
+            looks, refused = _looks(bench.peek, [image, *(others or [])], model, resolution)
+            return _draw(bench, looks, refused, _Choice(*chosen))
+
     def restyle(*values):
-        main, joint, _, _, _, caption = show_pca(*values)
-        return main, joint, caption
+        drawn = repaint(*values)
+        return (drawn[0], drawn[1], drawn[-1]) if isinstance(drawn, tuple) else drawn
 
     def show_joint(others: list[str] | None):
         return gr.Gallery(visible=bool(others))
@@ -178,9 +204,10 @@ def build(bench: Workbench, bar: Bar) -> None:
         refresh, [bar.ready, seen, *inputs], [seen, layer, *outputs], **private
     )  # fmt: skip
     gr.on(
-        [option.input for option in options if option not in style], show_pca, inputs, outputs, api_name="patch_pca",
-        trigger_mode="always_last", **quiet,
+        [option.input for option in options if option not in style], repaint, inputs, outputs,
+        trigger_mode="always_last", **private,
     )  # fmt: skip
+    api_only().click(show_pca, inputs, outputs, api_name="patch_pca", concurrency_limit=2)
     gr.on(
         [option.input for option in style], restyle, inputs, [main, joint, caption],
         trigger_mode="always_last", **private,
@@ -189,7 +216,10 @@ def build(bench: Workbench, bar: Bar) -> None:
     gr.on([foreground.input, by_itself.input], lock_threshold, [foreground, by_itself], threshold, **private)
     keep.click(keep_picture, [bar.image, others], others, **private)
     stop_button.click(stop, api_visibility="private", queue=False, show_progress="hidden")
-    file_button.click(download_pca, inputs, file, api_name="pca_download", concurrency_limit=2).success(None, js=press)
+    file_button.click(
+        download_pca, inputs, file, api_name="pca_download", concurrency_limit=2,
+        show_progress="full", show_progress_on=caption,
+    ).success(None, js=press)  # fmt: skip
 
 
 def _choices() -> list[str]:
@@ -202,9 +232,9 @@ class _Choice:
 
     layer: int
     shown: str
-    red: int
-    green: int
-    blue: int
+    red: str
+    green: str
+    blue: str
     steady: bool
     foreground: bool
     by_itself: bool
@@ -215,7 +245,7 @@ class _Choice:
     @property
     def components(self) -> list[int]:
         """From 0, as `pca` counts."""
-        return [self.red - 1, self.green - 1, self.blue - 1]
+        return [int(number) - 1 for number in (self.red, self.green, self.blue)]
 
     @property
     def style(self) -> dict:
@@ -223,16 +253,26 @@ class _Choice:
         return {"opacity": self.opacity, "raw": self.raw, "colormap": "viridis", "scale": (0, 1)}
 
 
-def _looks(bench: Workbench, paths: Sequence[str], model: str, resolution: int) -> tuple[list[Look], list[str]]:
-    """Looks at all pictures that can be read, and sentences on those that cannot; the first one must be readable."""
+def _looks(
+    look_at: Callable[[str, str, str], Look | None], paths: Sequence[str], model: str, resolution: str
+) -> tuple[list[Look], list[str]]:
+    """Looks at all pictures that can be looked at, and sentences on those that cannot; the first one must be.
+
+    look_at: `Workbench.look`, which encodes what is not encoded yet, or `Workbench.peek`, which does not.
+    """
     if len(paths) > MAX_PICTURES:
         raise DinovizError(f"One joint basis takes at most {MAX_PICTURES} pictures, not {len(paths)}.")
-    looks, refused = [bench.look(paths[0], model, resolution)], []
+    looks, refused = [look_at(paths[0], model, resolution)], []
     for path in paths[1:]:
         try:
-            looks.append(bench.look(path, model, resolution))
+            look = look_at(path, model, resolution)
         except DinovizError as error:
             refused.append(str(error))
+            continue
+        if look:
+            looks.append(look)
+        else:
+            refused.append(f"{Path(path).name} is not encoded yet.")
     return looks, refused
 
 
@@ -301,7 +341,7 @@ def _caption(looks: list[Look], fitted: pca.PatchPCA, choice: _Choice) -> str:
     if choice.shown != RGB:
         return f"{text}<br>{colour_bar((0, 1), 'viridis', choice.shown)}"
     rgb = choice.red, choice.green, choice.blue
-    variance = sum(fitted.explained[c - 1] for c in set(rgb) if c <= len(fitted.explained))
+    variance = sum(fitted.explained[c] for c in set(choice.components) if c < len(fitted.explained))
     if choice.steady:
         parts = "components {}, {} and {}, turned among themselves so that colours stay put".format(*rgb)
     else:

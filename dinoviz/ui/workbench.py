@@ -32,7 +32,16 @@ PUBLIC_MILLION_PARAMETERS = 310
 
 def _default_cache_bytes() -> int:
     text = os.environ.get("DINOVIZ_CACHE_MB", "")
-    return int(text) * 2**20 if text.isdigit() else psutil.virtual_memory().total // 8
+    return int(text) * 2**20 if text.isdigit() else _memory() // 8
+
+
+def _memory() -> int:
+    """Bytes of memory that this process may use: the machine's, or less where a container allows less."""
+    total = psutil.virtual_memory().total
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):
+            total = min(total, int(Path(limit).read_text()))
+    return total
 
 
 @dataclass(frozen=True)
@@ -150,7 +159,8 @@ class Workbench:
     def __init__(self, settings: Settings):
         models.quiet_transformers()
         self.settings = settings
-        self.default_model = models.default_name()
+        self.hub_answers = models.hub_answers()
+        self.default_model = models.default_name(self.hub_answers)
         # Said in the status line, so that nobody takes the embedded weights for Meta's.
         self.default_reason = ""
         if self.default_model == "embedded":
@@ -197,7 +207,7 @@ class Workbench:
         backbone = self.backbone(model)
         encoding = f"Encoding picture {number + 1} of {count}" if count > 1 else "Encoding"
         tell(encoding, done)
-        resolution = self.resolution(picture, backbone, resolution)
+        resolution = self.resolution(picture, backbone, int(resolution))
         features = self.features_cache.encode(
             backbone,
             picture.image,
@@ -207,6 +217,16 @@ class Workbench:
             on_block=lambda block, blocks: tell(encoding, (number + block / blocks) / count),
         )
         return Look(picture, backbone, features, resolution)
+
+    def peek(self, path: str | None, model: str, resolution: int) -> Look | None:
+        """The look if picture, model and features are all there, else None; never loads and never encodes."""
+        backbone = self._models.peek(model)
+        if not path or backbone is None:
+            return None
+        picture = self.picture(path)
+        resolution = self.resolution(picture, backbone, int(resolution))
+        features = self.features_cache.peek(backbone, picture.digest, resolution, "all")
+        return features and Look(picture, backbone, features, resolution)
 
     @staticmethod
     def resolution(picture: Picture, backbone: Backbone, wanted: int) -> int:

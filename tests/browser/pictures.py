@@ -39,7 +39,7 @@ def click_at(page, selector: str, x: float, y: float) -> None:
     image.scroll_into_view_if_needed()
     box = image.bounding_box()
     natural = image.evaluate("image => [image.naturalWidth, image.naturalHeight]")
-    scale = min(box["width"] / natural[0], box["height"] / natural[1])
+    scale = min(box["width"] / natural[0], box["height"] / natural[1], 1)  # pictures are never enlarged
     left = (box["width"] - natural[0] * scale) / 2
     top = (box["height"] - natural[1] * scale) / 2
     image.click(position={"x": left + natural[0] * scale * x, "y": top + natural[1] * scale * y})

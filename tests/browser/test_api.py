@@ -36,13 +36,13 @@ def test_every_endpoint_is_documented_and_typed(client):
 
 
 def test_encode_says_what_it_looks_through(client, coffee_file):
-    said = client.predict(coffee_file, "embedded", 224, api_name="/encode")
+    said = client.predict(coffee_file, "embedded", "224", api_name="/encode")
     assert "patches of 14 px" in str(said)
 
 
 def test_attention_of_a_patch(client, coffee_file, coffee):
     photo, heat, heads, caption = client.predict(
-        coffee_file, "embedded", 224, 11, "head 2", "300, 200", "viridis", 0.5, True, 0.6, api_name="/attention"
+        coffee_file, "embedded", "224", 11, "head 2", "300, 200", "viridis", 0.5, True, 0.6, api_name="/attention"
     )
     assert "layer 11 of 12" in caption
     for path in (photo, heat, heads):
@@ -52,11 +52,25 @@ def test_attention_of_a_patch(client, coffee_file, coffee):
 
 
 def test_attention_from_the_defaults(client, coffee_file):
-    assert "query: CLS" in client.predict(image=coffee_file, resolution=224, api_name="/attention")[-1]
+    assert "query: CLS" in client.predict(image=coffee_file, resolution="224", api_name="/attention")[-1]
+
+
+@pytest.mark.parametrize("endpoint", ["attention_download", "pca_download", "patch_pca"])
+def test_a_picture_is_all_that_an_endpoint_needs(client, coffee_file, endpoint):
+    assert client.predict(image=coffee_file, resolution="224", api_name=f"/{endpoint}")
+
+
+def test_the_words_of_the_schema_are_accepted(client, coffee_file):
+    endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    for name in ("resolution", "red"):
+        parameter = next(p for p in endpoints["/patch_pca"]["parameters"] if p["parameter_name"] == name)
+        word = parameter["type"]["enum"][1] if "enum" in parameter["type"] else parameter["parameter_default"]
+        arguments = {"image": coffee_file, "resolution": "224", name: word}
+        assert client.predict(**arguments, api_name="/patch_pca")
 
 
 def test_patch_pca_of_two_pictures(client, coffee_file):
-    result = client.predict(image=coffee_file, resolution=224, others=[coffee_file], api_name="/patch_pca")
+    result = client.predict(image=coffee_file, resolution="224", others=[coffee_file], api_name="/patch_pca")
     assert "joint basis of 2 pictures" in result[-1]
     assert len(result[1]) == 2
 
@@ -68,21 +82,21 @@ def test_patch_pca_of_two_pictures(client, coffee_file):
         ({"query": "here"}, "The query is CLS"),
         ({"model": "dinov9"}, "There is no model 'dinov9'"),
         ({"image": None}, "There is no picture yet"),
-        ({"resolution": 100}, "100"),
+        ({"resolution": "100"}, "100"),
         ({"layer": 40}, "40"),
         ({"mass": 0}, "0"),
     ],
 )
 def test_a_wrong_argument_is_one_sentence(client, coffee_file, arguments, sentence):
     with pytest.raises(AppError, match=sentence):
-        client.predict(**{"image": coffee_file, "resolution": 224, **arguments}, api_name="/attention")
+        client.predict(**{"image": coffee_file, "resolution": "224", **arguments}, api_name="/attention")
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "app.py", str(ROOT / "requirements.txt")])
 def test_files_that_users_did_not_upload_are_not_readable(app, path):
     assert httpx.get(f"{app}/gradio_api/file={path}").status_code in (403, 404)
     file = {"path": path, "meta": {"_type": "gradio.FileData"}}
-    for endpoint, data in (("encode", [file, "embedded", 224]), ("preview", [file])):
+    for endpoint, data in (("encode", [file, "embedded", "224"]), ("preview", [file])):
         asked = httpx.post(f"{app}/gradio_api/call/{endpoint}", json={"data": data})
         if asked.status_code == 200:
             said = httpx.get(f"{app}/gradio_api/call/{endpoint}/{asked.json()['event_id']}", timeout=30).text

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.browser.conftest import watched_page
 from tests.browser.pictures import choose, click_at, is_blank, pixels, source, upload, wait_for_change, wait_for_status
 
 pytestmark = pytest.mark.browser
@@ -122,7 +123,9 @@ def test_colours_repaint(page):
 
 
 def test_download_has_full_size_pictures_and_numbers(page):
+    before = source(page, "#attention-map")
     click_at(page, "#attention-photo", 0.5, 0.5)
+    wait_for_change(page, "#attention-map", before)
     with page.expect_download() as download:
         page.locator("#attention-file-button").click()
     with zipfile.ZipFile(download.value.path()) as archive:
@@ -137,11 +140,48 @@ def test_download_has_full_size_pictures_and_numbers(page):
     assert about["query"] != "CLS"
 
 
-def test_register_model_is_offered_and_tells_when_it_cannot_be_had(page):
+def test_register_model_is_offered_but_not_where_it_cannot_be_had(page):
     button = page.locator("#attention-registers")
-    assert "dinov2-with-registers-small" in button.inner_text()
-    button.click()
-    assert "does not answer" in wait_for_status(page, "dinov2-with-registers-small:")
+    assert "dinov2-with-registers-small (needs the Hugging Face Hub)" in button.inner_text()
+    assert button.is_disabled()
+
+
+@pytest.mark.parametrize("corner", [(0.02, 0.03), (0.98, 0.03), (0.02, 0.97), (0.98, 0.97)])
+def test_clicks_near_the_corners_of_the_sheet_find_their_head(page, corner):
+    click_at(page, "#attention-heads", *corner)
+    head = 1 + 2 * (corner[0] > 0.5) + 3 * (corner[1] > 0.5)
+    page.wait_for_function(
+        "head => document.querySelector('#attention-shown input').value === head", arg=f"head {head}", timeout=10_000
+    )
+
+
+@pytest.mark.parametrize("window", [(1280, 1000), (2200, 1200)])
+def test_clicks_in_full_screen_land_where_one_sees_them(browser, app, app_log, window):
+    size = {"width": window[0], "height": window[1]}
+    with watched_page(browser, app, app_log, viewport=size) as page:
+        page.goto(app)
+        page.wait_for_selector("#attention-figure .js-plotly-plot")
+        page.locator("#attention-photo button[aria-label*='ullscreen']").click()
+        page.wait_for_timeout(500)
+        click_at(page, "#attention-photo", 0.25, 0.25)
+        page.wait_for_function(
+            "q => Math.abs(parseFloat(document.querySelector(q).value) - 451 * 0.25) < 3", arg=QUERY, timeout=10_000
+        )
+
+
+def test_a_control_never_runs_the_network(page):
+    """While an encode goes on, a control says so; after Stop nothing is drawn."""
+    before = source(page, "#attention-map")
+    choose(page, "#resolution", "1792 px")
+    wait_for_status(page, "…")
+    page.locator("#attention-raw input").check()
+    page.get_by_text("is not encoded with this model and resolution").first.wait_for()
+    page.locator("#stop").click()
+    wait_for_status(page, "Stopped")
+    page.locator("#attention-raw input").uncheck()
+    page.wait_for_timeout(1500)
+    assert source(page, "#attention-map") in ("", before)
+    assert "Stopped" in page.inner_text("#status")
 
 
 @pytest.mark.parametrize(("size", "tiles"), [((900, 300), 3), ((300, 900), 3)])
