@@ -570,7 +570,7 @@ def test_the_status_says_what_one_is_looking_through(bench, model, cat):
     assert text.splitlines() == [text]
     assert text == (
         f"<b>dinov2_with_registers</b>: the folder {model}.<br>"
-        "Seen at 336 x 224 px: 16 x 24 = 384 patches of 14 px and 4 registers. CPU, float32, ready in 1.3 s."
+        "Seen at 336 x 224 px: 16 x 24 = 384 patches of 14 px and 4 registers. CPU, float32, encoded in 1.3 s."
     )
 
 
