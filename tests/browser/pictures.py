@@ -37,6 +37,7 @@ def click_at(page, selector: str, x: float, y: float) -> None:
     """Click on the picture inside an element at a place given as shares of the picture, letter-box left out."""
     image = page.locator(f"{selector} img")
     image.scroll_into_view_if_needed()
+    page.wait_for_function("selector => document.querySelector(selector + ' img').naturalWidth > 0", arg=selector)
     box = image.bounding_box()
     natural = image.evaluate("image => [image.naturalWidth, image.naturalHeight]")
     scale = min(box["width"] / natural[0], box["height"] / natural[1], 1)  # pictures are never enlarged
