@@ -108,7 +108,7 @@ def build(bench: Workbench, bar: Bar) -> None:
         """
         with told():
             look = bench.look(image, model, resolution)
-            return _draw(bench, look, layer, shown, query, colormap, opacity, raw, mass)
+            return draw(bench, look, layer, shown, query, colormap, opacity, raw, mass)
 
     def download_attention(
         image: str, model: str, resolution: str, layer: int, shown: str, query: str, colormap: str, opacity: float,
@@ -127,7 +127,7 @@ def build(bench: Workbench, bar: Bar) -> None:
     def repaint(image, model, resolution, *chosen):
         look = encoded(bench, image, model, resolution)
         with told():
-            return _draw(bench, look, *chosen) if look else gr.skip()
+            return draw(bench, look, *chosen) if look else gr.skip()
 
     def click_patch(event: gr.SelectData, image, model, resolution, layer, shown, query, *style):
         look = encoded(bench, image, model, resolution)
@@ -136,7 +136,7 @@ def build(bench: Workbench, bar: Bar) -> None:
         with told():
             query = "{:.0f}, {:.0f}".format(*np.floor(picture_point(look, event.index)))
             shown = MEAN if shown in (ROLLOUT, NORMS) else shown  # those have no query
-            return query, shown, *_draw(bench, look, layer, shown, query, *style)
+            return query, shown, *draw(bench, look, layer, shown, query, *style)
 
     def click_head(event: gr.SelectData, image, model, resolution, layer, shown, query, *style):
         look = encoded(bench, image, model, resolution)
@@ -145,7 +145,7 @@ def build(bench: Workbench, bar: Bar) -> None:
         with told():
             head = render.Sheet.fit(look.backbone.heads, look.picture.shown.size).tile_at(event.index)
             shown = shown if head is None else f"head {head + 1}"
-            return shown, *_draw(bench, look, layer, shown, query, *style)
+            return shown, *draw(bench, look, layer, shown, query, *style)
 
     def ask_cls(image, model, resolution, layer, shown, query, *style):
         look = encoded(bench, image, model, resolution)
@@ -153,7 +153,7 @@ def build(bench: Workbench, bar: Bar) -> None:
             return gr.skip()
         with told():
             shown = MEAN if shown in (ROLLOUT, NORMS) else shown
-            return CLS, shown, *_draw(bench, look, layer, shown, CLS, *style)
+            return CLS, shown, *draw(bench, look, layer, shown, CLS, *style)
 
     def refresh(ready: Hashable, seen: tuple, image, model, resolution, layer, shown, query, *style):
         if ready is None:
@@ -172,7 +172,7 @@ def build(bench: Workbench, bar: Bar) -> None:
                 gr.Slider(maximum=layers, value=layer),
                 gr.Dropdown(choices=choices, value=shown),
                 query,
-                *_draw(bench, look, layer, shown, query, *style),
+                *draw(bench, look, layer, shown, query, *style),
                 _register_button(bench, look.backbone.name),
             )
 
@@ -277,7 +277,7 @@ def _rollout(bench: Workbench, look: Look, job: Job | None = None) -> np.ndarray
     return bench.derived(_rollout_key(look), lambda: attention.rollout(look.features, tell))
 
 
-def _draw(bench, look, layer, shown, query, colormap, opacity, raw, mass) -> tuple:
+def draw(bench, look, layer, shown, query, colormap, opacity, raw, mass) -> tuple:
     """Photo with the query, map, sheet of all heads, caption."""
     patch = parse_query(look, query)
     heads = _heads(look, layer, patch)

@@ -13,6 +13,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,10 @@ from transformers import AutoModel
 import dinoviz
 from dinoviz import attention, embedded
 from dinoviz.backbone import IMAGENET_MEAN, IMAGENET_STD, _to_tensor
+from dinoviz.ui.attention_tab import draw
+from dinoviz.ui.bar import example_files
+from dinoviz.ui.parts import jpeg_file
+from dinoviz.ui.workbench import Settings, Workbench
 
 ROUNDS = {518: 9, 1036: 3}
 WAYS = ("plain", "encode", "eager")
@@ -124,6 +129,18 @@ def _clicks() -> None:
         attention.patch_attention(features, (i % 37, i * 7 % 37), layer=i % 12)
         seconds.append(time.perf_counter() - began)
     print(f"a click's attention rows, all heads, 518 px: median {statistics.median(seconds) * 1000:.2f} ms of 200")
+    bench = Workbench(Settings())
+    look = bench.look(example_files()[1], "embedded", 518)
+    seconds = []
+    for i in range(20):
+        began = time.perf_counter()
+        drawn = draw(bench, look, 12, "mean of heads", f"{20 * i}, 100", "inferno", 0.7, False, 1.0)
+        for image in drawn[:3]:
+            jpeg_file(image, tempfile.gettempdir())
+        seconds.append(time.perf_counter() - began)
+    print(
+        f"all of a click, three pictures drawn and saved: median {statistics.median(seconds) * 1000:.0f} ms of 20"
+    )
 
 
 if __name__ == "__main__":

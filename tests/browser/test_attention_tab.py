@@ -2,13 +2,14 @@
 
 import io
 import json
+import shutil
 import zipfile
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.browser.conftest import watched_page
+from tests.browser.conftest import running_app, watched_page
 from tests.browser.pictures import choose, click_at, is_blank, pixels, source, upload, wait_for_change, wait_for_status
 
 pytestmark = pytest.mark.browser
@@ -144,6 +145,24 @@ def test_register_model_is_offered_but_not_where_it_cannot_be_had(page):
     button = page.locator("#attention-registers")
     assert "dinov2-with-registers-small (needs the Hugging Face Hub)" in button.inner_text()
     assert button.is_disabled()
+
+
+def test_register_model_is_one_click_away_where_it_is_cached(browser, tiny_folders, tmp_path):
+    """A Hub cache that holds a tiny model under the register model's name; the norm map then shows that model's."""
+    repository = tmp_path / "hub" / "models--facebook--dinov2-with-registers-small"
+    shutil.copytree(tiny_folders["dinov2_with_registers"], repository / "snapshots" / "0" / "")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0")
+    log = tmp_path / "app.log"
+    with running_app(log, HF_HUB_CACHE=str(tmp_path / "hub")) as app, watched_page(browser, app, log) as page:
+        page.goto(app)
+        page.wait_for_selector("#attention-map img")
+        choose(page, "#attention-shown", "patch norms")
+        page.locator("#attention-caption").get_by_text("patch norms").wait_for()
+        page.locator("#attention-registers").click()
+        assert "and 4 registers" in wait_for_status(page, "dinov2-with-registers-small: the Hugging Face Hub")
+        page.locator("#attention-caption").get_by_text("layer 3 of 3").wait_for()
+        assert "patch norms" in page.inner_text("#attention-caption")
 
 
 @pytest.mark.parametrize("corner", [(0.02, 0.03), (0.98, 0.03), (0.02, 0.97), (0.98, 0.97)])
