@@ -138,9 +138,7 @@ def _clicks() -> None:
         for image in drawn[:3]:
             jpeg_file(image, tempfile.gettempdir())
         seconds.append(time.perf_counter() - began)
-    print(
-        f"all of a click, three pictures drawn and saved: median {statistics.median(seconds) * 1000:.0f} ms of 20"
-    )
+    print(f"all of a click, three pictures drawn and saved: median {statistics.median(seconds) * 1000:.0f} ms of 20")
 
 
 if __name__ == "__main__":
