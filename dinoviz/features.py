@@ -85,9 +85,11 @@ class Features:
 
 def layer_index(layer: int, layers: int) -> int:
     """The index from 0 of a layer given as in a Python list. Raises DinovizError if there is no such layer."""
+    if layer != int(layer):
+        raise DinovizError(f"A layer is a whole number, not {layer}.")
     if not -layers <= layer < layers:
         raise DinovizError(f"The model has {layers} layers, 0 to {layers - 1} or {-layers} to -1, not {layer}.")
-    return layer % layers
+    return int(layer) % layers
 
 
 def layer_indices(wanted: Layers, layers: int) -> tuple[int, ...]:

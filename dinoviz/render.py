@@ -275,7 +275,7 @@ def scatter_figure(points: np.ndarray, colours: np.ndarray, axes: Sequence[int],
             f"{axis}axis": {"title": title, "backgroundcolor": "rgba(0,0,0,0)", "gridcolor": "rgba(128,128,128,.3)"}
             for axis, title in zip("xyz", titles, strict=True)
         },
-        scene_camera={"eye": {"x": 1.5, "y": 1.5, "z": 0.9}},
+        scene_camera={"eye": {"x": 1.7, "y": 1.7, "z": 1.0}, "center": {"x": 0, "y": 0, "z": -0.15}},
         uirevision="patches",
     )
     return figure

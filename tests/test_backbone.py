@@ -92,6 +92,11 @@ def test_a_layer_that_does_not_exist_is_told(layer, tiny_backbone, astronaut):
     assert str(refusal.value) == f"The model has 3 layers, 0 to 2 or -3 to -1, not {layer}."
 
 
+def test_a_layer_is_a_whole_number(tiny_backbone, astronaut):
+    with pytest.raises(DinovizError, match=r"whole number, not 1\.5"):
+        tiny_backbone.encode(astronaut, 224, (1.5,))
+
+
 def test_a_word_for_layers_that_is_not_all_is_told(tiny_backbone, astronaut):
     with pytest.raises(DinovizError, match=r"^Layers are numbers or 'all', not 'last'\.$"):
         tiny_backbone.encode(astronaut, 224, layers="last")
