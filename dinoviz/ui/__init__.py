@@ -37,6 +37,7 @@ def launch_options() -> dict:
     )
     return {
         "theme": theme,
+        "js": attention_tab.ARROW_KEYS,
         "css_paths": [ASSETS / "dinoviz.css"],
         "allowed_paths": sorted({str(Path(file).parent) for file in bar.example_files()}),
         "max_file_size": "100mb",

@@ -35,12 +35,21 @@ MEANINGS = {
     NORMS: "length of the patch's token before the final norm",
 }
 CLS = "CLS"
+# Arrow keys, while the focus is on one of the two pictures, say to the server which way to go.
+ARROW_KEYS = """() => document.addEventListener('keydown', event => {
+    const step = {ArrowLeft: '-1,0', ArrowRight: '1,0', ArrowUp: '0,-1', ArrowDown: '0,1'}[event.key]
+    if (!step || !document.activeElement?.closest('#attention-photo, #attention-map')) return
+    event.preventDefault()
+    const field = document.querySelector('#attention-nudge textarea, #attention-nudge input')
+    field.value = `${step},${Date.now()}`
+    field.dispatchEvent(new Event('input', {bubbles: true}))
+})"""
 
 
 def build(bench: Workbench, bar: Bar) -> None:
     """Lay out the tab and wire it."""
     with gr.Row():
-        photo = view_image("Click a patch to ask where it looks", "attention-photo")
+        photo = view_image("Click a patch to ask where it looks; arrow keys move on", "attention-photo")
         heat = view_image("Where it looks; a click here asks as well", "attention-map")
     with gr.Row():
         caption = gr.HTML(note("Waiting for the picture …"), label="caption", elem_id="attention-caption")
@@ -79,6 +88,7 @@ def build(bench: Workbench, bar: Bar) -> None:
             "attention is spread, as log2 of their number. The chosen layer stands out."
         )
     )
+    nudge = gr.Textbox(visible="hidden", elem_id="attention-nudge")
     seen = gr.State((None, 12))  # the picture and the number of layers that the controls were last set for
 
     look_options = [layer, shown, query]
@@ -155,6 +165,14 @@ def build(bench: Workbench, bar: Bar) -> None:
             shown = MEAN if shown in (ROLLOUT, NORMS) else shown
             return CLS, shown, *draw(bench, look, layer, shown, CLS, *style)
 
+    def move_query(nudge: str, image, model, resolution, layer, shown, query, *style):
+        look = bench.peek(image, model, resolution)
+        if look is None or shown in (ROLLOUT, NORMS):
+            return gr.skip()
+        with told():
+            query = moved_query(look, query, nudge)
+            return query, *draw(bench, look, layer, shown, query, *style)
+
     def refresh(ready: Hashable, seen: tuple, image, model, resolution, layer, shown, query, *style):
         if ready is None:
             empty = note("There is nothing to see until a picture is encoded.")
@@ -224,6 +242,7 @@ def build(bench: Workbench, bar: Bar) -> None:
     for view in (photo, heat):
         # "multiple": the default would lose quick clicks.
         view.select(click_patch, inputs, [query, shown, *pictures], trigger_mode="multiple", **private)
+    nudge.change(move_query, [nudge, *inputs], [query, *pictures], trigger_mode="multiple", **private)
     sheet.select(click_head, inputs, [shown, *pictures], trigger_mode="multiple", **private)
     stop_button.click(stop, api_visibility="private", queue=False, show_progress="hidden")
     cls.click(ask_cls, inputs, [query, shown, *pictures], **private)
@@ -247,6 +266,16 @@ def parse_query(look: Look, text: str) -> tuple[int, int] | None:
         raise DinovizError(f"The query is CLS, or x, y in pixels of the picture, not {text!r}.") from None
     row, column = look.features.grid.patch_at((x, y))
     return int(row), int(column)
+
+
+def moved_query(look: Look, text: str, nudge: str) -> str:
+    """The query one patch further, for a nudge "dx,dy,..." of the arrow keys; from CLS it goes to the middle."""
+    h, w = look.features.grid.shape
+    dx, dy = (int(part) for part in nudge.split(",")[:2])
+    patch = parse_query(look, text)
+    y, x = (h // 2, w // 2) if patch is None else np.clip((patch[0] + dy, patch[1] + dx), 0, (h - 1, w - 1))
+    left, top, right, bottom = look.features.grid.patch_box((y, x))
+    return f"{(left + right) // 2:.0f}, {(top + bottom) // 2:.0f}"
 
 
 def _heads(look: Look, layer: int, patch: tuple[int, int] | None) -> np.ndarray:

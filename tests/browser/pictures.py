@@ -37,9 +37,14 @@ def click_at(page, selector: str, x: float, y: float) -> None:
     """Click on the picture inside an element at a place given as shares of the picture, letter-box left out."""
     image = page.locator(f"{selector} img")
     image.scroll_into_view_if_needed()
-    page.wait_for_function("selector => document.querySelector(selector + ' img').naturalWidth > 0", arg=selector)
     box = image.bounding_box()
-    natural = image.evaluate("image => [image.naturalWidth, image.naturalHeight]")
+    natural = page.wait_for_function(  # while one picture replaces another it has no size
+        """selector => {
+            const image = document.querySelector(selector + ' img')
+            return image?.naturalWidth ? [image.naturalWidth, image.naturalHeight] : null
+        }""",
+        arg=selector,
+    ).json_value()
     scale = min(box["width"] / natural[0], box["height"] / natural[1], 1)  # pictures are never enlarged
     left = (box["width"] - natural[0] * scale) / 2
     top = (box["height"] - natural[1] * scale) / 2

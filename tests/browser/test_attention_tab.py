@@ -53,6 +53,22 @@ def test_the_cls_button_goes_back(page):
     assert np.array_equal(pixels(page, "#attention-map"), before)
 
 
+def test_arrow_keys_move_the_query_patch_by_patch(page):
+    before = source(page, "#attention-map")
+    click_at(page, "#attention-photo", 0.51, 0.4)
+    before = wait_for_change(page, "#attention-map", before)
+    caption = page.locator("#attention-caption")
+    caption.get_by_text("row 15, column 29").wait_for()
+    for key, place in (
+        ("ArrowRight", "row 15, column 30"),
+        ("ArrowDown", "row 16, column 30"),
+        ("ArrowLeft", "row 16, column 29"),
+        ("ArrowUp", "row 15, column 29"),
+    ):
+        page.keyboard.press(key)
+        caption.get_by_text(place).wait_for()
+
+
 def test_a_click_on_the_sheet_enlarges_that_head(page):
     before = source(page, "#attention-map")
     click_at(page, "#attention-heads", 0.9, 0.9)
