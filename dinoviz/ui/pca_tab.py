@@ -6,7 +6,6 @@ import html
 import io
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import gradio as gr
 import numpy as np
@@ -127,7 +126,7 @@ def build(bench: Workbench, bar: Bar) -> None:
             the threshold, and what one looks through
         """
         with told():
-            looks, refused = _looks(bench.look, [image, *(others or [])], model, resolution)
+            looks, refused = _looks(bench, bench.look, [image, *(others or [])], model, resolution)
             chosen = layer, shown, red, green, blue, steady, foreground, by_itself, threshold, opacity, raw
             return _draw(bench, looks, refused, _Choice(*chosen))
 
@@ -142,7 +141,7 @@ def build(bench: Workbench, bar: Bar) -> None:
             the zip
         """
         with told():
-            looks, _ = _looks(bench.look, [image, *(others or [])], model, resolution)
+            looks, _ = _looks(bench, bench.look, [image, *(others or [])], model, resolution)
             chosen = layer, shown, red, green, blue, steady, foreground, by_itself, threshold, opacity, raw
             return _file(bench, looks, _Choice(*chosen))
 
@@ -168,7 +167,7 @@ def build(bench: Workbench, bar: Bar) -> None:
         if bench.peek(image, model, resolution) is None:  # the page has gone on to another one
             return gr.skip()
         with told():
-            looks, refused = _looks(bench.peek, [image, *(others or [])], model, resolution)
+            looks, refused = _looks(bench, bench.peek, [image, *(others or [])], model, resolution)
             layers = looks[0].backbone.layers
             layer = layer if seen == layers else layers
             slider = gr.Slider(maximum=layers, value=layer)
@@ -178,7 +177,7 @@ def build(bench: Workbench, bar: Bar) -> None:
         if encoded(bench, image, model, resolution) is None:
             return gr.skip()
         with told():
-            looks, refused = _looks(bench.peek, [image, *(others or [])], model, resolution)
+            looks, refused = _looks(bench, bench.peek, [image, *(others or [])], model, resolution)
             return _draw(bench, looks, refused, _Choice(*chosen))
 
     def restyle(*values):
@@ -254,7 +253,11 @@ class _Choice:
 
 
 def _looks(
-    look_at: Callable[[str, str, str], Look | None], paths: Sequence[str], model: str, resolution: str
+    bench: Workbench,
+    look_at: Callable[[str, str, str], Look | None],
+    paths: Sequence[str],
+    model: str,
+    resolution: str,
 ) -> tuple[list[Look], list[str]]:
     """Looks at all pictures that can be looked at, and sentences on those that cannot; the first one must be.
 
@@ -266,13 +269,12 @@ def _looks(
     for path in paths[1:]:
         try:
             look = look_at(path, model, resolution)
+            if look:
+                looks.append(look)
+            else:
+                refused.append(f"{bench.picture(path).name} is not encoded yet.")
         except DinovizError as error:
             refused.append(str(error))
-            continue
-        if look:
-            looks.append(look)
-        else:
-            refused.append(f"{Path(path).name} is not encoded yet.")
     return looks, refused
 
 

@@ -219,11 +219,11 @@ class Workbench:
         return Look(picture, backbone, features, resolution)
 
     def peek(self, path: str | None, model: str, resolution: int) -> Look | None:
-        """The look if picture, model and features are all there, else None; never loads and never encodes."""
+        """The look if picture, model and features are all there, else None; never decodes, loads or encodes."""
         backbone = self._models.peek(model)
-        if not path or backbone is None:
+        picture = self._pictures.peek(_file_key(path)) if path else None
+        if picture is None or backbone is None:
             return None
-        picture = self.picture(path)
         resolution = self.resolution(picture, backbone, int(resolution))
         features = self.features_cache.peek(backbone, picture.digest, resolution, "all")
         return features and Look(picture, backbone, features, resolution)
