@@ -103,10 +103,7 @@ def _attention(options: argparse.Namespace) -> int:
         query = None if point is None else grid.patch_at(point)
         features = backbone.encode(picture, options.resolution, "all" if "rollout" in options.map else (layer,))
         values = attention.named_map(features, options.map, query, layer)
-        ask_cls = query is None
-        heads = (
-            attention.cls_attention(features, layer) if ask_cls else attention.patch_attention(features, query, layer)
-        )
+        heads = attention.head_maps(features, query, layer)
         norms = options.map == attention.NORMS
         masks = attention.mass_mask(np.stack([values, *heads]), options.mass) if options.mass < 1 else None
         style = {

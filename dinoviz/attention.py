@@ -53,6 +53,11 @@ def map_names(heads: int) -> list[str]:
     return [MEAN, *(f"head {i + 1}" for i in range(heads)), ROLLOUT, NORMS]
 
 
+def head_maps(features: Features, yx: tuple[int, int] | None = None, layer: int = -1) -> np.ndarray:
+    """`patch_attention` of a patch, or `cls_attention` where none is named -> (heads, h, w). Raises what they raise."""
+    return cls_attention(features, layer) if yx is None else patch_attention(features, yx, layer)
+
+
 def named_map(features: Features, name: str, yx: tuple[int, int] | None = None, layer: int = -1) -> np.ndarray:
     """One map by its name of `map_names` -> (h, w) float32.
 
@@ -63,7 +68,7 @@ def named_map(features: Features, name: str, yx: tuple[int, int] | None = None, 
         return rollout(features)
     if name == NORMS:
         return features.tokens(layer).norms
-    heads = cls_attention(features, layer) if yx is None else patch_attention(features, yx, layer)
+    heads = head_maps(features, yx, layer)
     if name == MEAN:
         return heads.mean(axis=0)
     names = map_names(len(heads))

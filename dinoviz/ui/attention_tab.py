@@ -278,13 +278,6 @@ def moved_query(look: Look, text: str, nudge: str) -> str:
     return f"{(left + right) // 2:.0f}, {(top + bottom) // 2:.0f}"
 
 
-def _heads(look: Look, layer: int, patch: tuple[int, int] | None) -> np.ndarray:
-    """(heads, h, w), from CLS or a patch; layer from 1."""
-    if patch is None:
-        return attention.cls_attention(look.features, layer - 1)
-    return attention.patch_attention(look.features, patch, layer - 1)
-
-
 def _selected(bench: Workbench, look: Look, layer: int, shown: str, patch) -> tuple[np.ndarray, tuple, str]:
     """The map to show large (h, w), its colour scale, and what its numbers mean."""
     made_once = shown == ROLLOUT
@@ -309,7 +302,7 @@ def _rollout(bench: Workbench, look: Look, job: Job | None = None) -> np.ndarray
 def draw(bench, look, layer, shown, query, colormap, opacity, raw, mass) -> tuple:
     """Photo with the query, map, sheet of all heads, caption."""
     patch = parse_query(look, query)
-    heads = _heads(look, layer, patch)
+    heads = attention.head_maps(look.features, patch, layer - 1)
     values, scale, meaning = _selected(bench, look, layer, shown, patch)
     marker = None if shown in (NORMS, ROLLOUT) else patch
     style = {"colormap": colormap, "raw": raw, "opacity": opacity}
@@ -361,7 +354,7 @@ def _register_button(bench: Workbench, model: str):
 
 def _file(bench, look, layer, shown, query, colormap, opacity, raw, mass) -> str:
     patch = parse_query(look, query)
-    heads = _heads(look, layer, patch)
+    heads = attention.head_maps(look.features, patch, layer - 1)
     values, scale, meaning = _selected(bench, look, layer, shown, patch)
     style = {"colormap": colormap, "raw": raw, "opacity": opacity}
     full = look.picture.image
