@@ -1,0 +1,179 @@
+"""What a person marked on one picture: an ordered list of clicks and strokes, in pixels of the uploaded picture.
+
+Strokes are vectors and become pixels here, so a drawn mask is exact at any size of the picture and of the window.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from dinoviz.errors import DinovizError
+
+MAX_TEXT = 8_000_000  # characters; a day's drawing has less
+MAX_PICTURES = 1000
+MAX_ACTIONS = 1000
+MAX_STROKE_POINTS = 200_000  # of all strokes on one picture
+FAR = 4  # times the long side; a stroke may leave the picture, but nobody draws out here
+SHIFT = 6  # binary digits after the point in OpenCV's coordinates
+
+
+@dataclass(frozen=True)
+class Point:
+    """A click; label 1: on the thing, 0: beside it."""
+
+    x: float
+    y: float
+    label: int
+
+
+@dataclass(frozen=True, eq=False)
+class Stroke:
+    """A line (n, 2), x first, drawn with a round brush, or with an eraser."""
+
+    points: np.ndarray
+    radius: float
+    erase: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Marks:
+    """All marks of one picture, in the order in which they were made."""
+
+    actions: tuple[Point | Stroke, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    @property
+    def clicks(self) -> list[Point]:
+        """The clicks, in order."""
+        return [action for action in self.actions if isinstance(action, Point)]
+
+    @property
+    def strokes(self) -> list[Stroke]:
+        """The strokes, in order."""
+        return [action for action in self.actions if isinstance(action, Stroke)]
+
+    @property
+    def points(self) -> np.ndarray:
+        """(P, 2) the clicks, x first."""
+        return np.array([(click.x, click.y) for click in self.clicks], dtype=float).reshape(-1, 2)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(P,) of the clicks, 1 or 0."""
+        return np.array([click.label for click in self.clicks], dtype=int)
+
+    def paint(self, mask: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
+        """The mask (H, W) bool with the strokes over it: the brush forces True, the eraser False.
+
+        size: (width, height) of the picture that the marks are in pixels of, where the mask has another one.
+        """
+        height, width = mask.shape
+        scale = np.divide((width, height), size or (width, height))
+        canvas = mask.astype(np.uint8)
+        for stroke in self.strokes:
+            _draw(canvas, stroke.points * scale, stroke.radius * float(np.sqrt(scale.prod())), int(not stroke.erase))
+        return canvas.astype(bool)
+
+
+def parse(text: str | Sequence | None, size: tuple[int, int]) -> Marks:
+    """Marks from JSON, or from what JSON holds: a list of
+    {"kind": "point", "x": .., "y": .., "label": 1 or 0} and
+    {"kind": "stroke", "points": [[x, y], ..], "radius": .., "erase": true or false}.
+
+    size: (width, height) of the picture. Raises DinovizError with one sentence for anything else, for a click outside
+    the picture, and for more than a person can draw.
+    """
+    actions = _json(text) if isinstance(text, str) else text
+    if actions is None:
+        return Marks()
+    if not isinstance(actions, Sequence) or isinstance(actions, str):
+        raise DinovizError("Marks are a list of points and strokes.")
+    if len(actions) > MAX_ACTIONS:
+        raise DinovizError(f"There are {len(actions):,} marks on one picture; at most {MAX_ACTIONS:,} are accepted.")
+    marks = Marks(tuple(_action(action, size) for action in actions))
+    drawn = sum(len(stroke.points) for stroke in marks.strokes)
+    if drawn > MAX_STROKE_POINTS:
+        raise DinovizError(f"The strokes have {drawn:,} points; at most {MAX_STROKE_POINTS:,} are accepted.")
+    return marks
+
+
+def by_picture(text: str | None) -> dict[str, list]:
+    """What a canvas sends: JSON of the marks of each picture by its key, not yet parsed. Raises DinovizError."""
+    found = _json(text or "{}")
+    if not isinstance(found, dict) or not all(isinstance(value, list) for value in found.values()):
+        raise DinovizError("The marks must be lists by picture.")
+    if len(found) > MAX_PICTURES:
+        raise DinovizError(f"There are marks on {len(found):,} pictures; at most {MAX_PICTURES:,} are accepted.")
+    return found
+
+
+def _json(text: str) -> object:
+    if len(text) > MAX_TEXT:
+        raise DinovizError(f"The marks are {len(text):,} characters long; at most {MAX_TEXT:,} are accepted.")
+    try:
+        return json.loads(text or "[]")
+    except (ValueError, RecursionError):
+        raise DinovizError("The marks are not valid JSON.") from None
+
+
+def _action(action: object, size: tuple[int, int]) -> Point | Stroke:
+    kind = action.get("kind") if isinstance(action, dict) else None
+    if kind == "point":
+        x, y = _number(action, "x"), _number(action, "y")
+        if not (0 <= x <= size[0] and 0 <= y <= size[1]):
+            raise DinovizError(f"The point {x:g}, {y:g} is outside the picture of {size[0]} x {size[1]}.")
+        if action.get("label") not in (0, 1):
+            raise DinovizError(f"The label of a point is 1 or 0, not {_short(action.get('label'))}.")
+        return Point(x, y, int(action["label"]))
+    if kind == "stroke":
+        radius = _number(action, "radius")
+        if not 0 < radius <= max(size):
+            raise DinovizError(f"The radius of a stroke is between 0 and {max(size)} pixels, not {radius:g}.")
+        return Stroke(_line(action.get("points"), FAR * max(size)), radius, bool(action.get("erase", False)))
+    raise DinovizError(f"A mark is a point or a stroke, not {_short(kind if isinstance(action, dict) else action)}.")
+
+
+def _number(action: dict, name: str) -> float:
+    value = action.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise DinovizError(f"The {name} of a {action['kind']} is a number of pixels, not {_short(value)}.")
+    return float(value)
+
+
+def _line(points: object, far: float) -> np.ndarray:
+    try:
+        if len(points) > MAX_STROKE_POINTS:
+            raise DinovizError(f"A stroke has {len(points):,} points; at most {MAX_STROKE_POINTS:,} are accepted.")
+        line = np.asarray(points, dtype=float)
+    except (TypeError, ValueError, OverflowError):
+        line = np.empty(0)
+    if line.ndim != 2 or line.shape[1] != 2 or not len(line) or not (np.abs(line) <= far).all():
+        raise DinovizError("The points of a stroke are a list of x, y in pixels.")
+    return line
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"
+
+
+def _draw(canvas: np.ndarray, line: np.ndarray, radius: float, value: int) -> None:
+    """Set the pixels whose centres lie within `radius` of the line; off by less than one pixel."""
+    fixed = np.rint((line - 0.5) * 2**SHIFT).astype(np.int32)  # OpenCV's pixel 0 has its centre at 0
+    for centre in np.unique(fixed, axis=0):
+        cv2.circle(canvas, centre.tolist(), round(radius * 2**SHIFT), value, cv2.FILLED, cv2.LINE_8, SHIFT)
+    steps = np.diff(line, axis=0)
+    lengths = np.hypot(*steps.T)
+    for start, step, length in zip(line[:-1], steps, lengths, strict=True):
+        if length > 0:
+            side = np.array([-step[1], step[0]]) / length * radius
+            corners = np.array([start + side, start + step + side, start + step - side, start - side]) - 0.5
+            cv2.fillConvexPoly(canvas, np.rint(corners * 2**SHIFT).astype(np.int32), value, cv2.LINE_8, SHIFT)

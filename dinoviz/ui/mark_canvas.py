@@ -1,0 +1,58 @@
+"""A picture on which one clicks and draws: Gradio's own editor takes seconds for a stroke, this one milliseconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gradio as gr
+
+SCRIPT = Path(__file__).resolve().parents[2] / "assets" / "mark_canvas.js"
+
+TEMPLATE = """
+<div class="dv-canvas dv-empty" data-tool="click">
+  <div class="dv-tools" role="toolbar" aria-label="Marking tools">
+    <span class="dv-group">
+      <button type="button" data-tool="click" title="Click on the thing (P)">Click</button>
+      <button type="button" data-tool="draw" title="Draw over the thing (B), or erase (E)">Draw</button>
+    </span>
+    <span class="dv-group">
+      <button type="button" data-sign="plus" title="This is the thing">+ thing</button>
+      <button type="button" data-sign="minus"
+        title="This is not: also by the right button, or with Shift (X)">− not it</button>
+    </span>
+    <label class="dv-size" title="Size of the brush: [ and ]">Brush <input type="range" min="2" max="80" step="1"></label>
+    <span class="dv-group dv-right">
+      <button type="button" data-do="undo" title="Take back the last mark (Ctrl-Z)" disabled>Undo</button>
+      <button type="button" data-do="clear" title="Take back all marks" disabled>Clear</button>
+      <button type="button" data-do="full" title="Full screen" aria-label="Full screen">⛶</button>
+    </span>
+  </div>
+  <div class="dv-room"><div class="dv-stage">
+    <img alt="" draggable="false">
+    <canvas tabindex="0" role="application"
+      aria-label="Picture to mark. Arrow keys move a cross, Enter marks there; B draws, E erases, P clicks."></canvas>
+  </div></div>
+</div>
+"""
+
+
+class MarkCanvas(gr.HTML):
+    """A picture to mark. Its value is JSON of the marks by picture, see `dinoviz.marks.by_picture`.
+
+    image: path of the picture as it is shown, in gradio's cache. picture: its key; marks are kept by it.
+    size: (width, height) in pixels of the uploaded picture. answered: how many marks are in the picture shown already.
+    """
+
+    def __init__(self, value: str = "{}", *, image="", picture="", size=(1, 1), answered=0, **options):
+        for fixed in ("html_template", "css_template", "js_on_load"):  # an update hands all properties in again
+            options.pop(fixed, None)
+        super().__init__(
+            value,
+            html_template=TEMPLATE,
+            js_on_load=SCRIPT.read_text(encoding="utf-8"),
+            image=image,
+            picture=picture,
+            size=list(size),
+            answered=answered,
+            **options,
+        )
