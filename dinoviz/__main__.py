@@ -7,7 +7,7 @@ import os
 import sys
 
 from dinoviz import models
-from dinoviz.commands import attention, common, pca
+from dinoviz.commands import attention, common, pca, video
 from dinoviz.errors import DinovizError
 
 
@@ -31,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m dinoviz", description="See what DINO sees, without a browser.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     looking = common.looking()
-    for command in (attention, pca):
+    for command in (attention, pca, video):
         command.add(commands, looking)
     table = commands.add_parser("models", help="the known models and which of them are here")
     table.set_defaults(command=_models)

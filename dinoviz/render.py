@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import io
 import math
 from collections.abc import Sequence
@@ -111,6 +112,25 @@ def mark_patch(picture: Image.Image, grid: PatchGrid, patch: tuple[int, int] | N
     for colour, out in (("black", 2 * line), ("white", line)):
         draw.rectangle((left - out, top - out, right + out - 1, bottom + out - 1), outline=colour, width=line)
     return marked
+
+
+@cache
+def label_colours() -> np.ndarray:
+    """The colours of 256 labels as (256, 3) uint8: black for the background, then hues as far apart as can be."""
+    # Steps of the golden ratio never come close to a hue that was there before; the first is a blue, rare in what people film.
+    colours = [colorsys.hsv_to_rgb((0.57 + 0.618034 * i) % 1, 0.85 - 0.25 * (i // 8 % 2), 1) for i in range(255)]
+    return (np.array([(0, 0, 0), *colours]) * 255).round().astype(np.uint8)
+
+
+def labels_picture(picture: Image.Image, mask: np.ndarray, opacity: float = 0.5) -> Image.Image:
+    """The picture with the objects of a label map (H, W) uint8 of its size in colour, each with its outline."""
+    photo, colours = np.asarray(picture), label_colours()
+    result = np.where((mask > 0)[..., None], cv2.addWeighted(colours[mask], opacity, photo, 1 - opacity, 0), photo)
+    line = max(1, round(min(picture.size) / 240))
+    for label in np.flatnonzero(np.bincount(mask.ravel())[1:]) + 1:
+        contours, _ = cv2.findContours((mask == label).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(result, contours, -1, colours[label].tolist(), line)
+    return Image.fromarray(result)
 
 
 @dataclass(frozen=True)

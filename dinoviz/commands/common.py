@@ -27,7 +27,7 @@ def looking() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--model", help="a name of `models`, a Hub id or a folder; default as in the app")
     parser.add_argument("--resolution", type=int, default=DEFAULT_RESOLUTION, help="short side in model pixels (518)")
-    parser.add_argument("--layer", type=int, help="from 1; by default the last")
+    parser.add_argument("--layer", type=int, help="from 1; by default the last, for `video` three quarters up")
     parser.add_argument("--device", help="cpu, cuda or mps; by default the best there is")
     return parser
 
@@ -48,8 +48,13 @@ def check_pictures(options: argparse.Namespace) -> None:
     find_images(options.images)
 
 
-def load(options: argparse.Namespace) -> tuple[Backbone, int]:
-    """The backbone and the layer from 0; what is wrong with the options is said before anything is downloaded."""
+def load(
+    options: argparse.Namespace, default_layer: Callable[[int], int] = lambda layers: layers - 1
+) -> tuple[Backbone, int]:
+    """The backbone and the layer from 0; what is wrong with the options is said before anything is downloaded.
+
+    default_layer: from the number of layers, the layer from 0 to look at if nobody chose one; else the last.
+    """
     from dinoviz.images import MAX_RESOLUTION, MIN_RESOLUTION
 
     if not MIN_RESOLUTION <= options.resolution <= MAX_RESOLUTION:
@@ -58,7 +63,7 @@ def load(options: argparse.Namespace) -> tuple[Backbone, int]:
     with writing(options.out):
         options.out.mkdir(parents=True, exist_ok=True)
     backbone = models.load(options.model or models.default_name(), device=options.device)
-    layer = backbone.layers if options.layer is None else options.layer
+    layer = default_layer(backbone.layers) + 1 if options.layer is None else options.layer
     if not 1 <= layer <= backbone.layers:
         raise DinovizError(f"{backbone.name} has layers 1 to {backbone.layers}, not {layer}.")
     print(f"dinoviz: looking through {backbone.name}, layer {layer} of {backbone.layers}: {backbone.source}")

@@ -1,0 +1,202 @@
+"""`python -m dinoviz video`: a mask of the first frame follows its objects through a clip."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dinoviz.commands import common
+from dinoviz.errors import DinovizError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+    from dinoviz.backbone import Backbone
+    from dinoviz.clips import Clip
+    from dinoviz.video import Propagator, Settings
+
+# The state is some 30 MB; a kill -9 costs at most what was done since it was written last.
+SAVE_SECONDS = 10
+
+
+def add(commands, looking: argparse.ArgumentParser) -> None:
+    """Add the parser of the command."""
+    parser = commands.add_parser("video", parents=[looking], help="follow what a mask marks in the first frame")
+    parser.add_argument("clip", type=Path, metavar="CLIP", help="a video file, or a folder of frames")
+    parser.add_argument("--mask", type=Path, required=True, help="picture of the first frame's size: what is not 0 is "
+                        "the object; a palette picture holds several")  # fmt: skip
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="only every N-th frame")
+    parser.add_argument("--published", action="store_true", help="the algorithm as DINO evaluates it")
+    parser.add_argument("--context", type=int, help="frames looked at beside the first (7)")
+    parser.add_argument("--radius", type=int, help="how many patches away to look (12)")
+    parser.add_argument("--top", type=int, help="patches that a label is taken from (5)")
+    parser.add_argument("--temperature", type=float, help="of the softmax over their similarities (0.1)")
+    parser.add_argument("--opacity", type=float, default=0.5, help="of the objects' colours over the frame, 0 to 1")
+    parser.set_defaults(command=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the masks of all frames, a video with the objects in colour, and a table of their areas.
+
+    A run that was interrupted goes on with the first frame that is not done; its files end up the same.
+    """
+    from dinoviz import clips, video
+
+    if options.every < 1:
+        raise DinovizError(f"--every takes a whole number from 1, not {options.every}.")
+    if not 0 <= options.opacity <= 1:
+        raise DinovizError(f"The opacity is a number from 0 to 1, not {options.opacity}.")
+    settings = _settings(options)
+    clip = clips.open_clip(options.clip)
+    mask = video.check_mask(clips.read_mask(options.mask), clip.size)
+    layers = (lambda layers: layers - 1) if options.published else video.default_layer
+    backbone, layer = common.load(options, layers)
+    with common.writing(options.out):
+        return _Job(options, clip, mask, backbone, replace(settings, layers=(layer,))).run()
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    from dinoviz import video
+
+    chosen = {name: getattr(options, name) for name in ("context", "radius", "top", "temperature")}
+    base = video.PUBLISHED if options.published else video.Settings()
+    return replace(base, **{name: value for name, value in chosen.items() if value is not None})
+
+
+class _Job:
+    """One clip and the files that come of it; all but the masks are written anew when a run goes on."""
+
+    def __init__(
+        self, options: argparse.Namespace, clip: Clip, mask: np.ndarray, backbone: Backbone, settings: Settings
+    ):
+        self.clip, self.mask, self.backbone, self.settings = clip, mask, backbone, settings
+        self.every, self.resolution, self.opacity = options.every, options.resolution, options.opacity
+        self.out = options.out
+        # Several clips may go to one folder.
+        self.stem = clip.path.resolve().name if clip.path.is_dir() else clip.path.stem
+        self.masks = self.out / f"{self.stem}-masks"
+        self.unfinished = self.out / f"{self.stem}-unfinished.npz"
+        self.objects = int(mask.max())
+        self.skipped = self.done = 0
+        self.names: deque[str] = deque()
+        # What must be the same for a run to go on; the settings are in the state itself.
+        about = [_identity(clip.path), self.every, self.resolution, backbone.key, hashlib.sha256(mask).hexdigest()]
+        self.note = json.dumps(about)
+
+    def run(self) -> int:
+        from tqdm import tqdm
+
+        from dinoviz import clips, render
+
+        state = self._state()
+        self.masks.mkdir(parents=True, exist_ok=True)
+        if state is None:
+            for path in self.masks.glob("*.png"):  # of an earlier run, perhaps of a longer clip
+                path.unlink()
+        else:
+            print(f"dinoviz: going on after {state.index} frames")
+        total = -(-self.clip.count // self.every) if self.clip.count else None
+        areas, overlay = self.out / f"{self.stem}-areas.csv", self.out / f"{self.stem}-overlay"
+        failed = None
+        with ExitStack() as stack:
+            bar = stack.enter_context(tqdm(total=total, unit="frame"))
+            video = stack.enter_context(clips.VideoWriter(overlay, self.clip.size, self.clip.rate / self.every))
+            table = stack.enter_context(areas.with_name(areas.name + ".part").open("w", newline=""))
+            rows = csv.writer(table)
+            rows.writerow(["frame", *(f"object {i} (pixels)" for i in range(1, self.objects + 1))])
+            try:
+                for name, picture, mask in self._frames(state):
+                    video.add(render.labels_picture(picture, mask, self.opacity))
+                    rows.writerow([name, *_areas(mask, self.objects)])
+                    self.done += 1
+                    bar.update()
+            except DinovizError as error:
+                if not self.done:
+                    raise
+                failed = error  # what was done up to here is good
+        Path(table.name).replace(areas)
+        self.unfinished.unlink(missing_ok=True)
+        if failed:
+            print(f"dinoviz: {failed}", file=sys.stderr)
+        print(f"dinoviz: {self.done} frames done, in {self.out}")
+        return 2 if failed or self.skipped else 0
+
+    def _frames(self, state: Propagator | None) -> Iterator[tuple[str, Image.Image, np.ndarray]]:
+        """Every frame with its name and its mask; those that the state has seen from the files, the others anew."""
+        from dinoviz import clips, video
+
+        frames = self.clip.frames(self.every, self._skip)
+        for _ in range(state.index if state else 0):
+            name, picture = next(frames)
+            yield name, picture, clips.read_labels(self.masks / f"{name}.png")
+        pictures = self._named(frames)
+        saved = time.monotonic()
+        try:
+            for tracked in video.propagate(
+                pictures, self.mask, self.backbone, resolution=self.resolution, settings=self.settings, state=state
+            ):
+                state = tracked.state
+                name = self.names.popleft()
+                clips.write_mask(self.masks / f"{name}.png", tracked.mask, self.objects)
+                if time.monotonic() - saved > SAVE_SECONDS:
+                    self._save(state)
+                    saved = time.monotonic()
+                yield name, tracked.picture, tracked.mask
+        except KeyboardInterrupt:
+            if state:
+                self._save(state)
+            raise
+
+    def _named(self, frames: Iterator[tuple[str, Image.Image]]) -> Iterator[Image.Image]:
+        for name, picture in frames:
+            self.names.append(name)
+            yield picture
+
+    def _save(self, state: Propagator) -> None:
+        state.note = self.note
+        state.save(self.unfinished)
+
+    def _state(self) -> Propagator | None:
+        """Where an earlier run of the same arguments stopped; None if there was none or its masks are gone."""
+        from dinoviz import video
+
+        try:
+            state = video.Propagator.load(self.unfinished, self.backbone.device)
+        except DinovizError:
+            return None
+        if state.note != self.note or state.settings != self.settings:
+            print("dinoviz: the unfinished run in this folder had other arguments, starting anew")
+            return None
+        names = (name for name, _ in self.clip.frames(self.every, lambda error: None))
+        return state if all((self.masks / f"{name}.png").is_file() for name in islice(names, state.index)) else None
+
+    def _skip(self, error: DinovizError) -> None:
+        from tqdm import tqdm
+
+        self.skipped += 1
+        tqdm.write(f"dinoviz: {error}", file=sys.stderr)
+
+
+def _areas(mask: np.ndarray, objects: int) -> list[int]:
+    import numpy as np
+
+    return np.bincount(mask.ravel(), minlength=objects + 1)[1:].tolist()
+
+
+def _identity(path: Path) -> list:
+    """What changes when a file or a folder's files do, without reading them."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    about = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+    return [len(about), hashlib.sha256(json.dumps(about).encode()).hexdigest()]

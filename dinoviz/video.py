@@ -1,0 +1,382 @@
+"""Label propagation: a mask of the first frame follows its objects through a video, by the likeness of patches.
+
+Each patch looks for the patches most like it in the first frame and in the frames just before, not far from where it is
+itself, and takes over their labels (Jabri et al. 2020, as DINO and DINOv3 evaluate with it). Frames come one by one and
+leave one by one: what is kept does not grow with the length of the video.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dinoviz.errors import DinovizError
+from dinoviz.features import Features, layer_index
+from dinoviz.images import ImageSource, PatchGrid, open_image
+
+if TYPE_CHECKING:
+    from dinoviz.backbone import Backbone
+
+# 64 queries and the 32 x 32 patches around them: of the sizes from 4 to 64 the quickest, on one core and on two.
+TILE = 8
+MAX_OBJECTS = 255  # a label map is uint8
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How labels travel. The defaults did best in tests/benchmarks/video.py; PUBLISHED is what the papers report.
+
+    context: how many frames before this one are looked at, beside the first.
+    radius: how many rows and columns away a patch may look, in patches.
+    top: from how many patches, over all these frames together, a label is taken.
+    temperature: of the softmax over their cosine similarities.
+    layers: whose patches are compared, as in a Python list; of several, each counts the same. None: the one at three
+        quarters of the depth, see `default_layer`.
+    covered: the first labels are the covered share of each patch; False: the mask's value at the patch's centre.
+    stretch: each object's labels are stretched to [0, 1] over the frame before the largest wins, as DINO does it. Then
+        every object is somewhere in every frame, even when it has left.
+    """
+
+    context: int = 7
+    radius: int = 12
+    top: int = 5
+    temperature: float = 0.1
+    layers: tuple[int, ...] | None = None
+    covered: bool = True
+    stretch: bool = False
+
+    def __post_init__(self):
+        for name, least in (("context", 0), ("radius", 0), ("top", 1)):
+            value = getattr(self, name)
+            if value != int(value) or value < least:
+                raise DinovizError(f"The {name} of the propagation is a whole number from {least}, not {value}.")
+        if not 0 < self.temperature < float("inf"):
+            raise DinovizError(f"The temperature of the propagation is above 0, not {self.temperature}.")
+        if self.layers is not None and not self.layers:
+            raise DinovizError("The propagation needs at least one layer.")
+
+
+# DINO (Caron et al. 2021), eval_video_segmentation: first frame and 7 before, neighbourhood 12, 5 nearest, 0.1.
+PUBLISHED = Settings(layers=(-1,), covered=False, stretch=True)
+
+
+def default_layer(layers: int) -> int:
+    """The layer, from 0, whose patches are compared by default: at three quarters of a network of so many.
+
+    There patches still know which part of a thing they are; the last layers know more of what kind of thing it is.
+    """
+    return max(1, round(layers * 0.75)) - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Tracked:
+    """One frame with its objects.
+
+    index: of the frame, from 0. picture: the frame, upright RGB.
+    mask: (H, W) uint8 at the frame's own size, 0 for background and 1 to K for the objects.
+    soft: (h, w, 1 + K) float32, the share that background and each object have in each patch; sums to 1.
+    grid: where the patches lie in the frame.
+    state: what is remembered up to this frame, to save and to go on from; it moves on with the next one.
+    """
+
+    index: int
+    picture: Image.Image
+    mask: np.ndarray
+    soft: np.ndarray
+    grid: PatchGrid
+    state: Propagator
+
+    @property
+    def area(self) -> np.ndarray:
+        """(K,) pixels of each object."""
+        return np.bincount(self.mask.ravel(), minlength=self.soft.shape[2])[1:]
+
+    def score(self, label: int) -> np.ndarray:
+        """(H, W) float32 in [0, 1]: how much the object `label` (1 to K; 0 is the background) is at each pixel."""
+        if not 0 <= label < self.soft.shape[2]:
+            raise DinovizError(f"The objects are 1 to {self.soft.shape[2] - 1}; there is no object {label}.")
+        return self.grid.resize(self.soft[..., label], "image")
+
+
+class Propagator:
+    """What is remembered of a video: the first frame and the few before, their patches and their labels.
+
+    index: how many frames it has seen. note: whatever its owner wants to find again in a saved state.
+    Save it, load it, and go on with the next frame.
+    """
+
+    def __init__(
+        self,
+        features: Features,
+        mask: np.ndarray,
+        settings: Settings = Settings(),
+        device: torch.device | str = "cpu",
+    ):
+        """features, mask: of the first frame, see `check_mask`. device: where the patches are compared.
+
+        Raises DinovizError for a mask that is empty, full or of another size.
+        """
+        mask = check_mask(mask, features.grid.image_size)
+        self.settings, self.device = settings, torch.device(device)
+        self.grid, self.weights_id, self.index = features.grid, features.weights_id, 1
+        self.objects, self.note = int(mask.max()), ""
+        self._patches = [self._descriptors(features)]
+        self._labels = [torch.from_numpy(self._first_labels(mask)).to(self._patches[0])]
+
+    @property
+    def soft(self) -> np.ndarray:
+        """(h, w, 1 + K) float32, the labels of the frame that was seen last."""
+        return self._labels[-1].float().cpu().numpy()
+
+    def step(self, features: Features) -> np.ndarray:
+        """The labels (h, w, 1 + K) float32 of the next frame, which is remembered.
+
+        Raises DinovizError for a frame of another size, or seen with other weights.
+        """
+        if features.weights_id != self.weights_id:
+            raise DinovizError(f"The first frame was not seen with {features.weights}: features cannot be compared.")
+        if features.grid != self.grid:
+            raise DinovizError(
+                f"Frame {self.index} has {_by(features.grid.image_size)} pixels at {_by(features.grid.model_size)}, "
+                f"the first {_by(self.grid.image_size)} at {_by(self.grid.model_size)}: they must be the same."
+            )
+        patches = self._descriptors(features)
+        labels = propagate_labels(patches, torch.stack(self._patches), torch.stack(self._labels), self.settings)
+        self._patches.append(patches)
+        self._labels.append(labels)
+        if len(self._patches) > 1 + self.settings.context:
+            # The first frame stays: its labels are the only ones that were given, not inferred.
+            oldest = 1 if self.settings.context else -1
+            del self._patches[oldest], self._labels[oldest]
+        self.index += 1
+        return labels.float().cpu().numpy()
+
+    def mask(self, soft: np.ndarray) -> np.ndarray:
+        """Labels (h, w, 1 + K) -> (H, W) uint8 at the frame's own size: the largest label of each pixel."""
+        best, mask = None, np.zeros(self.grid.image_size[::-1], np.uint8)
+        for label in range(soft.shape[2]):  # one by one: all at once, twenty objects in a large frame are gigabytes
+            score = self.grid.resize(soft[..., label], "image")
+            if self.settings.stretch and score.max() > 0:
+                score -= score.min()
+                score /= max(float(score.max()), np.finfo(np.float32).tiny)
+            if best is None:
+                best = score
+            else:
+                better = score > best
+                mask[better] = label
+                np.maximum(best, score, out=best)
+        return mask
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write all that is remembered to an .npz file, whole or not at all."""
+        path = Path(path)
+        about = {
+            "settings": asdict(self.settings), "weights_id": self.weights_id, "index": self.index,
+            "objects": self.objects, "note": self.note, "image_size": self.grid.image_size,
+            "model_size": self.grid.model_size, "patch_size": self.grid.patch_size,
+        }  # fmt: skip
+        part = path.with_name(path.name + ".part")
+        with part.open("wb") as file:
+            np.savez(
+                file, about=json.dumps(about), patches=torch.stack(self._patches).cpu().numpy(),
+                labels=torch.stack(self._labels).cpu().numpy(),
+            )  # fmt: skip
+        part.replace(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, device: torch.device | str = "cpu") -> Propagator:
+        """What `save` wrote. Raises DinovizError if the file is not that."""
+        self = cls.__new__(cls)
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                about = json.loads(str(arrays["about"]))
+                self.device = torch.device(device)
+                self._patches = list(torch.from_numpy(arrays["patches"]).to(device))
+                self._labels = list(torch.from_numpy(arrays["labels"]).to(device))
+            settings = about["settings"]
+            settings["layers"] = settings["layers"] and tuple(settings["layers"])
+            self.settings = Settings(**settings)
+            self.grid = PatchGrid(tuple(about["image_size"]), tuple(about["model_size"]), about["patch_size"])
+            self.weights_id, self.index = about["weights_id"], about["index"]
+            self.objects, self.note = about["objects"], about["note"]
+        except DinovizError:
+            raise
+        except Exception:  # zip, JSON and numpy each have their own words for a damaged file
+            raise DinovizError(f"{path}: this is not the saved state of a propagation.") from None
+        return self
+
+    def _descriptors(self, features: Features) -> torch.Tensor:
+        """(h, w, D * layers), of length 1."""
+        layers = _layers(self.settings, features.layers)
+        parts = [torch.from_numpy(features.layer(layer)).to(self.device) for layer in layers]
+        return torch.cat([torch.nn.functional.normalize(p, dim=-1) for p in parts], dim=-1) / len(parts) ** 0.5
+
+    def _first_labels(self, mask: np.ndarray) -> np.ndarray:
+        if self.settings.covered:
+            shares = [self.grid.to_patches(mask == label) for label in range(self.objects + 1)]
+            return np.stack(shares, axis=-1)
+        h, w = self.grid.shape
+        centres = replace(self.grid, image_size=mask.shape[::-1]).resize(mask, "patch", "nearest")
+        return np.eye(self.objects + 1, dtype=np.float32)[centres].reshape(h, w, -1)
+
+
+def propagate_labels(
+    patches: torch.Tensor, sources: torch.Tensor, labels: torch.Tensor, settings: Settings
+) -> torch.Tensor:
+    """Labels (h, w, C) of a frame from those of n others.
+
+    patches: (h, w, D) of this frame; sources: (n, h, w, D) of the others; all of length 1. labels: (n, h, w, C).
+
+    Of all patches at most `radius` rows and columns away, in all n frames together, the `top` most similar give their
+    labels, weighted by exp(similarity / temperature). The published code compares all patches with all and masks the
+    result; here a tile of patches meets only what lies around it.
+    """
+    h, w, _ = patches.shape
+    result = labels.new_empty(h, w, labels.shape[-1])
+    for top in range(0, h, TILE):
+        for left in range(0, w, TILE):
+            rows, columns = slice(top, min(h, top + TILE)), slice(left, min(w, left + TILE))
+            around = (slice(None), _around(rows, h, settings.radius), _around(columns, w, settings.radius))
+            outside = _outside(rows, columns, *around[1:], settings.radius).to(patches.device)
+            queries, keys = patches[rows, columns].flatten(0, 1), sources[around].flatten(0, 2)
+            similarity = queries.new_zeros(len(queries), len(sources), outside.shape[1])
+            similarity.masked_fill_(outside[:, None], -torch.inf)
+            similarity = similarity.flatten(1).addmm_(queries, keys.T)
+            best, which = similarity.topk(min(settings.top, len(keys)), dim=1)
+            weights = torch.softmax(best / settings.temperature, dim=1)
+            found = (weights[..., None] * labels[around].flatten(0, 2)[which]).sum(1)
+            result[rows, columns] = found.view(rows.stop - rows.start, columns.stop - columns.start, -1)
+    return result
+
+
+def _around(tile: slice, size: int, radius: int) -> slice:
+    return slice(max(0, tile.start - radius), min(size, tile.stop + radius))
+
+
+def _outside(rows: slice, columns: slice, around_rows: slice, around_columns: slice, radius: int) -> torch.Tensor:
+    """(queries, sources of one frame) bool: True where a source is farther than the radius from a query of the tile."""
+
+    def far(tile: slice, around: slice) -> torch.Tensor:
+        return (torch.arange(tile.start, tile.stop)[:, None] - torch.arange(around.start, around.stop)).abs() > radius
+
+    far_rows, far_columns = far(rows, around_rows), far(columns, around_columns)
+    return (far_rows[:, None, :, None] | far_columns[None, :, None, :]).flatten(2).flatten(0, 1)
+
+
+def propagate(
+    frames: Iterable[ImageSource],
+    first_mask: np.ndarray | None,
+    backbone: Backbone,
+    *,
+    resolution: int = 518,
+    settings: Settings = Settings(),
+    state: Propagator | None = None,
+    batch: int | None = None,
+    on_progress: Callable[[float], None] | None = None,
+) -> Iterator[Tracked]:
+    """Follow the objects of the first frame through a video, frame by frame.
+
+    frames: pictures of one size, whatever `open_image` takes; read one by one, as they are needed.
+    first_mask: (H, W) of the first frame, bool or 0 for background and 1 to K for the objects, see `check_mask`.
+    resolution: the short side in model pixels.
+    state: to go on where an earlier propagation stopped: `frames` are then those after the first `state.index`, and
+        mask and settings are the state's. It moves on with every frame that is yielded.
+    batch: how many frames pass the network at once; by default 1 on a CPU, where more gain nothing, else 8.
+    on_progress: called with the frames done, in fractions of a frame while the network runs; what it raises, Stopped
+        say, ends the propagation.
+
+    Yields a Tracked for each frame. Raises ImageError and DinovizError for no frames, frames and masks that cannot be
+    used, and frames that change in size.
+    """
+    if state is None and first_mask is None:
+        raise DinovizError("The propagation needs a mask of the first frame, or a state to go on from.")
+    settings = state.settings if state else settings
+    layers = _layers(settings, backbone.layers)
+    captured = tuple(layer for layer in layers if layer != backbone.layers - 1)  # the last comes by itself
+    batch = batch or (1 if backbone.device.type == "cpu" else 8)
+    done = state.index if state else 0
+    for pictures in _batches(_pictures(frames, done, state.grid.image_size if state else None), batch):
+
+        def on_block(block: int, blocks: int, first: int = done, count: int = len(pictures)) -> None:
+            on_progress(first + count * block / blocks)
+
+        encoded = backbone.encode_batch(pictures, resolution, captured, on_block=on_block if on_progress else None)
+        for picture, features in zip(pictures, encoded, strict=True):
+            if state is None:
+                state = Propagator(features, first_mask, settings, backbone.device)
+                soft, mask = state.soft, check_mask(first_mask, picture.size)
+            else:
+                soft = state.step(features)
+                mask = state.mask(soft)
+            yield Tracked(state.index - 1, picture, mask, soft, state.grid, state)
+        done += len(pictures)
+    if not done:
+        raise DinovizError("There are no frames to follow anything through.")
+
+
+def _layers(settings: Settings, layers: int) -> tuple[int, ...]:
+    if settings.layers is None:
+        return (default_layer(layers),)
+    return tuple(layer_index(layer, layers) for layer in settings.layers)
+
+
+def _pictures(
+    frames: Iterable[ImageSource], first: int, size: tuple[int, int] | None
+) -> Iterator[Image.Image | DinovizError]:
+    """The frames decoded, all of one size; an error as the last if there is one, so that those before it are done."""
+    try:
+        for index, frame in enumerate(frames, first):
+            path = isinstance(frame, str | os.PathLike)
+            picture = open_image(frame, name=None if path else f"Frame {index}")
+            size = size or picture.size
+            if picture.size != size:
+                name = Path(frame).name if path else f"Frame {index}"
+                raise DinovizError(
+                    f"{name} has {_by(picture.size)} pixels, the frames before it {_by(size)}: they must be the same."
+                )
+            yield picture
+    except DinovizError as error:
+        yield error
+
+
+def _batches(pictures: Iterator[Image.Image | DinovizError], count: int) -> Iterator[list[Image.Image]]:
+    while several := list(islice(pictures, count)):
+        error = several.pop() if isinstance(several[-1], DinovizError) else None
+        if several:
+            yield several
+        if error:
+            raise error
+
+
+def check_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A mask of a picture of `size` (W, H) as a label map (H, W) uint8: 0 for background, 1 to K for the objects.
+
+    Raises DinovizError for another size, nothing marked, everything marked, or other numbers.
+    """
+    mask = np.asarray(mask)
+    if mask.ndim != 2 or mask.shape != size[::-1]:
+        raise DinovizError(
+            f"The mask has {_by(mask.shape[::-1])} pixels, the first frame {_by(size)}: they must agree."
+        )
+    if mask.dtype.kind not in "bui" or mask.min() < 0 or mask.max() > MAX_OBJECTS:
+        raise DinovizError(f"A mask holds whole numbers: 0 for background, and 1 to {MAX_OBJECTS} for the objects.")
+    if mask.dtype != bool and mask.max() == 255 and not ((mask > 0) & (mask < 255)).any():
+        mask = mask == 255  # a black and white picture of a mask
+    if not mask.any():
+        raise DinovizError("The mask is empty: mark what is to be followed.")
+    if mask.all():
+        raise DinovizError("The mask covers the whole frame: leave the background unmarked.")
+    return mask.astype(np.uint8)
+
+
+def _by(size: tuple[int, ...]) -> str:
+    return " x ".join(map(str, size))
