@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import io
 
 import cv2
 import numpy as np
@@ -47,6 +46,13 @@ def on_checkers(picture: Image.Image, mask: np.ndarray, square: int = 12) -> Ima
     return Image.fromarray(np.where(mask[..., None], np.asarray(picture), board[..., None]))
 
 
+def to_jpeg(picture: Image.Image) -> bytes:
+    """A picture as the bytes of a JPEG file; subsampled colour would blur the raw patches."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="JPEG", quality=90, subsampling=0)
+    return buffer.getvalue()
+
+
 def rle(mask: np.ndarray) -> dict:
     """A mask (H, W) as COCO's compressed run lengths: {"size": [H, W], "counts": text}, as pycocotools encodes it.
 
@@ -73,43 +79,40 @@ def _runs(mask: np.ndarray) -> np.ndarray:
     return np.diff(starts).astype(np.int64)
 
 
-@dataclass(frozen=True, eq=False)
-class Annotated:
-    """One picture for `coco`. mask: None where the thing is not in it; score: how sure, in [0, 1]."""
+class Coco:
+    """A COCO data set of one category, picture by picture; the masks are not kept, only their run lengths."""
 
-    file_name: str
-    size: tuple[int, int]
-    mask: np.ndarray | None
-    score: float
+    def __init__(self, category: str = "thing"):
+        self.images: list[dict] = []
+        self.annotations: list[dict] = []
+        self.categories = [{"id": 1, "name": category}]
 
+    def add(self, file_name: str, mask: np.ndarray, score: float) -> None:
+        """One picture and the mask (H, W) bool of its thing; an empty one is a picture without the thing."""
+        number = len(self.images) + 1
+        height, width = mask.shape
+        self.images.append({"id": number, "file_name": file_name, "width": width, "height": height})
+        if not mask.any():
+            return
+        columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+        box = columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1
+        annotation = {
+            "id": len(self.annotations) + 1,
+            "image_id": number,
+            "category_id": 1,
+            "segmentation": rle(mask),
+            "area": int(mask.sum()),
+            "bbox": [int(side) for side in box],
+            "iscrowd": 0,
+            "score": round(float(score), 4),
+        }
+        self.annotations.append(annotation)
 
-def coco_annotation(picture: Annotated, number: int) -> dict | None:
-    """The annotation of picture `number` (from 1), without those that hold nothing: run lengths, box, area, score."""
-    if picture.mask is None or not picture.mask.any():
-        return None
-    columns, rows = np.flatnonzero(picture.mask.any(axis=0)), np.flatnonzero(picture.mask.any(axis=1))
-    box = [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1]
-    return {
-        "id": number,
-        "image_id": number,
-        "category_id": 1,
-        "segmentation": rle(picture.mask),
-        "area": int(picture.mask.sum()),
-        "bbox": [int(side) for side in box],
-        "iscrowd": 0,
-        "score": round(picture.score, 4),
-    }
-
-
-def coco(pictures: Sequence[Annotated], annotations: Sequence[dict | None], category: str = "thing") -> dict:
-    """A COCO data set of one category: all pictures, and the annotations of those that hold the thing."""
-    images = [
-        {"id": i, "file_name": picture.file_name, "width": picture.size[0], "height": picture.size[1]}
-        for i, picture in enumerate(pictures, start=1)
-    ]
-    return {
-        "info": {"description": "Masks made with dinoviz"},
-        "images": images,
-        "annotations": [annotation for annotation in annotations if annotation],
-        "categories": [{"id": 1, "name": category}],
-    }
+    def as_dict(self) -> dict:
+        """What belongs into the JSON file."""
+        return {
+            "info": {"description": "Masks made with dinoviz"},
+            "images": self.images,
+            "annotations": self.annotations,
+            "categories": self.categories,
+        }

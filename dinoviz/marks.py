@@ -70,16 +70,22 @@ class Marks:
         """(P,) of the clicks, 1 or 0."""
         return np.array([click.label for click in self.clicks], dtype=int)
 
-    def paint(self, mask: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
-        """The mask (H, W) bool with the strokes over it: the brush forces True, the eraser False.
+    def scaled(self, source: tuple[int, int], target: tuple[int, int]) -> Marks:
+        """The same marks on a copy of the picture that has another size (width, height)."""
+        scale = np.divide(target, source)
 
-        size: (width, height) of the picture that the marks are in pixels of, where the mask has another one.
-        """
-        height, width = mask.shape
-        scale = np.divide((width, height), size or (width, height))
+        def moved(action: Point | Stroke) -> Point | Stroke:
+            if isinstance(action, Point):
+                return Point(action.x * scale[0], action.y * scale[1], action.label)
+            return Stroke(action.points * scale, action.radius * float(np.sqrt(scale.prod())), action.erase)
+
+        return Marks(tuple(map(moved, self.actions)))
+
+    def paint(self, mask: np.ndarray) -> np.ndarray:
+        """The mask (H, W) bool with the strokes over it: the brush forces True, the eraser False."""
         canvas = mask.astype(np.uint8)
         for stroke in self.strokes:
-            _draw(canvas, stroke.points * scale, stroke.radius * float(np.sqrt(scale.prod())), int(not stroke.erase))
+            _draw(canvas, stroke.points, stroke.radius, int(not stroke.erase))
         return canvas.astype(bool)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from pathlib import Path
 
 import gradio as gr
@@ -10,6 +11,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "assets" / "mark_canvas.js"
 
 TEMPLATE = """
 <div class="dv-canvas dv-empty" data-tool="click">
+  <div class="dv-title-of">TITLE</div>
   <div class="dv-tools" role="toolbar" aria-label="Marking tools">
     <span class="dv-group">
       <button type="button" data-tool="click" title="Click on the thing (P)">Click</button>
@@ -18,13 +20,16 @@ TEMPLATE = """
     <span class="dv-group">
       <button type="button" data-sign="plus" title="This is the thing">+ thing</button>
       <button type="button" data-sign="minus"
-        title="This is not: also by the right button, or with Shift (X)">− not it</button>
+        title="This is not: also by the right button, or with Shift (X)">- not it</button>
     </span>
-    <label class="dv-size" title="Size of the brush: [ and ]">Brush <input type="range" min="2" max="80" step="1"></label>
+    <label class="dv-size" title="Size of the brush: [ and ]">Brush
+      <input type="range" min="2" max="80" step="1"></label>
     <span class="dv-group dv-right">
       <button type="button" data-do="undo" title="Take back the last mark (Ctrl-Z)" disabled>Undo</button>
       <button type="button" data-do="clear" title="Take back all marks" disabled>Clear</button>
-      <button type="button" data-do="full" title="Full screen" aria-label="Full screen">⛶</button>
+      <button type="button" data-do="full" title="Full screen" aria-label="Full screen"><svg
+        viewBox="0 0 16 16" width="14" height="14" fill="none" stroke="currentColor" stroke-width="1.8"
+        ><path d="M2 6V2h4M10 2h4v4M14 10v4h-4M6 14H2v-4"/></svg></button>
     </span>
   </div>
   <div class="dv-room"><div class="dv-stage">
@@ -39,17 +44,19 @@ TEMPLATE = """
 class MarkCanvas(gr.HTML):
     """A picture to mark. Its value is JSON of the marks by picture, see `dinoviz.marks.by_picture`.
 
-    image: path of the picture as it is shown, in gradio's cache. picture: its key; marks are kept by it.
-    size: (width, height) in pixels of the uploaded picture. answered: how many marks are in the picture shown already.
+    title: said above it. image: path of the picture as it is shown, in gradio's cache. picture: its key, by which
+    marks are kept. size: (width, height) in pixels of the uploaded picture. answered: how many marks are in the
+    picture shown already.
     """
 
-    def __init__(self, value: str = "{}", *, image="", picture="", size=(1, 1), answered=0, **options):
+    def __init__(self, value: str = "{}", *, title="", image="", picture="", size=(1, 1), answered=0, **options):
         for fixed in ("html_template", "css_template", "js_on_load"):  # an update hands all properties in again
             options.pop(fixed, None)
         super().__init__(
             value,
-            html_template=TEMPLATE,
+            html_template=TEMPLATE.replace("TITLE", html.escape(title)),
             js_on_load=SCRIPT.read_text(encoding="utf-8"),
+            title=title,
             image=image,
             picture=picture,
             size=list(size),

@@ -6,12 +6,11 @@ import base64
 import binascii
 import hashlib
 import html
-import io
 import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from gradio.processing_utils import save_bytes_to_cache
 from gradio.utils import get_upload_folder
 from PIL import Image
 
-from dinoviz import __version__, render
+from dinoviz import __version__, export, render
 from dinoviz.errors import DinovizError, Stopped
 from dinoviz.ui.workbench import Job, Look, Workbench
 
@@ -59,9 +58,7 @@ def jpeg_file(picture: Image.Image, folder: str) -> str:
 
     Gradio's own saving writes the file anew each time, also while a browser is reading it; this one never does.
     """
-    buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=90, subsampling=0)  # subsampled colour would blur the raw patches
-    content = buffer.getvalue()
+    content = export.to_jpeg(picture)
     path = Path(folder) / hashlib.sha256(content).hexdigest() / "image.jpg"
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_file():
@@ -151,13 +148,16 @@ def picture_point(look: Look, index: Sequence[float]) -> np.ndarray:
     return (np.asarray(index, dtype=float) + 0.5) * np.divide(look.picture.image.size, look.picture.shown.size)
 
 
-def bundle(name: str, files: Mapping[str, bytes], about: Mapping) -> str:
-    """A zip of files with an about.json that says what they are -> its path, in a folder of its own that ages away."""
+def bundle(name: str, files: Mapping[str, bytes] | Iterable[tuple[str, bytes]], about: Mapping) -> str:
+    """A zip of files with an about.json that says what they are -> its path, in a folder of its own that ages away.
+
+    files: may be made one by one, since each is on the disk before the next is asked for; about is read at the end.
+    """
     folder = Path(get_upload_folder())
     folder.mkdir(parents=True, exist_ok=True)
     path = Path(tempfile.mkdtemp(dir=folder)) / f"{name}.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        for file, content in files.items():
+        for file, content in files.items() if isinstance(files, Mapping) else files:
             archive.writestr(file, content)
         archive.writestr("about.json", json.dumps({"dinoviz": __version__, **about}, indent=2))
     return str(path)

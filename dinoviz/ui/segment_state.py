@@ -1,19 +1,20 @@
-"""What the Segment tab's controls say, and what follows from it: masks, concepts, pictures of them, words."""
+"""What the Segment tab's controls say, and what follows from it: masks, the concept, and where it is found."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from PIL import Image
 
-from dinoviz import export, render, segment
+from dinoviz import segment
 from dinoviz.errors import DinovizError
 from dinoviz.features import Features
-from dinoviz.marks import Marks
+from dinoviz.marks import Marks, parse
 from dinoviz.segment import Segmentation
+from dinoviz.ui.targets import Target
 from dinoviz.ui.workbench import Look, Workbench
 
 CLICKED, ALL = "what was clicked", "all instances"
@@ -24,7 +25,7 @@ METHODS = ("evidence", "mean")
 
 @dataclass(frozen=True)
 class Choice:
-    """What the controls say, in their order. smallest: percent of the picture."""
+    """What the controls say, in their order. auto: the calibrated threshold; smallest: percent of the picture."""
 
     auto: bool = True
     threshold: float = segment.THRESHOLD
@@ -39,12 +40,20 @@ class Choice:
         for name, known in (("instances", (CLICKED, ALL)), ("method", METHODS), ("view", VIEWS)):
             if getattr(self, name) not in known:
                 raise DinovizError(f"There is no {name} {getattr(self, name)!r}; there are {', '.join(known)}.")
+        for name, most in (("threshold", 1), ("smallest", 100), ("opacity", 1)):
+            if not 0 <= getattr(self, name) <= most:
+                raise DinovizError(f"The {name} is a number from 0 to {most}, not {getattr(self, name)}.")
 
     @property
     def cut(self) -> dict:
         """How a score becomes a mask, for `segment`."""
         threshold = None if self.auto else self.threshold
         return {"threshold": threshold, "refine": self.refine, "smallest": self.smallest / 100}
+
+    @property
+    def mask_key(self) -> tuple:
+        """What decides a mask."""
+        return self.instances, *self.cut.values()
 
 
 def at_size(features: Features, size: tuple[int, int]) -> Features:
@@ -57,17 +66,17 @@ def mark(features: Features, picture: Image.Image, marks: Marks, choice: Choice)
 
     Clicks first, then the strokes over it, in order: what is drawn stays as it was drawn.
     """
-    original = features.grid.image_size
+    marks = marks.scaled(features.grid.image_size, picture.size)
     features = at_size(features, picture.size)
     if marks.labels.any():
-        points = marks.points * np.divide(picture.size, original)
+        everywhere = choice.instances == ALL
         found = segment.from_points(
-            features, points, marks.labels, picture, all_instances=choice.instances == ALL, **choice.cut
+            features, marks.points, marks.labels, picture, all_instances=everywhere, **choice.cut
         )
-        return replace(found, mask=marks.paint(found.mask, original))
+        return replace(found, mask=marks.paint(found.mask))
     if not any(not stroke.erase for stroke in marks.strokes):
         return None
-    mask = marks.paint(np.zeros(picture.size[::-1], dtype=bool), original)
+    mask = marks.paint(np.zeros(picture.size[::-1], dtype=bool))
     covered = features.grid.to_patches(mask)
     return Segmentation(mask.astype(np.float32), mask, covered, segment.THRESHOLD, True, 1.0)
 
@@ -75,87 +84,90 @@ def mark(features: Features, picture: Image.Image, marks: Marks, choice: Choice)
 def find(
     concept: segment.Concept, features: Features, picture: Image.Image, marks: Marks, choice: Choice
 ) -> Segmentation:
-    """The thing in another picture, at the size of `picture`; marks: the corrections made there."""
-    original = features.grid.image_size
-    features = at_size(features, picture.size)
-    positive = marks.points[marks.labels == 1] * np.divide(picture.size, original)
+    """The thing in another picture, at the size of `picture`; marks: the corrections made there.
+
+    Who marks the thing in a picture knows that it is there.
+    """
+    marks = marks.scaled(features.grid.image_size, picture.size)
+    positive = marks.points[marks.labels == 1]
     at = positive if choice.instances == CLICKED and len(positive) else None
-    found = concept.apply(features, picture, at=at, **choice.cut)
-    shown_here = len(positive) > 0 or any(not stroke.erase for stroke in marks.strokes)
-    return replace(found, mask=marks.paint(found.mask, original), present=found.present or shown_here)
+    found = concept.apply(at_size(features, picture.size), picture, at=at, **choice.cut)
+    marked = len(positive) > 0 or any(not stroke.erase for stroke in marks.strokes)
+    return replace(found, mask=marks.paint(found.mask), present=found.present or marked)
 
 
 def example(features: Features, marks: Marks, mask: np.ndarray | None = None) -> segment.Example:
     """What marks teach. Without a mask strokes count as clicks along them, one a patch."""
     points, labels = [marks.points], [marks.labels]
-    if mask is None:
-        for stroke in marks.strokes:
-            inside = stroke.points[((stroke.points >= 0) & (stroke.points <= features.grid.image_size)).all(axis=1)]
-            if len(inside):
-                _, first = np.unique(features.grid.patch_at(inside), axis=0, return_index=True)
-                points.append(inside[first])
-                labels.append(np.full(len(first), int(not stroke.erase)))
+    for stroke in marks.strokes if mask is None else ():
+        inside = stroke.points[((stroke.points >= 0) & (stroke.points <= features.grid.image_size)).all(axis=1)]
+        if len(inside):
+            _, first = np.unique(features.grid.patch_at(inside), axis=0, return_index=True)
+            points.append(inside[first])
+            labels.append(np.full(len(first), int(not stroke.erase)))
     return segment.Example(features, mask, np.concatenate(points), np.concatenate(labels))
 
 
 @dataclass(frozen=True, eq=False)
-class Reference:
-    """The picture one points at, with its marks (as JSON holds them, and parsed)."""
+class Search:
+    """One reference and its marks, the corrections by the digest of their target, and what the controls say.
 
+    marks, corrections: as JSON holds them.
+    """
+
+    bench: Workbench
     look: Look
-    raw: list
-    marks: Marks
+    marks: list
+    choice: Choice
+    targets: Sequence[Target] = ()
+    corrections: Mapping[str, list] = field(default_factory=dict)
 
-    def key(self, choice: Choice) -> Hashable:
-        """What decides the mask."""
-        return self.look.key, json.dumps(self.raw), choice.instances, *choice.cut.values()
+    @property
+    def parsed(self) -> Marks:
+        """The marks of the reference. Raises DinovizError."""
+        return parse(self.marks, self.look.picture.image.size)
 
-    def segmentation(self, bench: Workbench, choice: Choice) -> Segmentation | None:
-        """At the size that is shown; computed once."""
-        if not len(self.marks):
+    def parsed_for(self, target: Target) -> Marks:
+        """The corrections of a target. Raises DinovizError."""
+        return parse(self.corrections.get(target.digest, []), target.size)
+
+    @property
+    def corrected(self) -> list[Target]:
+        """The targets with corrections, in their order, each picture once."""
+        once = {target.digest: target for target in self.targets}
+        return [target for digest, target in once.items() if self.corrections.get(digest)]
+
+    def marked(self) -> Segmentation | None:
+        """The reference's mask at the size that is shown, computed once; None if nothing is marked as the thing."""
+        marks, look = self.parsed, self.look
+        if not len(marks):
             return None
-        look = self.look
+        key = "marked", look.key, json.dumps(self.marks), self.choice.mask_key
+        return self.bench.derived(key, lambda: (mark(look.features, look.picture.shown, marks, self.choice),))[0]
 
-        def make() -> tuple:
-            return (mark(look.features, look.picture.shown, self.marks, choice),)
+    def concept(self) -> segment.Concept | None:
+        """What is looked for, learnt once from the marks and the corrections; None if nothing is marked as the thing.
 
-        return bench.derived(("marked", self.key(choice)), make)[0]
+        Always from the reference at the size that is shown, so that downloads hold what the page showed.
+        """
+        found = self.marked()
+        if found is None:
+            return None
+        corrected = self.corrected
+        taught = [self.corrections[target.digest] for target in corrected]
+        key = "concept", self.look.key, self.choice.mask_key, self.choice.method
+        key = (*key, json.dumps([self.marks, taught]), tuple(target.digest for target in corrected))
 
+        def make() -> segment.Concept:
+            picture = self.look.picture
+            features = at_size(self.look.features, picture.shown.size)
+            examples = [example(features, self.parsed.scaled(picture.image.size, picture.shown.size), found.mask)]
+            examples += [example(target.features, self.parsed_for(target)) for target in corrected]
+            return segment.fit(examples, self.choice.method)
 
-def draw(picture: Image.Image, features: Features, found: Segmentation | None, choice: Choice) -> Image.Image:
-    """The picture as the chosen view shows it, at its size."""
-    if found is None:
-        return picture
-    if choice.view == OVERLAY:
-        return export.overlay(picture, found.mask, choice.opacity)
-    if choice.view == CUTOUT:
-        return export.on_checkers(picture, found.mask)
-    if choice.view == RAW:
-        return render.map_picture(
-            picture,
-            features.grid,
-            found.patch_score,
-            colormap="viridis",
-            opacity=choice.opacity,
-            raw=True,
-            scale=(0, 1),
-        )
-    colours = render.colourise(found.score, (0, 1), "viridis")
-    return export.outline(Image.blend(picture, Image.fromarray(colours), choice.opacity), found.mask)
+        return self.bench.derived(key, make)
 
-
-def in_words(marks: Marks) -> str:
-    """How much is marked: "2 clicks, 1 beside, 3 strokes"."""
-    positive = int(marks.labels.sum())
-    counts = ((positive, "click"), (len(marks.clicks) - positive, "click beside it"), (len(marks.strokes), "stroke"))
-    return ", ".join(f"{n} {_plural(word, n)}" for n, word in counts if n)
-
-
-def _plural(word: str, count: int) -> str:
-    first, *rest = word.split(" ", 1)
-    return " ".join([first if count == 1 else f"{first}s", *rest])
-
-
-def layers_in_words(layers: int, chosen: Sequence[int] = segment.LAYERS) -> str:
-    """The layers that are read, counted from 1: "layers 9 and 12 of 12"."""
-    return f"layers {' and '.join(str(layer % layers + 1) for layer in chosen)} of {layers}"
+    def result(self, target: Target, picture: Image.Image) -> Segmentation | None:
+        """The thing in a target, at the size of `picture`, one of its copies; None if there is nothing to look for."""
+        concept = self.concept()
+        return concept and find(concept, target.features, picture, self.parsed_for(target), self.choice)

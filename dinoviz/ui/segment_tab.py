@@ -2,40 +2,195 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import html
+import time
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
 
 import gradio as gr
 from gradio.utils import get_upload_folder
 
 from dinoviz import marks as marking
+from dinoviz.errors import DinovizError
+from dinoviz.ui import segment_files
 from dinoviz.ui.bar import Bar
 from dinoviz.ui.mark_canvas import MarkCanvas
-from dinoviz.ui.parts import colour_bar, encoded, jpeg_file, note, through, told
-from dinoviz.ui.segment_state import (
-    ALL,
-    CLICKED,
-    METHODS,
-    OVERLAY,
-    RAW,
-    SCORE,
-    VIEWS,
-    Choice,
-    Reference,
-    draw,
-    in_words,
-    layers_in_words,
-)
-from dinoviz.ui.workbench import Look, Workbench
+from dinoviz.ui.parts import follow, jpeg_file, note, told
+from dinoviz.ui.segment_state import ALL, CLICKED, METHODS, OVERLAY, VIEWS, Choice, Search
+from dinoviz.ui.segment_views import card, draw, gallery_caption, reference_caption, target_caption
+from dinoviz.ui.target_gallery import TargetGallery
+from dinoviz.ui.targets import Target, Targets, checked
+from dinoviz.ui.workbench import Job, Look, Workbench
 
-EMPTY = "Click on the thing you want, or choose Draw and paint over it."
+REPAINT_EVERY = 0.4  # seconds between two states of a gallery that is being filled
+PRIVATE = {"show_progress": "hidden", "concurrency_limit": 8, "api_visibility": "private"}
+
+
+@dataclass(frozen=True)
+class Controls:
+    """The parts of the tab that the downloads, the examples and the endpoints read."""
+
+    canvas: MarkCanvas
+    caption: gr.HTML
+    files: gr.File
+    target: MarkCanvas
+    options: list
+
+    @property
+    def inputs(self) -> list:
+        """What says, beside the bar, what is looked for and where."""
+        return [self.canvas, self.files, self.target, *self.options]
 
 
 def build(bench: Workbench, bar: Bar) -> None:
     """Lay out the tab and wire it."""
-    with gr.Row(), gr.Column(min_width=320):
-        gr.HTML('<div class="dv-title-of">What you want: click on it, or draw over it</div>', padding=False)
-        canvas = MarkCanvas(elem_id="segment-reference", label="marks")
-        caption = gr.HTML(note("Waiting for the picture …"), label="caption", elem_id="segment-caption")
+    store = Targets(bench)
+    with gr.Row():
+        with gr.Column(min_width=320):
+            canvas = MarkCanvas(title="What you want: click on it, or draw over it", elem_id="segment-reference")
+            caption = gr.HTML(note("Waiting for the picture …"), label="caption", elem_id="segment-caption")
+        with gr.Column(min_width=320), gr.Tabs(), gr.Tab("In other pictures", id="segment-pictures"):
+            files = gr.File(
+                label="Drop pictures: the thing is looked for in each", file_count="multiple", height=130, value=[],
+                elem_id="segment-files",
+            )  # fmt: skip
+            with gr.Row(visible=False, elem_id="segment-progress") as progress_row:
+                progress = gr.HTML(label="progress", elem_id="segment-encoding")
+                stop_button = gr.Button("Stop", size="sm", scale=0, min_width=90, elem_id="segment-stop")
+            found = gr.HTML(note(gallery_caption([], None)), label="found", elem_id="segment-found")
+            gallery = TargetGallery(elem_id="segment-gallery")
+            with gr.Column(visible=False, elem_id="segment-open") as opened:
+                target = MarkCanvas(title="Correct it here: all results follow", elem_id="segment-target")
+                target_note = gr.HTML(label="target", elem_id="segment-target-caption")
+    options = _options()
+    controls = Controls(canvas, caption, files, target, options)
+    inputs = [*bar.inputs, *controls.inputs]
+    arrived = gr.State(None)  # which targets are encoded; its change is the moment to show them
+
+    def search_of(image, model, resolution, marks, files, corrections, *chosen) -> Search | None:
+        """What the page asks for; None while the picture is not encoded. Raises DinovizError."""
+        look = bench.peek(image, model, resolution)
+        if look is None:
+            return None
+        targets = [store.peek(path, model, resolution) for path in checked(files)]
+        return Search(
+            bench,
+            look,
+            marking.by_picture(marks).get(look.picture.digest, []),
+            Choice(*chosen),
+            [one for one in targets if isinstance(one, Target)],
+            marking.by_picture(corrections),
+        )
+
+    def paint_reference(*values):
+        with told():
+            search = search_of(*values)
+            if search is None:  # it is being encoded, and drawn when that is done
+                return gr.skip(), gr.skip()
+            return _reference(search)
+
+    def refresh(ready: Hashable, *values):
+        if ready is None:
+            return gr.update(picture="", image=""), note("There is nothing to see until a picture is encoded.")
+        return paint_reference(*values)
+
+    def encode_targets(ready: Hashable, image, model, resolution, files, request: gr.Request) -> Iterator[tuple]:
+        """Encode the targets with progress, so that looking for anything in them is instant."""
+        if ready is None:
+            return
+        owner = (request.session_hash, "targets")
+        with told():
+            paths = checked(files)
+
+        def state() -> tuple:
+            return ready, tuple(path for path in paths if store.peek(path, model, resolution)), tuple(paths)
+
+        if len(state()[1]) < len(paths):
+            job = store.start(owner, paths, model, resolution)
+            for sentence in follow(bench, owner, job):
+                yield gr.Row(visible=True), note(html.escape(sentence), "caption dv-busy"), state()
+            if job.superseded:
+                return
+            with told():
+                if not job.stopped:
+                    job.result()
+        yield gr.Row(visible=False), "", state()
+
+    def paint_gallery(request: gr.Request, image, model, resolution, marks, files, *rest) -> Iterator[tuple]:
+        """Look for the thing in every target; a newer question ends an older one."""
+        owner = (request.session_hash, "gallery")
+        with told():
+            paths = checked(files)
+        cards = [{"key": path, "name": segment_files.file_name(path), "state": "pending"} for path in paths]
+        said: list[str] = []
+
+        def work(job: Job) -> None:
+            search = search_of(image, model, resolution, marks, files, *rest)
+            try:
+                if search:
+                    search.concept()
+            except DinovizError as error:  # everything is marked, say: it concerns all of them
+                said.append(str(error))
+                search = None
+            for i, path in enumerate(paths):
+                job.tell("Looking", i / len(paths))
+                cards[i] = card(path, store.peek(path, model, resolution), search)
+            said.append("")
+            said.append(gallery_caption(cards, search))
+
+        job = bench.start(owner, time.monotonic(), work)
+        shown = time.monotonic()
+        for _ in follow(bench, owner, job):
+            if time.monotonic() - shown > REPAINT_EVERY:
+                shown = time.monotonic()
+                yield gr.update(items=list(cards)), gr.skip()
+        if job.stopped:
+            return
+        with told():
+            job.result()
+        caption = note(html.escape(said[0]), "caption dv-error") if said[0] else note(said[-1])
+        yield gr.update(items=cards), caption
+
+    def open_target(chosen: str, image, model, resolution, marks, files, *rest):
+        """Show a target large, where it can be corrected."""
+        hidden = gr.Column(visible=False), gr.update(picture="", image=""), ""
+        one = store.peek(chosen, model, resolution) if chosen in (files or []) else None
+        with told():
+            search = search_of(image, model, resolution, marks, files, *rest)
+            if search is None or not isinstance(one, Target):
+                return hidden
+            return gr.Column(visible=True), *_target(search, one)
+
+    def stop(request: gr.Request) -> None:
+        bench.stop((request.session_hash, "targets"))
+
+    def unlock_threshold(auto: bool):
+        return gr.Slider(interactive=not auto)
+
+    changes = [canvas.input, target.input, *(option.input for option in options)]
+    bar.ready.change(refresh, [bar.ready, *inputs], [canvas, caption], **PRIVATE)
+    gr.on(changes, paint_reference, inputs, [canvas, caption], trigger_mode="always_last", **PRIVATE)
+    gr.on(
+        [files.change, bar.ready.change], encode_targets, [bar.ready, *bar.inputs, files],
+        [progress_row, progress, arrived],
+        trigger_mode="multiple", **{**PRIVATE, "concurrency_limit": None},
+    )  # fmt: skip
+    gr.on(
+        [*changes, arrived.change], paint_gallery, inputs, [gallery, found],
+        trigger_mode="multiple", **{**PRIVATE, "concurrency_limit": None},
+    )  # fmt: skip
+    gr.on(
+        [*changes, arrived.change, gallery.select], open_target, [gallery, *inputs], [opened, target, target_note],
+        trigger_mode="always_last", **PRIVATE,
+    )  # fmt: skip
+    auto, threshold = options[:2]
+    auto.input(unlock_threshold, auto, threshold, **PRIVATE)
+    stop_button.click(stop, api_visibility="private", queue=False, show_progress="hidden")
+    segment_files.build(bench, bar, store, controls, search_of)
+
+
+def _options() -> list:
+    """The controls, in the order of `Choice`."""
     with gr.Row():
         with gr.Column(min_width=260):
             with gr.Row():
@@ -52,66 +207,44 @@ def build(bench: Workbench, bar: Bar) -> None:
             )
         with gr.Column(min_width=260):
             view = gr.Radio(list(VIEWS), value=OVERLAY, label="Show", elem_id="segment-view")
-            opacity = gr.Slider(0, 1, value=0.5, step=0.05, label="Opacity", elem_id="segment-opacity")
-            method = gr.Radio(list(METHODS), value="evidence", label="Method", elem_id="segment-method")
-    options = [auto, threshold, refine, smallest, instances, method, view, opacity]
-    inputs = [*bar.inputs, canvas, *options]
-
-    def repaint(image, model, resolution, marks, *chosen):
-        look = encoded(bench, image, model, resolution)
-        if look is None:
-            return gr.skip(), gr.skip()
-        with told():
-            return _paint(bench, _reference(look, marks), Choice(*chosen))
-
-    def refresh(ready: Hashable, image, model, resolution, marks, *chosen):
-        if ready is None:
-            return MarkCanvas(picture="", image=""), note("There is nothing to see until a picture is encoded.")
-        look = bench.peek(image, model, resolution)
-        if look is None:  # the page has gone on to another one
-            return gr.skip(), gr.skip()
-        with told():
-            return _paint(bench, _reference(look, marks), Choice(*chosen))
-
-    def unlock_threshold(auto: bool):
-        return gr.Slider(interactive=not auto)
-
-    quiet = {"show_progress": "hidden", "concurrency_limit": 8}
-    private = {**quiet, "api_visibility": "private"}
-    bar.ready.change(refresh, [bar.ready, *inputs], [canvas, caption], **private)
-    gr.on(
-        [canvas.input, *(option.input for option in options)], repaint, inputs, [canvas, caption],
-        trigger_mode="always_last", **private,
-    )  # fmt: skip
-    auto.input(unlock_threshold, auto, threshold, **private)
+            with gr.Row():
+                opacity = gr.Slider(
+                    0, 1, value=0.5, step=0.05, label="Opacity", elem_id="segment-opacity", min_width=140
+                )
+                method = gr.Dropdown(
+                    list(METHODS), value="evidence", label="Method", elem_id="segment-method", min_width=110
+                )
+    return [auto, threshold, refine, smallest, instances, method, view, opacity]
 
 
-def _reference(look: Look, text: str) -> Reference:
-    raw = marking.by_picture(text).get(look.picture.digest, [])
-    return Reference(look, raw, marking.parse(raw, look.picture.image.size))
-
-
-def _paint(bench: Workbench, reference: Reference, choice: Choice) -> tuple:
+def _reference(search: Search) -> tuple:
     """The canvas with the mask, and the caption."""
-    look = reference.look
-    found = reference.segmentation(bench, choice)
-    picture = draw(look.picture.shown, look.features, found, choice)
-    canvas = gr.update(
+    look, found = search.look, search.marked()
+    canvas = _canvas(look, draw(look.picture.shown, look.features, found, search.choice), len(search.marks))
+    return canvas, note(reference_caption(search, found))
+
+
+def _canvas(look: Look, picture, answered: int) -> dict:
+    return gr.update(
         image=jpeg_file(picture, get_upload_folder()),
         picture=look.picture.digest,
         size=list(look.picture.image.size),
-        answered=len(reference.marks),
+        answered=answered,
     )
-    return canvas, note(_caption(reference, found, choice))
 
 
-def _caption(reference: Reference, found, choice: Choice) -> str:
-    look = reference.look
-    text = f"{through(look)} · {layers_in_words(look.backbone.layers)}<br>"
-    if found is None:
-        return text + EMPTY
-    area = found.mask.mean()
-    text += f"{in_words(reference.marks)} · mask {area:.1%} of the picture"
-    if choice.view in (SCORE, RAW):
-        text += "<br>" + colour_bar((0, 1), "viridis", "score")
-    return text
+def _target(search: Search, target: Target) -> tuple:
+    """The same for a target."""
+    shown = target.shown
+    try:
+        found = search.result(target, shown)
+    except DinovizError as error:
+        return gr.skip(), note(html.escape(str(error)), "caption dv-error")
+    picture = draw(shown, target.halved, found if found and found.present else None, search.choice)
+    canvas = gr.update(
+        image=jpeg_file(picture, get_upload_folder()),
+        picture=target.digest,
+        size=list(target.size),
+        answered=len(search.corrections.get(target.digest, [])),
+    )
+    return canvas, note(target_caption(search, target, found))

@@ -183,6 +183,10 @@ class Workbench:
             raise models.ModelError(f"There is no model {name!r} here; there are {', '.join(self.model_names())}.")
         return self._models.get(name, lambda: models.load(name))
 
+    def loaded(self, name: str) -> Backbone | None:
+        """The model if it is loaded, else None."""
+        return self._models.peek(name)
+
     def picture(self, path: str) -> Picture:
         """The decoded upload. Raises ImageError."""
 
@@ -190,7 +194,7 @@ class Workbench:
             image = open_image(path)
             return Picture(image, render.display_copy(image, *DISPLAY_SIDES), image_digest(image), Path(path).name)
 
-        return self._pictures.get(_file_key(path), make)
+        return self._pictures.get(file_key(path), make)
 
     def look(self, path: str | None, model: str, resolution: int, job: Job | None = None, part=(0, 1)) -> Look:
         """One picture through one model; instant if it was looked at before. Raises DinovizError.
@@ -220,8 +224,8 @@ class Workbench:
 
     def peek(self, path: str | None, model: str, resolution: int) -> Look | None:
         """The look if picture, model and features are all there, else None; never decodes, loads or encodes."""
-        backbone = self._models.peek(model)
-        picture = self._pictures.peek(_file_key(path)) if path else None
+        backbone = self.loaded(model)
+        picture = self._pictures.peek(file_key(path)) if path else None
         if picture is None or backbone is None:
             return None
         resolution = self.resolution(picture, backbone, int(resolution))
@@ -297,7 +301,8 @@ class Workbench:
         return self._derived.get(key, make)
 
 
-def _file_key(path: str) -> Hashable:
+def file_key(path: str) -> Hashable:
+    """What tells a file's content from another's without reading it."""
     try:
         status = Path(path).stat()
     except OSError:

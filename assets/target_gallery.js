@@ -1,0 +1,38 @@
+// Cards of the pictures in which the thing was looked for; the chosen one's key is the value.
+// element, props, trigger and watch are given by gradio.
+const list = element.querySelector('.dv-targets')
+const source = path => `${window.gradio_config?.root ?? ''}/gradio_api/file=${path}`
+
+function card() {
+    const button = document.createElement('button')
+    button.type = 'button'
+    button.innerHTML = '<span class="dv-thumb"><img alt="" draggable="false"></span><span class="dv-badge"></span><span class="dv-name"></span>'
+    button.addEventListener('click', () => {
+        props.value = button.dataset.key
+        trigger('select')
+        render()
+    })
+    return button
+}
+
+function render() {
+    const items = props.items ?? []
+    while (list.children.length > items.length) list.lastChild.remove()
+    while (list.children.length < items.length) list.append(card())
+    items.forEach((item, i) => {
+        const button = list.children[i], image = button.querySelector('img')
+        button.setAttribute('aria-pressed', item.key === props.value)
+        if (item.state === 'pending' && button.dataset.key === item.key) return  // as it was, until it is its turn
+        button.dataset.key = item.key
+        button.dataset.state = item.state
+        button.title = item.said ? `${item.name}: ${item.said}` : item.name
+        button.disabled = !item.image
+        image.hidden = !item.image
+        if (item.image && image.getAttribute('src') !== source(item.image)) image.src = source(item.image)
+        button.querySelector('.dv-badge').textContent = item.said ?? ''
+        button.querySelector('.dv-name').textContent = item.name
+    })
+}
+
+watch(['items', 'value'], render)
+render()
