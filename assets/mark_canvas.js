@@ -139,6 +139,11 @@ function refresh() {
     draw()
 }
 
+function take() {
+    Object.assign(marks, JSON.parse(props.given || '{}'))
+    send()
+}
+
 // What one does
 
 canvas.addEventListener('pointerdown', event => {
@@ -217,5 +222,6 @@ element.addEventListener('click', event => {
 find('input[type=range]').addEventListener('input', event => { brush = Number(event.target.value); draw() })
 new ResizeObserver(draw).observe(canvas)
 watch(['image', 'picture', 'size', 'answered'], refresh)
+watch('given', take)
 refresh()
 show()

@@ -111,6 +111,14 @@ def parse(text: str | Sequence | None, size: tuple[int, int]) -> Marks:
     return marks
 
 
+def listed(text: str | None) -> list:
+    """What a client sends: JSON of a list of marks, not yet parsed. Raises DinovizError."""
+    found = _json(text or "[]")
+    if not isinstance(found, list):
+        raise DinovizError("The marks are a list of points and strokes.")
+    return found
+
+
 def by_picture(text: str | None) -> dict[str, list]:
     """What a canvas sends: JSON of the marks of each picture by its key, not yet parsed. Raises DinovizError."""
     found = _json(text or "{}")

@@ -117,7 +117,7 @@ def mark_patch(picture: Image.Image, grid: PatchGrid, patch: tuple[int, int] | N
 @cache
 def label_colours() -> np.ndarray:
     """The colours of 256 labels as (256, 3) uint8: black for the background, then hues as far apart as can be."""
-    # Steps of the golden ratio never come close to a hue that was there before; the first is a blue, rare in what people film.
+    # Steps of the golden ratio never come close to a hue that was there before; the first, a blue, is rare in nature.
     colours = [colorsys.hsv_to_rgb((0.57 + 0.618034 * i) % 1, 0.85 - 0.25 * (i // 8 % 2), 1) for i in range(255)]
     return (np.array([(0, 0, 0), *colours]) * 255).round().astype(np.uint8)
 
@@ -269,6 +269,25 @@ def variance_figure(explained: np.ndarray) -> go.Figure:
     )
     figure.update_xaxes(title="component", dtick=1)
     figure.update_yaxes(title="explained variance (%)", gridcolor="rgba(128,128,128,.25)")
+    return figure
+
+
+def areas_figure(seconds: np.ndarray, percent: np.ndarray) -> go.Figure:
+    """How much of each frame a thing covers, over the time of a video."""
+    import plotly.graph_objects as go
+
+    figure = _figure(200)
+    figure.add_trace(
+        go.Scatter(
+            x=seconds,
+            y=percent,
+            mode="lines",
+            line={"color": ACCENT, "width": 2},
+            hovertemplate="%{x:.2f} s: %{y:.1f} % of the frame<extra></extra>",
+        )
+    )
+    figure.update_xaxes(title="seconds", gridcolor="rgba(128,128,128,.25)", zeroline=False)
+    figure.update_yaxes(title="area (% of the frame)", gridcolor="rgba(128,128,128,.25)", rangemode="tozero")
     return figure
 
 

@@ -46,10 +46,13 @@ class MarkCanvas(gr.HTML):
 
     title: said above it. image: path of the picture as it is shown, in gradio's cache. picture: its key, by which
     marks are kept. size: (width, height) in pixels of the uploaded picture. answered: how many marks are in the
-    picture shown already.
+    picture shown already. given: JSON as the value's, marks that come from elsewhere and replace those of their
+    pictures.
     """
 
-    def __init__(self, value: str = "{}", *, title="", image="", picture="", size=(1, 1), answered=0, **options):
+    def __init__(
+        self, value: str = "{}", *, title="", image="", picture="", size=(1, 1), answered=0, given="{}", **options
+    ):
         for fixed in ("html_template", "css_template", "js_on_load"):  # an update hands all properties in again
             options.pop(fixed, None)
         super().__init__(
@@ -61,5 +64,6 @@ class MarkCanvas(gr.HTML):
             picture=picture,
             size=list(size),
             answered=answered,
+            given=given,
             **options,
         )

@@ -159,8 +159,13 @@ def bundle(name: str, files: Mapping[str, bytes] | Iterable[tuple[str, bytes]], 
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for file, content in files.items() if isinstance(files, Mapping) else files:
             archive.writestr(file, content)
-        archive.writestr("about.json", json.dumps({"dinoviz": __version__, **about}, indent=2))
+        write_about(archive, about)
     return str(path)
+
+
+def write_about(archive: zipfile.ZipFile, about: Mapping) -> None:
+    """Say in a zip what it holds and what that was made with."""
+    archive.writestr("about.json", json.dumps({"dinoviz": __version__, **about}, indent=2))
 
 
 def api_only() -> gr.Button:

@@ -6,7 +6,7 @@ import html
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import gradio as gr
@@ -33,15 +33,35 @@ def file_name(path: str) -> str:
     return path.replace("\\", "/").rsplit("/", 1)[-1]
 
 
-def build(bench: Workbench, bar: Bar, store: Targets, controls, search_of: Callable[..., Search | None]) -> None:
-    """Lay out the downloads and wire them, and the endpoints."""
+@dataclass(frozen=True)
+class Download:
+    """The parts of the page that give the zip. press: the JavaScript that hands it to the browser."""
+
+    contents: gr.CheckboxGroup
+    button: gr.Button
+    file: gr.DownloadButton
+    said: gr.HTML
+    press: str
+
+
+def lay_out() -> Download:
+    """The downloads, to be wired when all else is there."""
     with gr.Row():
         contents = gr.CheckboxGroup(
-            list(CONTENTS), value=list(CONTENTS), label="Into the zip", elem_id="segment-contents"
-        )
-        with gr.Column(min_width=200):
+            list(CONTENTS), value=list(CONTENTS), label="Into the zip", elem_id="segment-contents", scale=3,
+            min_width=220,
+        )  # fmt: skip
+        with gr.Column(scale=2, min_width=160):
             button, file, press = download("segment-file")
             said = gr.HTML(label="download", elem_id="segment-file-note")
+    return Download(contents, button, file, said, press)
+
+
+def wire(
+    bench: Workbench, bar: Bar, store: Targets, controls, parts: Download, search_of: Callable[..., Search | None]
+) -> None:
+    """Wire the downloads, and the endpoints."""
+    contents, file = parts.contents, parts.file
     marks = gr.Textbox("[]", label="marks", visible=False)
     corrections = gr.Textbox("{}", label="corrections", visible=False)
     masks = gr.File(label="masks", visible=False, file_count="multiple")
@@ -125,9 +145,9 @@ def build(bench: Workbench, bar: Bar, store: Targets, controls, search_of: Calla
     api_only().click(
         download_pictures, [*asked_inputs, contents], file, api_name="segment_download", concurrency_limit=2
     )
-    button.click(
-        write, inputs, [said, file], api_visibility="private", concurrency_limit=4, show_progress="hidden"
-    ).success(None, js=press)
+    parts.button.click(
+        write, inputs, [parts.said, file], api_visibility="private", concurrency_limit=4, show_progress="hidden"
+    ).success(None, js=parts.press)
 
 
 def asked(
@@ -136,7 +156,7 @@ def asked(
 ) -> tuple[Search, list[Refused]]:  # fmt: skip
     """What a client asks for, encoded now: marks as a list, corrections by number of the target from 0."""
     look = bench.look(image, model, int(resolution))
-    search = Search(bench, look, _list(marks), choice)
+    search = Search(bench, look, marking.listed(marks), choice)
     if not len(search.parsed):
         raise DinovizError("Nothing is marked: give at least one point on the thing, or a stroke over it.")
     given = marking.by_picture(corrections)
@@ -150,16 +170,6 @@ def asked(
     targets = [one for one in found if isinstance(one, Target)]
     search = Search(bench, look, search.marks, choice, targets, by_digest)
     return search, [one for one in found if isinstance(one, Refused)]
-
-
-def _list(text: str) -> list:
-    try:
-        found = json.loads(text or "[]")
-    except (ValueError, RecursionError):
-        raise DinovizError("The marks are not valid JSON.") from None
-    if not isinstance(found, list):
-        raise DinovizError("The marks are a list of points and strokes.")
-    return found
 
 
 def results(search: Search, tell: Tell = lambda *_: None) -> Iterator[tuple[str, Image.Image, Segmentation]]:

@@ -12,7 +12,7 @@ from gradio.utils import get_upload_folder
 
 from dinoviz import marks as marking
 from dinoviz.errors import DinovizError
-from dinoviz.ui import segment_files
+from dinoviz.ui import segment_examples, segment_files, segment_video
 from dinoviz.ui.bar import Bar
 from dinoviz.ui.mark_canvas import MarkCanvas
 from dinoviz.ui.parts import follow, jpeg_file, note, told
@@ -49,20 +49,26 @@ def build(bench: Workbench, bar: Bar) -> None:
         with gr.Column(min_width=320):
             canvas = MarkCanvas(title="What you want: click on it, or draw over it", elem_id="segment-reference")
             caption = gr.HTML(note("Waiting for the picture …"), label="caption", elem_id="segment-caption")
-        with gr.Column(min_width=320), gr.Tabs(), gr.Tab("In other pictures", id="segment-pictures"):
-            files = gr.File(
-                label="Drop pictures: the thing is looked for in each", file_count="multiple", height=130, value=[],
-                elem_id="segment-files",
-            )  # fmt: skip
-            with gr.Row(visible=False, elem_id="segment-progress") as progress_row:
-                progress = gr.HTML(label="progress", elem_id="segment-encoding")
-                stop_button = gr.Button("Stop", size="sm", scale=0, min_width=90, elem_id="segment-stop")
-            found = gr.HTML(note(gallery_caption([], None)), label="found", elem_id="segment-found")
-            gallery = TargetGallery(elem_id="segment-gallery")
-            with gr.Column(visible=False, elem_id="segment-open") as opened:
-                target = MarkCanvas(title="Correct it here: all results follow", elem_id="segment-target")
-                target_note = gr.HTML(label="target", elem_id="segment-target-caption")
-    options = _options()
+            options = _options()
+            downloads = segment_files.lay_out()
+        with gr.Column(min_width=320), gr.Tabs():
+            with gr.Tab("In other pictures", id="segment-pictures"):
+                with gr.Row():
+                    files = gr.File(
+                        label="Drop pictures", file_count="multiple", height=130, value=[], elem_id="segment-files",
+                        scale=3, min_width=200,
+                    )  # fmt: skip
+                    example = gr.Button("Try an example", size="sm", elem_id="segment-example", scale=1, min_width=110)
+                with gr.Row(visible=False, elem_id="segment-progress") as progress_row:
+                    progress = gr.HTML(label="progress", elem_id="segment-encoding")
+                    stop_button = gr.Button("Stop", size="sm", scale=0, min_width=90, elem_id="segment-stop")
+                found = gr.HTML(note(gallery_caption([], None)), label="found", elem_id="segment-found")
+                gallery = TargetGallery(elem_id="segment-gallery")
+                with gr.Column(visible=False, elem_id="segment-open") as opened:
+                    target = MarkCanvas(title="Correct it here: all results follow", elem_id="segment-target")
+                    target_note = gr.HTML(label="target", elem_id="segment-target-caption")
+            with gr.Tab("In a video", id="segment-clips"):
+                segment_video.build(bench, bar, canvas, options)
     controls = Controls(canvas, caption, files, target, options)
     inputs = [*bar.inputs, *controls.inputs]
     arrived = gr.State(None)  # which targets are encoded; its change is the moment to show them
@@ -186,34 +192,28 @@ def build(bench: Workbench, bar: Bar) -> None:
     auto, threshold = options[:2]
     auto.input(unlock_threshold, auto, threshold, **PRIVATE)
     stop_button.click(stop, api_visibility="private", queue=False, show_progress="hidden")
-    segment_files.build(bench, bar, store, controls, search_of)
+    segment_files.wire(bench, bar, store, controls, downloads, search_of)
+    example.click(segment_examples.pictures, None, [bar.image, canvas, files, *options[4:5]], **PRIVATE)
 
 
 def _options() -> list:
     """The controls, in the order of `Choice`."""
     with gr.Row():
-        with gr.Column(min_width=260):
-            with gr.Row():
-                auto = gr.Checkbox(True, label="Calibrated threshold", elem_id="segment-auto", min_width=130)
-                refine = gr.Checkbox(True, label="Follow edges", elem_id="segment-refine", min_width=130)
-            threshold = gr.Slider(
-                0, 1, value=0.5, step=0.01, label="Threshold of the score", elem_id="segment-threshold",
-                interactive=False,
-            )  # fmt: skip
-        with gr.Column(min_width=260):
-            instances = gr.Radio([CLICKED, ALL], value=CLICKED, label="Keep", elem_id="segment-instances")
-            smallest = gr.Slider(
-                0, 5, value=0.1, step=0.05, label="Smallest area, % of the picture", elem_id="segment-smallest"
-            )
-        with gr.Column(min_width=260):
-            view = gr.Radio(list(VIEWS), value=OVERLAY, label="Show", elem_id="segment-view")
-            with gr.Row():
-                opacity = gr.Slider(
-                    0, 1, value=0.5, step=0.05, label="Opacity", elem_id="segment-opacity", min_width=140
-                )
-                method = gr.Dropdown(
-                    list(METHODS), value="evidence", label="Method", elem_id="segment-method", min_width=110
-                )
+        view = gr.Radio(list(VIEWS), value=OVERLAY, label="Show", elem_id="segment-view", min_width=250)
+        instances = gr.Radio([CLICKED, ALL], value=CLICKED, label="Keep", elem_id="segment-instances", min_width=200)
+    with gr.Row():
+        auto = gr.Checkbox(True, label="Calibrated threshold", elem_id="segment-auto", min_width=130)
+        refine = gr.Checkbox(True, label="Follow edges", elem_id="segment-refine", min_width=110)
+    with gr.Row():
+        threshold = gr.Slider(
+            0, 1, value=0.5, step=0.01, label="Threshold", elem_id="segment-threshold", interactive=False, min_width=140
+        )
+        smallest = gr.Slider(
+            0, 5, value=0.1, step=0.05, label="Smallest area, %", elem_id="segment-smallest", min_width=140
+        )
+    with gr.Row():
+        opacity = gr.Slider(0, 1, value=0.5, step=0.05, label="Opacity", elem_id="segment-opacity", min_width=140)
+        method = gr.Dropdown(list(METHODS), value="evidence", label="Method", elem_id="segment-method", min_width=140)
     return [auto, threshold, refine, smallest, instances, method, view, opacity]
 
 
