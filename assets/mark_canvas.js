@@ -140,7 +140,7 @@ function refresh() {
 }
 
 function take() {
-    Object.assign(marks, JSON.parse(props.given || '{}'))
+    Object.assign(marks, JSON.parse(props.given).marks)
     send()
 }
 

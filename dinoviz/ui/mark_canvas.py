@@ -46,12 +46,12 @@ class MarkCanvas(gr.HTML):
 
     title: said above it. image: path of the picture as it is shown, in gradio's cache. picture: its key, by which
     marks are kept. size: (width, height) in pixels of the uploaded picture. answered: how many marks are in the
-    picture shown already. given: JSON as the value's, marks that come from elsewhere and replace those of their
-    pictures.
+    picture shown already. given: JSON of {"marks": as the value, "at": a time}: marks that come from
+    elsewhere and replace those of their pictures.
     """
 
     def __init__(
-        self, value: str = "{}", *, title="", image="", picture="", size=(1, 1), answered=0, given="{}", **options
+        self, value: str = "{}", *, title="", image="", picture="", size=(1, 1), answered=0, given="", **options
     ):
         for fixed in ("html_template", "css_template", "js_on_load"):  # an update hands all properties in again
             options.pop(fixed, None)

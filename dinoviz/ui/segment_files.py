@@ -156,7 +156,7 @@ def asked(
 ) -> tuple[Search, list[Refused]]:  # fmt: skip
     """What a client asks for, encoded now: marks as a list, corrections by number of the target from 0."""
     look = bench.look(image, model, int(resolution))
-    search = Search(bench, look, marking.listed(marks), choice)
+    search = Search(store.derived, look, marking.listed(marks), choice)
     if not len(search.parsed):
         raise DinovizError("Nothing is marked: give at least one point on the thing, or a stroke over it.")
     given = marking.by_picture(corrections)
@@ -168,7 +168,7 @@ def asked(
         if isinstance(found[int(number)], Target):
             by_digest[found[int(number)].digest] = raw
     targets = [one for one in found if isinstance(one, Target)]
-    search = Search(bench, look, search.marks, choice, targets, by_digest)
+    search = Search(store.derived, look, search.marks, choice, targets, by_digest)
     return search, [one for one in found if isinstance(one, Refused)]
 
 

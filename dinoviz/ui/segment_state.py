@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from PIL import Image
 
 from dinoviz import segment
+from dinoviz.cache import OnceCache
 from dinoviz.errors import DinovizError
 from dinoviz.features import Features
 from dinoviz.marks import Marks, parse
 from dinoviz.segment import Segmentation
 from dinoviz.ui.targets import Target
-from dinoviz.ui.workbench import Look, Workbench
+from dinoviz.ui.workbench import Look
 
 CLICKED, ALL = "what was clicked", "all instances"
 OVERLAY, CUTOUT, SCORE, RAW = "mask", "cut-out", "score", "raw patch score"
@@ -112,17 +114,17 @@ def example(features: Features, marks: Marks, mask: np.ndarray | None = None) ->
 class Search:
     """One reference and its marks, the corrections by the digest of their target, and what the controls say.
 
-    marks, corrections: as JSON holds them.
+    kept: what was computed lately, for all who look. marks, corrections: as JSON holds them.
     """
 
-    bench: Workbench
+    kept: OnceCache
     look: Look
     marks: list
     choice: Choice
     targets: Sequence[Target] = ()
     corrections: Mapping[str, list] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def parsed(self) -> Marks:
         """The marks of the reference. Raises DinovizError."""
         return parse(self.marks, self.look.picture.image.size)
@@ -137,37 +139,46 @@ class Search:
         once = {target.digest: target for target in self.targets}
         return [target for digest, target in once.items() if self.corrections.get(digest)]
 
+    @cached_property
     def marked(self) -> Segmentation | None:
         """The reference's mask at the size that is shown, computed once; None if nothing is marked as the thing."""
         marks, look = self.parsed, self.look
         if not len(marks):
             return None
         key = "marked", look.key, json.dumps(self.marks), self.choice.mask_key
-        return self.bench.derived(key, lambda: (mark(look.features, look.picture.shown, marks, self.choice),))[0]
+        return self.kept.get(key, lambda: (mark(look.features, look.picture.shown, marks, self.choice),))[0]
 
+    @cached_property
     def concept(self) -> segment.Concept | None:
         """What is looked for, learnt once from the marks and the corrections; None if nothing is marked as the thing.
 
         Always from the reference at the size that is shown, so that downloads hold what the page showed.
         """
-        found = self.marked()
-        if found is None:
+        if self.marked is None:
             return None
-        corrected = self.corrected
-        taught = [self.corrections[target.digest] for target in corrected]
-        key = "concept", self.look.key, self.choice.mask_key, self.choice.method
-        key = (*key, json.dumps([self.marks, taught]), tuple(target.digest for target in corrected))
+        taught = {target.digest: self.corrections[target.digest] for target in self.corrected}
+        key = "concept", self.look.key, self.choice.mask_key, self.choice.method, json.dumps([self.marks, taught])
 
         def make() -> segment.Concept:
             picture = self.look.picture
-            features = at_size(self.look.features, picture.shown.size)
-            examples = [example(features, self.parsed.scaled(picture.image.size, picture.shown.size), found.mask)]
-            examples += [example(target.features, self.parsed_for(target)) for target in corrected]
+            marks = self.parsed.scaled(picture.image.size, picture.shown.size)
+            examples = [example(at_size(self.look.features, picture.shown.size), marks, self.marked.mask)]
+            examples += [example(target.features, self.parsed_for(target)) for target in self.corrected]
             return segment.fit(examples, self.choice.method)
 
-        return self.bench.derived(key, make)
+        return self.kept.get(key, make)
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing can be learnt from the marks (everything is marked, say), in one sentence, or ""."""
+        try:
+            self.concept  # noqa: B018 - it is the learning that may fail
+        except DinovizError as error:
+            return str(error)
+        return ""
 
     def result(self, target: Target, picture: Image.Image) -> Segmentation | None:
         """The thing in a target, at the size of `picture`, one of its copies; None if there is nothing to look for."""
-        concept = self.concept()
-        return concept and find(concept, target.features, picture, self.parsed_for(target), self.choice)
+        if self.concept is None:
+            return None
+        return find(self.concept, target.features, picture, self.parsed_for(target), self.choice)

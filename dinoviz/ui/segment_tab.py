@@ -62,13 +62,16 @@ def build(bench: Workbench, bar: Bar) -> None:
                 with gr.Row(visible=False, elem_id="segment-progress") as progress_row:
                     progress = gr.HTML(label="progress", elem_id="segment-encoding")
                     stop_button = gr.Button("Stop", size="sm", scale=0, min_width=90, elem_id="segment-stop")
+                    resume = gr.Button(
+                        "Go on", size="sm", scale=0, min_width=90, elem_id="segment-resume", visible=False
+                    )
                 found = gr.HTML(note(gallery_caption([], None)), label="found", elem_id="segment-found")
                 gallery = TargetGallery(elem_id="segment-gallery")
                 with gr.Column(visible=False, elem_id="segment-open") as opened:
                     target = MarkCanvas(title="Correct it here: all results follow", elem_id="segment-target")
                     target_note = gr.HTML(label="target", elem_id="segment-target-caption")
             with gr.Tab("In a video", id="segment-clips"):
-                segment_video.build(bench, bar, canvas, options)
+                segment_video.build(bench, bar, store, canvas, options)
     controls = Controls(canvas, caption, files, target, options)
     inputs = [*bar.inputs, *controls.inputs]
     arrived = gr.State(None)  # which targets are encoded; its change is the moment to show them
@@ -80,7 +83,7 @@ def build(bench: Workbench, bar: Bar) -> None:
             return None
         targets = [store.peek(path, model, resolution) for path in checked(files)]
         return Search(
-            bench,
+            store.derived,
             look,
             marking.by_picture(marks).get(look.picture.digest, []),
             Choice(*chosen),
@@ -109,18 +112,25 @@ def build(bench: Workbench, bar: Bar) -> None:
             paths = checked(files)
 
         def state() -> tuple:
-            return ready, tuple(path for path in paths if store.peek(path, model, resolution)), tuple(paths)
+            return ready, tuple(paths), tuple(path for path in paths if store.peek(path, model, resolution))
 
-        if len(state()[1]) < len(paths):
+        running = gr.Row(visible=True), gr.Button(visible=True), gr.Button(visible=False)
+        if len(state()[-1]) < len(paths):
             job = store.start(owner, paths, model, resolution)
             for sentence in follow(bench, owner, job):
-                yield gr.Row(visible=True), note(html.escape(sentence), "caption dv-busy"), state()
+                yield note(html.escape(sentence), "caption dv-busy"), *running, state()
             if job.superseded:
                 return
+            if job.stopped:
+                said = f"Stopped after {len(state()[-1])} of {len(paths)} pictures."
+                yield note(said), gr.skip(), gr.Button(visible=False), gr.Button(visible=True), state()
+                return
             with told():
-                if not job.stopped:
-                    job.result()
-        yield gr.Row(visible=False), "", state()
+                job.result()
+        missing = len(paths) - len(state()[-1])
+        fewer = f"{missing} did not fit into the memory: take fewer pictures, or a lower resolution."
+        idle = gr.Row(visible=missing > 0), gr.Button(visible=False), gr.Button(visible=False)
+        yield note(fewer, "caption dv-error"), *idle, state()
 
     def paint_gallery(request: gr.Request, image, model, resolution, marks, files, *rest) -> Iterator[tuple]:
         """Look for the thing in every target; a newer question ends an older one."""
@@ -128,21 +138,16 @@ def build(bench: Workbench, bar: Bar) -> None:
         with told():
             paths = checked(files)
         cards = [{"key": path, "name": segment_files.file_name(path), "state": "pending"} for path in paths]
-        said: list[str] = []
 
-        def work(job: Job) -> None:
+        def work(job: Job) -> str:
             search = search_of(image, model, resolution, marks, files, *rest)
-            try:
-                if search:
-                    search.concept()
-            except DinovizError as error:  # everything is marked, say: it concerns all of them
-                said.append(str(error))
-                search = None
+            trouble = search.trouble if search else ""
             for i, path in enumerate(paths):
                 job.tell("Looking", i / len(paths))
-                cards[i] = card(path, store.peek(path, model, resolution), search)
-            said.append("")
-            said.append(gallery_caption(cards, search))
+                cards[i] = card(path, store.peek(path, model, resolution), None if trouble else search)
+            if trouble:
+                return note(html.escape(trouble), "caption dv-error")
+            return note(gallery_caption(cards, search))
 
         job = bench.start(owner, time.monotonic(), work)
         shown = time.monotonic()
@@ -153,9 +158,7 @@ def build(bench: Workbench, bar: Bar) -> None:
         if job.stopped:
             return
         with told():
-            job.result()
-        caption = note(html.escape(said[0]), "caption dv-error") if said[0] else note(said[-1])
-        yield gr.update(items=cards), caption
+            yield gr.update(items=cards), job.result()
 
     def open_target(chosen: str, image, model, resolution, marks, files, *rest):
         """Show a target large, where it can be corrected."""
@@ -177,8 +180,8 @@ def build(bench: Workbench, bar: Bar) -> None:
     bar.ready.change(refresh, [bar.ready, *inputs], [canvas, caption], **PRIVATE)
     gr.on(changes, paint_reference, inputs, [canvas, caption], trigger_mode="always_last", **PRIVATE)
     gr.on(
-        [files.change, bar.ready.change], encode_targets, [bar.ready, *bar.inputs, files],
-        [progress_row, progress, arrived],
+        [files.change, bar.ready.change, resume.click], encode_targets, [bar.ready, *bar.inputs, files],
+        [progress, progress_row, stop_button, resume, arrived],
         trigger_mode="multiple", **{**PRIVATE, "concurrency_limit": None},
     )  # fmt: skip
     gr.on(
@@ -219,7 +222,7 @@ def _options() -> list:
 
 def _reference(search: Search) -> tuple:
     """The canvas with the mask, and the caption."""
-    look, found = search.look, search.marked()
+    look, found = search.look, search.marked
     canvas = _canvas(look, draw(look.picture.shown, look.features, found, search.choice), len(search.marks))
     return canvas, note(reference_caption(search, found))
 

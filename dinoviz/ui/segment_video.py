@@ -25,6 +25,7 @@ from dinoviz.ui import segment_examples
 from dinoviz.ui.bar import Bar
 from dinoviz.ui.parts import api_only, follow, note, told, write_about
 from dinoviz.ui.segment_state import Choice, Search, mark
+from dinoviz.ui.targets import Targets
 from dinoviz.ui.workbench import Look, Workbench
 
 START = "Drop a video, mark the thing in its first frame, and follow it to the last."
@@ -43,7 +44,7 @@ class Followed:
     trouble: str
 
 
-def build(bench: Workbench, bar: Bar, canvas: gr.HTML, options: list) -> None:
+def build(bench: Workbench, bar: Bar, store: Targets, canvas: gr.HTML, options: list) -> None:
     """Lay out the part and wire it."""
     with gr.Row():
         clip = gr.File(label="Drop a video", height=110, elem_id="segment-clip", scale=3, min_width=200)
@@ -74,7 +75,7 @@ def build(bench: Workbench, bar: Bar, canvas: gr.HTML, options: list) -> None:
             if look is None:
                 raise DinovizError("The picture is not encoded yet: wait for it, or press Encode.")
             raw = marking.by_picture(marks).get(look.picture.digest, [])
-            search = Search(bench, look, raw, Choice(*chosen))
+            search = Search(store.derived, look, raw, Choice(*chosen))
             check_first(clip, search)
         job = bench.start(owner, object(), lambda job: follow_through(search, clip, int(every), job.tell))
         keep = (gr.skip(),) * 4
@@ -122,7 +123,7 @@ def build(bench: Workbench, bar: Bar, canvas: gr.HTML, options: list) -> None:
         with told():
             choice = Choice(auto, threshold, refine, smallest, instances, method, view, opacity)
             look = bench.look(first_frame(clip), model, int(resolution))
-            search = Search(bench, look, marking.listed(marks), choice)
+            search = Search(store.derived, look, marking.listed(marks), choice)
             done = follow_through(search, clip, int(every))
             said = {"areas": done.areas, "frames_a_second": done.rate, "trouble": done.trouble}
             return done.overlay, said, done.archive
@@ -165,7 +166,7 @@ def check_first(clip: str | None, search: Search) -> None:
         raise DinovizError(
             "The picture on the left is not the first frame of this video: press 'Mark its first frame'."
         )
-    if search.marked() is None:
+    if search.marked is None:
         raise DinovizError("Nothing is marked in the first frame: click on the thing, or draw over it.")
 
 

@@ -19,6 +19,7 @@ from dinoviz.ui.workbench import DISPLAY_SIDES, Job, Workbench, file_key
 
 MAX_TARGETS = 500
 THUMB = 260  # the long side in the gallery
+LATELY = 24  # masks and concepts: the handlers of one click share them
 NOTHING = np.empty(0, dtype=np.float32)
 
 
@@ -70,6 +71,7 @@ class Targets:
 
     def __init__(self, bench: Workbench):
         self.bench = bench
+        self.derived = OnceCache(LATELY)  # of their own: each click makes some, and must not push out a rollout
         self._kept: OnceCache[Target | Refused] = OnceCache(bench.settings.cache_bytes // 2, lambda kept: kept.nbytes)
 
     def peek(self, path: str, model: str, resolution: str) -> Target | Refused | None:
