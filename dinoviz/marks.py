@@ -163,9 +163,9 @@ def _number(action: dict, name: str) -> float:
 
 
 def _line(points: object, far: float) -> np.ndarray:
+    if isinstance(points, list) and len(points) > MAX_STROKE_POINTS:
+        raise DinovizError(f"A stroke has {len(points):,} points; at most {MAX_STROKE_POINTS:,} are accepted.")
     try:
-        if len(points) > MAX_STROKE_POINTS:
-            raise DinovizError(f"A stroke has {len(points):,} points; at most {MAX_STROKE_POINTS:,} are accepted.")
         line = np.asarray(points, dtype=float)
     except (TypeError, ValueError, OverflowError):
         line = np.empty(0)
@@ -182,6 +182,7 @@ def _short(value: object) -> str:
 def _draw(canvas: np.ndarray, line: np.ndarray, radius: float, value: int) -> None:
     """Set the pixels whose centres lie within `radius` of the line; off by less than one pixel."""
     fixed = np.rint((line - 0.5) * 2**SHIFT).astype(np.int32)  # OpenCV's pixel 0 has its centre at 0
+    radius = max(radius - 0.5, 0)  # what OpenCV fills it borders with a line of one pixel
     for centre in np.unique(fixed, axis=0):
         cv2.circle(canvas, centre.tolist(), round(radius * 2**SHIFT), value, cv2.FILLED, cv2.LINE_8, SHIFT)
     steps = np.diff(line, axis=0)
