@@ -120,9 +120,9 @@ function line(from, to) {
 }
 
 function show() {
-    for (const button of element.querySelectorAll('[data-tool]'))
+    for (const button of element.querySelectorAll('button[data-tool]'))
         button.setAttribute('aria-pressed', button.dataset.tool === tool)
-    for (const button of element.querySelectorAll('[data-sign]'))
+    for (const button of element.querySelectorAll('button[data-sign]'))
         button.setAttribute('aria-pressed', (button.dataset.sign === 'minus') === negative)
     root.dataset.tool = tool
     find('input[type=range]').value = brush

@@ -140,6 +140,13 @@ def build(bench: Workbench, bar: Bar) -> None:
         cards = [{"key": path, "name": segment_files.file_name(path), "state": "pending"} for path in paths]
 
         def work(job: Job) -> str:
+            with store.turn(request.session_hash):
+                return look_everywhere(job)
+
+        def look_everywhere(job: Job) -> str:
+            job.tell("Looking")  # or end here: quick clicks need not all be answered, only the last
+            if not paths:
+                return note(gallery_caption([], None))
             search = search_of(image, model, resolution, marks, files, *rest)
             trouble = search.trouble if search else ""
             for i, path in enumerate(paths):

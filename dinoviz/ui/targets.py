@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from dinoviz.ui.workbench import DISPLAY_SIDES, Job, Workbench, file_key
 
 MAX_TARGETS = 500
 THUMB = 260  # the long side in the gallery
+SESSIONS = 1000
 LATELY = 24  # masks and concepts: the handlers of one click share them
 NOTHING = np.empty(0, dtype=np.float32)
 
@@ -72,7 +74,12 @@ class Targets:
     def __init__(self, bench: Workbench):
         self.bench = bench
         self.derived = OnceCache(LATELY)  # of their own: each click makes some, and must not push out a rollout
+        self._turns: OnceCache[threading.Lock] = OnceCache(SESSIONS)
         self._kept: OnceCache[Target | Refused] = OnceCache(bench.settings.cache_bytes // 2, lambda kept: kept.nbytes)
+
+    def turn(self, session: str) -> threading.Lock:
+        """For what one session may do only once at a time."""
+        return self._turns.get(session, threading.Lock)
 
     def peek(self, path: str, model: str, resolution: str) -> Target | Refused | None:
         """The target if it is there, else None; never decodes, loads or encodes."""
