@@ -23,6 +23,7 @@ CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,ogg,asf,
 FOLDER_RATE = Fraction(25)  # frames a second, where nobody says; DAVIS is shown at 24
 # Headers may promise a few frames that an edit list hides; a file that was cut off lacks more.
 MISSING = 0.1
+CODECS = av.codecs_available
 MAX_COLOURS = 64  # of a mask's picture; a photograph has thousands
 
 
@@ -125,8 +126,10 @@ def _video_frames(path: Path, every: int) -> Iterator[tuple[str, Image.Image]]:
             reason = "is damaged or cut off" if seen else "cannot be decoded"
             raise ClipError(f"{path.name}: the video {reason} after {seen} frames.") from None
         expected = _expected(container)
-        # QuickTime's edit lists hide frames that the header counts, and FFmpeg notices where such a file is cut off.
-        if expected and seen < (1 - MISSING) * expected - 1 and "mov" not in container.format.name:
+        # QuickTime's index is in front and tells where each frame lies; its edit lists hide frames that are counted.
+        indexed = "mov" in container.format.name
+        beyond = indexed and any(e.pos + e.size > path.stat().st_size for e in stream.index_entries)
+        if beyond or (expected and not indexed and seen < (1 - MISSING) * expected - 1):
             raise ClipError(f"{path.name}: the video is cut off, it has {seen} of {expected} frames.")
 
 
@@ -164,7 +167,7 @@ class VideoWriter:
 
     def __init__(self, path: str | os.PathLike, size: tuple[int, int], rate: Fraction):
         """size: (W, H) of the frames; odd sides are repeated by one pixel, for H.264 halves the colours' sides."""
-        h264 = "libx264" in av.codecs_available
+        h264 = "libx264" in CODECS
         self.path = Path(path).with_suffix(".mp4" if h264 else ".webm")
         self._part = self.path.with_name(f"{self.path.name}.part")
         # The index in front, so that a browser shows the first frame before it has the last.

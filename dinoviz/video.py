@@ -127,15 +127,22 @@ class Propagator:
         """
         mask = check_mask(mask, features.grid.image_size)
         self.settings, self.device = settings, torch.device(device)
-        self.grid, self.weights_id, self.index = features.grid, features.weights_id, 1
+        self.grid, self.weights_id = features.grid, features.weights_id
         self.objects, self.note = int(mask.max()), ""
-        self._patches = [self._descriptors(features)]
-        self._labels = [torch.from_numpy(self._first_labels(mask)).to(self._patches[0])]
+        labels = torch.from_numpy(self._first_labels(mask)).to(self.device)
+        # Frames seen; the patches and the labels that are looked at; the labels of the last frame. In one assignment a
+        # step, so that a Ctrl-C, wherever it falls, leaves a state that can be saved.
+        self._memory = 1, [self._descriptors(features)], [labels], labels
+
+    @property
+    def index(self) -> int:
+        """How many frames it has seen."""
+        return self._memory[0]
 
     @property
     def soft(self) -> np.ndarray:
         """(h, w, 1 + K) float32, the labels of the frame that was seen last."""
-        return self._labels[-1].float().cpu().numpy()
+        return self._memory[3].cpu().numpy()
 
     def step(self, features: Features) -> np.ndarray:
         """The labels (h, w, 1 + K) float32 of the next frame, which is remembered.
@@ -150,15 +157,14 @@ class Propagator:
                 f"the first {_by(self.grid.image_size)} at {_by(self.grid.model_size)}: they must be the same."
             )
         patches = self._descriptors(features)
-        labels = propagate_labels(patches, torch.stack(self._patches), torch.stack(self._labels), self.settings)
-        self._patches.append(patches)
-        self._labels.append(labels)
-        if len(self._patches) > 1 + self.settings.context:
-            # The first frame stays: its labels are the only ones that were given, not inferred.
-            oldest = 1 if self.settings.context else -1
-            del self._patches[oldest], self._labels[oldest]
-        self.index += 1
-        return labels.float().cpu().numpy()
+        index, sources, known, _ = self._memory
+        labels = propagate_labels(patches, torch.stack(sources), torch.stack(known), self.settings)
+        # The first frame stays: its labels are the only ones that were given, not inferred.
+        oldest = max(1, len(sources) + 1 - self.settings.context)
+        sources = [sources[0], *[*sources, patches][oldest:]]
+        known = [known[0], *[*known, labels][oldest:]]
+        self._memory = index + 1, sources, known, labels
+        return self.soft
 
     def mask(self, soft: np.ndarray) -> np.ndarray:
         """Labels (h, w, 1 + K) -> (H, W) uint8 at the frame's own size: the largest label of each pixel."""
@@ -179,17 +185,16 @@ class Propagator:
     def save(self, path: str | os.PathLike) -> None:
         """Write all that is remembered to an .npz file, whole or not at all."""
         path = Path(path)
+        index, *tensors = self._memory
         about = {
-            "settings": asdict(self.settings), "weights_id": self.weights_id, "index": self.index,
+            "settings": asdict(self.settings), "weights_id": self.weights_id, "index": index,
             "objects": self.objects, "note": self.note, "image_size": self.grid.image_size,
             "model_size": self.grid.model_size, "patch_size": self.grid.patch_size,
         }  # fmt: skip
         part = path.with_name(path.name + ".part")
         with part.open("wb") as file:
-            np.savez(
-                file, about=json.dumps(about), patches=torch.stack(self._patches).cpu().numpy(),
-                labels=torch.stack(self._labels).cpu().numpy(),
-            )  # fmt: skip
+            patches, known, soft = (torch.stack(list(tensor)).cpu().numpy() for tensor in tensors)
+            np.savez(file, about=json.dumps(about), patches=patches, labels=known, soft=soft)
         part.replace(path)
 
     @classmethod
@@ -200,14 +205,13 @@ class Propagator:
             with np.load(path, allow_pickle=False) as arrays:
                 about = json.loads(str(arrays["about"]))
                 self.device = torch.device(device)
-                self._patches = list(torch.from_numpy(arrays["patches"]).to(device))
-                self._labels = list(torch.from_numpy(arrays["labels"]).to(device))
+                patches, known, soft = (torch.from_numpy(arrays[n]).to(device) for n in ("patches", "labels", "soft"))
             settings = about["settings"]
             settings["layers"] = settings["layers"] and tuple(settings["layers"])
             self.settings = Settings(**settings)
             self.grid = PatchGrid(tuple(about["image_size"]), tuple(about["model_size"]), about["patch_size"])
-            self.weights_id, self.index = about["weights_id"], about["index"]
-            self.objects, self.note = about["objects"], about["note"]
+            self.weights_id, self.objects, self.note = about["weights_id"], about["objects"], about["note"]
+            self._memory = about["index"], list(patches), list(known), soft
         except DinovizError:
             raise
         except Exception:  # zip, JSON and numpy each have their own words for a damaged file

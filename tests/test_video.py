@@ -92,6 +92,20 @@ def test_a_whole_video_in_float32_equals_the_published_algorithm():
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.parametrize("context", [0, 1, 3])
+def test_only_the_first_frame_and_the_last_few_are_looked_at(context):
+    patches = random_patches(7, 9, 8)
+    settings = video.Settings(context=context)
+    state = video.Propagator(features_of(patches[0]), box((90, 80), 20, 20, 30, 40), settings)
+    units = torch.nn.functional.normalize(torch.from_numpy(patches), dim=-1)
+    labels = [torch.from_numpy(state.soft)]
+    for t in range(1, 7):
+        used = [0, *range(max(1, t - context), t)]
+        labels.append(video.propagate_labels(units[t], units[used], torch.stack([labels[i] for i in used]), settings))
+        np.testing.assert_array_equal(state.step(features_of(patches[t])), labels[t])
+        np.testing.assert_array_equal(state.soft, labels[t])
+
+
 def test_labels_of_a_pixel_sum_to_one():
     patches = random_patches(6, 12, 15)
     state = video.Propagator(features_of(patches[0]), box((120, 150), 33, 27, 51, 64))

@@ -91,6 +91,7 @@ class _Job:
         self.objects = int(mask.max())
         self.skipped = self.done = 0
         self.names: deque[str] = deque()
+        self.state: Propagator | None = None
         # What must be the same for a run to go on; the settings are in the state itself.
         about = [_identity(clip.path), self.every, self.resolution, backbone.key, hashlib.sha256(mask).hexdigest()]
         self.note = json.dumps(about)
@@ -100,13 +101,13 @@ class _Job:
 
         from dinoviz import clips, render
 
-        state = self._state()
+        self.state = self._load()
         self.masks.mkdir(parents=True, exist_ok=True)
-        if state is None:
+        if self.state is None:
             for path in self.masks.glob("*.png"):  # of an earlier run, perhaps of a longer clip
                 path.unlink()
         else:
-            print(f"dinoviz: going on after {state.index} frames")
+            print(f"dinoviz: going on after {self.state.index} frames")
         total = -(-self.clip.count // self.every) if self.clip.count else None
         areas, overlay = self.out / f"{self.stem}-areas.csv", self.out / f"{self.stem}-overlay"
         failed = None
@@ -117,7 +118,7 @@ class _Job:
             rows = csv.writer(table)
             rows.writerow(["frame", *(f"object {i} (pixels)" for i in range(1, self.objects + 1))])
             try:
-                for name, picture, mask in self._frames(state):
+                for name, picture, mask in self._frames():
                     video.add(render.labels_picture(picture, mask, self.opacity))
                     rows.writerow([name, *_areas(mask, self.objects)])
                     self.done += 1
@@ -126,6 +127,10 @@ class _Job:
                 if not self.done:
                     raise
                 failed = error  # what was done up to here is good
+            except KeyboardInterrupt:
+                if self.state:
+                    self._save()
+                raise
         Path(table.name).replace(areas)
         self.unfinished.unlink(missing_ok=True)
         if failed:
@@ -133,42 +138,41 @@ class _Job:
         print(f"dinoviz: {self.done} frames done, in {self.out}")
         return 2 if failed or self.skipped else 0
 
-    def _frames(self, state: Propagator | None) -> Iterator[tuple[str, Image.Image, np.ndarray]]:
+    def _frames(self) -> Iterator[tuple[str, Image.Image, np.ndarray]]:
         """Every frame with its name and its mask; those that the state has seen from the files, the others anew."""
         from dinoviz import clips, video
 
         frames = self.clip.frames(self.every, self._skip)
-        for _ in range(state.index if state else 0):
+        for index in range(self.state.index if self.state else 0):
             name, picture = next(frames)
-            yield name, picture, clips.read_labels(self.masks / f"{name}.png")
-        pictures = self._named(frames)
+            path = self.masks / f"{name}.png"
+            if index == self.state.index - 1:  # which was perhaps interrupted between the state and the file
+                mask = self.state.mask(self.state.soft) if index else self.mask
+                clips.write_mask(path, mask, self.objects)
+            yield name, picture, clips.read_labels(path)
         saved = time.monotonic()
-        try:
-            for tracked in video.propagate(
-                pictures, self.mask, self.backbone, resolution=self.resolution, settings=self.settings, state=state
-            ):
-                state = tracked.state
-                name = self.names.popleft()
-                clips.write_mask(self.masks / f"{name}.png", tracked.mask, self.objects)
-                if time.monotonic() - saved > SAVE_SECONDS:
-                    self._save(state)
-                    saved = time.monotonic()
-                yield name, tracked.picture, tracked.mask
-        except KeyboardInterrupt:
-            if state:
-                self._save(state)
-            raise
+        for tracked in video.propagate(
+            self._named(frames), self.mask, self.backbone, resolution=self.resolution, settings=self.settings,
+            state=self.state,
+        ):  # fmt: skip
+            self.state = tracked.state
+            name = self.names.popleft()
+            clips.write_mask(self.masks / f"{name}.png", tracked.mask, self.objects)
+            if time.monotonic() - saved > SAVE_SECONDS:
+                self._save()
+                saved = time.monotonic()
+            yield name, tracked.picture, tracked.mask
 
     def _named(self, frames: Iterator[tuple[str, Image.Image]]) -> Iterator[Image.Image]:
         for name, picture in frames:
             self.names.append(name)
             yield picture
 
-    def _save(self, state: Propagator) -> None:
-        state.note = self.note
-        state.save(self.unfinished)
+    def _save(self) -> None:
+        self.state.note = self.note
+        self.state.save(self.unfinished)
 
-    def _state(self) -> Propagator | None:
+    def _load(self) -> Propagator | None:
         """Where an earlier run of the same arguments stopped; None if there was none or its masks are gone."""
         from dinoviz import video
 
@@ -180,7 +184,8 @@ class _Job:
             print("dinoviz: the unfinished run in this folder had other arguments, starting anew")
             return None
         names = (name for name, _ in self.clip.frames(self.every, lambda error: None))
-        return state if all((self.masks / f"{name}.png").is_file() for name in islice(names, state.index)) else None
+        done = all((self.masks / f"{name}.png").is_file() for name in islice(names, state.index - 1))
+        return state if done else None
 
     def _skip(self, error: DinovizError) -> None:
         from tqdm import tqdm
