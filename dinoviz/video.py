@@ -22,12 +22,11 @@ from PIL import Image
 from dinoviz.errors import DinovizError
 from dinoviz.features import Features, layer_index
 from dinoviz.images import ImageSource, PatchGrid, open_image
+from dinoviz.propagation import propagate_labels
 
 if TYPE_CHECKING:
     from dinoviz.backbone import Backbone
 
-# 64 queries and the 32 x 32 patches around them: of the sizes from 4 to 64 the quickest, on one core and on two.
-TILE = 8
 MAX_OBJECTS = 255  # a label map is uint8
 
 
@@ -158,7 +157,10 @@ class Propagator:
             )
         patches = self._descriptors(features)
         index, sources, known, _ = self._memory
-        labels = propagate_labels(patches, torch.stack(sources), torch.stack(known), self.settings)
+        labels = propagate_labels(
+            patches, torch.stack(sources), torch.stack(known),
+            radius=self.settings.radius, top=self.settings.top, temperature=self.settings.temperature,
+        )  # fmt: skip
         # The first frame stays: its labels are the only ones that were given, not inferred.
         oldest = max(1, len(sources) + 1 - self.settings.context)
         sources = [sources[0], *[*sources, patches][oldest:]]
@@ -231,49 +233,6 @@ class Propagator:
         h, w = self.grid.shape
         centres = replace(self.grid, image_size=mask.shape[::-1]).resize(mask, "patch", "nearest")
         return np.eye(self.objects + 1, dtype=np.float32)[centres].reshape(h, w, -1)
-
-
-def propagate_labels(
-    patches: torch.Tensor, sources: torch.Tensor, labels: torch.Tensor, settings: Settings
-) -> torch.Tensor:
-    """Labels (h, w, C) of a frame from those of n others.
-
-    patches: (h, w, D) of this frame; sources: (n, h, w, D) of the others; all of length 1. labels: (n, h, w, C).
-
-    Of all patches at most `radius` rows and columns away, in all n frames together, the `top` most similar give their
-    labels, weighted by exp(similarity / temperature). The published code compares all patches with all and masks the
-    result; here a tile of patches meets only what lies around it.
-    """
-    h, w, _ = patches.shape
-    result = labels.new_empty(h, w, labels.shape[-1])
-    for top in range(0, h, TILE):
-        for left in range(0, w, TILE):
-            rows, columns = slice(top, min(h, top + TILE)), slice(left, min(w, left + TILE))
-            around = (slice(None), _around(rows, h, settings.radius), _around(columns, w, settings.radius))
-            outside = _outside(rows, columns, *around[1:], settings.radius).to(patches.device)
-            queries, keys = patches[rows, columns].flatten(0, 1), sources[around].flatten(0, 2)
-            similarity = queries.new_zeros(len(queries), len(sources), outside.shape[1])
-            similarity.masked_fill_(outside[:, None], -torch.inf)
-            similarity = similarity.flatten(1).addmm_(queries, keys.T)
-            best, which = similarity.topk(min(settings.top, len(keys)), dim=1)
-            weights = torch.softmax(best / settings.temperature, dim=1)
-            found = (weights[..., None] * labels[around].flatten(0, 2)[which]).sum(1)
-            result[rows, columns] = found.view(rows.stop - rows.start, columns.stop - columns.start, -1)
-    return result
-
-
-def _around(tile: slice, size: int, radius: int) -> slice:
-    return slice(max(0, tile.start - radius), min(size, tile.stop + radius))
-
-
-def _outside(rows: slice, columns: slice, around_rows: slice, around_columns: slice, radius: int) -> torch.Tensor:
-    """(queries, sources of one frame) bool: True where a source is farther than the radius from a query of the tile."""
-
-    def far(tile: slice, around: slice) -> torch.Tensor:
-        return (torch.arange(tile.start, tile.stop)[:, None] - torch.arange(around.start, around.stop)).abs() > radius
-
-    far_rows, far_columns = far(rows, around_rows), far(columns, around_columns)
-    return (far_rows[:, None, :, None] | far_columns[None, :, None, :]).flatten(2).flatten(0, 1)
 
 
 def propagate(

@@ -9,6 +9,7 @@ from dinoviz import video
 from dinoviz.errors import DinovizError, Stopped
 from dinoviz.features import Features
 from dinoviz.images import ImageError, PatchGrid
+from dinoviz.propagation import propagate_labels
 from tests import published
 
 SIDE = 224
@@ -63,7 +64,7 @@ def test_a_step_equals_the_comparison_of_all_patches_with_all(shape):
     patches = torch.from_numpy(random_patches(5, h, w)).double()
     patches = torch.nn.functional.normalize(patches, dim=-1)
     labels = torch.rand(4, h, w, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    ours = video.propagate_labels(patches[4], patches[:4], labels, video.PUBLISHED)
+    ours = propagate_labels(patches[4], patches[:4], labels, radius=12, top=5, temperature=0.1)
     near = published.allowed(h, w).double()
     plain = published.step(patches[4].flatten(0, 1), patches[:4].flatten(1, 2), labels.flatten(1, 2), near)
     torch.testing.assert_close(ours.flatten(0, 1), plain, rtol=0, atol=1e-12)
@@ -73,8 +74,7 @@ def test_a_step_equals_the_comparison_of_all_patches_with_all(shape):
 def test_parity_holds_for_other_settings(radius, top, temperature):
     patches = torch.nn.functional.normalize(torch.from_numpy(random_patches(4, 11, 17)).double(), dim=-1)
     labels = torch.rand(3, 11, 17, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    settings = video.Settings(radius=radius, top=top, temperature=temperature)
-    ours = video.propagate_labels(patches[3], patches[:3], labels, settings)
+    ours = propagate_labels(patches[3], patches[:3], labels, radius=radius, top=top, temperature=temperature)
     plain = published.step(
         patches[3].flatten(0, 1), patches[:3].flatten(1, 2), labels.flatten(1, 2),
         published.allowed(11, 17, radius).double(), nearest=top, temperature=temperature,
@@ -95,13 +95,13 @@ def test_a_whole_video_in_float32_equals_the_published_algorithm():
 @pytest.mark.parametrize("context", [0, 1, 3])
 def test_only_the_first_frame_and_the_last_few_are_looked_at(context):
     patches = random_patches(7, 9, 8)
-    settings = video.Settings(context=context)
-    state = video.Propagator(features_of(patches[0]), box((90, 80), 20, 20, 30, 40), settings)
+    state = video.Propagator(features_of(patches[0]), box((90, 80), 20, 20, 30, 40), video.Settings(context=context))
     units = torch.nn.functional.normalize(torch.from_numpy(patches), dim=-1)
     labels = [torch.from_numpy(state.soft)]
     for t in range(1, 7):
         used = [0, *range(max(1, t - context), t)]
-        labels.append(video.propagate_labels(units[t], units[used], torch.stack([labels[i] for i in used]), settings))
+        known = torch.stack([labels[i] for i in used])
+        labels.append(propagate_labels(units[t], units[used], known, radius=12, top=5, temperature=0.1))
         np.testing.assert_array_equal(state.step(features_of(patches[t])), labels[t])
         np.testing.assert_array_equal(state.soft, labels[t])
 
