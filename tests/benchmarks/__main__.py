@@ -1,8 +1,10 @@
 """All benchmarks, one after the other: `make bench`."""
 
-from tests.benchmarks import encode, pca_stability
+from tests.benchmarks import encode, pca_stability, video
 
 if __name__ == "__main__":
     encode.main()
     print()
     pca_stability.main()
+    print()
+    video.main()
