@@ -7,6 +7,7 @@ const context = canvas.getContext('2d')
 const marks = {}                   // picture -> actions in order
 let tool = 'click', negative = false, brush = 16  // brush: radius in pixels of the screen
 let answered = 0                   // actions that the picture shown has in it already
+let asking = null
 let stroke = null, pressed = null, pointer = null, cross = null
 
 const current = () => (props.picture && (marks[props.picture] ??= [])) || []
@@ -18,10 +19,14 @@ function place(event) {
     return [(event.clientX - box.left) / box.width * props.size[0], (event.clientY - box.top) / box.height * props.size[1]]
 }
 
+// Once for all that happens in a moment: answers to many questions at once may come in another order.
 function send() {
-    props.value = JSON.stringify(Object.fromEntries(Object.entries(marks).filter(([, actions]) => actions.length)))
-    trigger('input')
     draw()
+    asking ??= setTimeout(() => {
+        asking = null
+        props.value = JSON.stringify(Object.fromEntries(Object.entries(marks).filter(([, actions]) => actions.length)))
+        trigger('input')
+    }, 10)
 }
 
 function add(action) {

@@ -185,16 +185,21 @@ def build(bench: Workbench, bar: Bar) -> None:
 
     changes = [canvas.input, target.input, *(option.input for option in options)]
     bar.ready.change(refresh, [bar.ready, *inputs], [canvas, caption], **PRIVATE)
-    gr.on(changes, paint_reference, inputs, [canvas, caption], trigger_mode="always_last", **PRIVATE)
     gr.on(
         [files.change, bar.ready.change, resume.click], encode_targets, [bar.ready, *bar.inputs, files],
         [progress, progress_row, stop_button, resume, arrived],
         trigger_mode="multiple", **{**PRIVATE, "concurrency_limit": None},
     )  # fmt: skip
-    gr.on(
-        [*changes, arrived.change], paint_gallery, inputs, [gallery, found],
-        trigger_mode="multiple", **{**PRIVATE, "concurrency_limit": None},
-    )  # fmt: skip
+    painting = {
+        "fn": paint_gallery,
+        "inputs": inputs,
+        "outputs": [gallery, found],
+        **PRIVATE,
+        "concurrency_limit": None,
+    }
+    # Behind the reference, and so not more often than that is drawn, however quickly a slider moves.
+    gr.on(changes, paint_reference, inputs, [canvas, caption], trigger_mode="always_last", **PRIVATE).then(**painting)
+    arrived.change(trigger_mode="multiple", **painting)
     gr.on(
         [*changes, arrived.change, gallery.select], open_target, [gallery, *inputs], [opened, target, target_note],
         trigger_mode="always_last", **PRIVATE,

@@ -6,11 +6,12 @@ import zipfile
 
 import numpy as np
 import pytest
-from gradio_client import Client
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
 from PIL import Image, ImageOps
 
 from tests.browser.conftest import watched_page
-from tests.browser.pictures import choose, pixels, source, upload, wait_for_change, wait_for_status
+from tests.browser.pictures import choose, is_blank, pixels, source, upload, wait_for_change, wait_for_status
 from tests.test_marks import distances
 
 pytestmark = pytest.mark.browser
@@ -189,9 +190,13 @@ def test_clicks_arrive_in_pixels_of_the_picture(page):
 
 
 def test_a_hundred_quick_clicks_are_all_there(page):
-    box = page.locator(f"{REFERENCE} canvas").bounding_box()
-    for i in range(100):
-        page.mouse.click(box["x"] + box["width"] * (0.4 + i % 10 / 50), box["y"] + box["height"] * (0.3 + i // 10 / 50))
+    page.evaluate("""() => {
+        const canvas = document.querySelector('#segment-reference canvas'), box = canvas.getBoundingClientRect()
+        for (let i = 0; i < 100; i++) {
+            const place = {clientX: box.left + 150 + i, clientY: box.top + 100 + i, bubbles: true}
+            for (const event of ['pointerdown', 'pointerup']) canvas.dispatchEvent(new PointerEvent(event, place))
+        }
+    }""")
     caption(page, "100 clicks")
 
 
@@ -276,3 +281,293 @@ def test_marks_are_kept_by_picture(page, folder):
     caption(page, "Click on the thing you want")
     upload(page, folder / "flower.png")
     caption(page, "1 click:")
+
+
+# Controls
+
+
+@pytest.mark.parametrize(
+    ("act", "said"),
+    [
+        (lambda page: threshold(page, "0.9"), "threshold 0.90"),
+        (lambda page: page.locator("#segment-refine input").uncheck(), "calibrated"),
+        (lambda page: number(page, "#segment-smallest", "5"), ""),
+        (lambda page: page.get_by_label("all instances").check(), ""),
+        (lambda page: page.get_by_label("cut-out", exact=True).check(), ""),
+        (lambda page: page.get_by_label("score", exact=True).check(), "evidence that a patch belongs to the thing"),
+        (lambda page: page.get_by_label("raw patch score").check(), "evidence that a patch belongs to the thing"),
+        (lambda page: number(page, "#segment-opacity", "0.9"), ""),
+    ],
+    ids=["threshold", "refine", "smallest", "instances", "cut-out", "score", "raw", "opacity"],
+)
+def test_every_control_changes_something(page, act, said):
+    page.get_by_label("all instances").check()  # so that there are small parts
+    threshold(page, "0.55")
+    if "instances" in str(act.__code__.co_consts):
+        page.get_by_label("what was clicked").check()
+    click_flower(page)
+    page.wait_for_timeout(300)
+    before = source(page, REFERENCE)
+    act(page)
+    wait_for_change(page, REFERENCE, before)
+    caption(page, said)
+    assert not is_blank(pixels(page, REFERENCE))
+    page.get_by_label("mask", exact=True).check()
+    page.locator("#segment-refine input").check()
+    page.locator("#segment-auto input").check()
+    number(page, "#segment-smallest", "0.1")
+    number(page, "#segment-opacity", "0.5")
+
+
+def threshold(page, value: str) -> None:
+    page.locator("#segment-auto input").uncheck()
+    page.wait_for_function("!document.querySelector('#segment-threshold input[type=number]').disabled")
+    number(page, "#segment-threshold", value)
+
+
+def number(page, slider: str, value: str) -> None:
+    page.locator(f"{slider} input[type=number]").fill(value)
+    page.keyboard.press("Enter")
+
+
+# Other pictures
+
+
+def test_without_targets_the_tab_says_what_to_do(page):
+    assert "Drop pictures above" in page.inner_text("#segment-found")
+
+
+def test_targets_are_found_and_a_corrupt_one_is_named(page, folder):
+    drop(page, folder / "a-mirrored.png", folder / "b-cat.png", folder / "c-corrupt.png")
+    caption(page, "3 pictures: mark the thing", "#segment-found")
+    click_flower(page)
+    caption(page, "1 cannot be read", "#segment-found")
+    cards = page.locator(CARD)
+    assert "present" in cards.nth(0).inner_text()
+    assert "c-corrupt.png: this is not an image" in cards.nth(2).inner_text()
+    assert cards.nth(2).is_disabled()
+
+
+def test_a_correction_in_a_target_changes_all_results(page, folder):
+    drop(page, folder / "a-mirrored.png", folder / "b-cat.png")
+    click_flower(page)
+    caption(page, "present in", "#segment-found")
+    page.locator(CARD).nth(0).click()
+    caption(page, "a-mirrored.png", f"{TARGET}-caption")
+    large, card = source(page, TARGET), source(page, f"{CARD}:nth-child(1)")
+    mark(page, 0.5, 0.42, TARGET, button="right")
+    wait_for_change(page, TARGET, large)
+    caption(page, "corrected here: 1 click beside it", f"{TARGET}-caption")
+    caption(page, "1 corrected picture", "#segment-found")
+    assert source(page, f"{CARD}:nth-child(1)") != card
+    page.locator(CARD).nth(1).click()  # what is marked there is there
+    caption(page, "b-cat.png", f"{TARGET}-caption")
+    mark(page, 0.5, 0.5, TARGET)
+    caption(page, "2 corrected pictures", "#segment-found")
+    assert page.get_attribute(f"{CARD}:nth-child(2)", "data-state") == "present"
+    for card in (1, 0):
+        page.locator(CARD).nth(card).click()
+        page.wait_for_function(f"!document.querySelector('{TARGET} [data-do=clear]').disabled")
+        page.locator(f"{TARGET} button[data-do=clear]").click()
+
+
+def test_everything_marked_is_one_sentence(page, folder):
+    drop(page, folder / "a-mirrored.png")
+    page.locator(f"{REFERENCE} button[data-tool=draw]").click()
+    page.locator(f"{REFERENCE} input[type=range]").fill("80")
+    rows = [(x, y) for i, y in enumerate(np.linspace(0, 1, 6)) for x in ((0, 1) if i % 2 else (1, 0))]
+    draw(page, np.clip(rows, 0.001, 0.999))
+    page.locator(f"{REFERENCE} input[type=range]").fill("16")
+    caption(page, "covers 100.0%")
+    page.wait_for_selector("#segment-found .dv-error")
+
+
+def test_the_zip_holds_what_the_endpoints_give(page, client, folder):
+    """Marks with a stroke, a correction, an absent target and a corrupt one: the page, the endpoint and COCO agree."""
+    coco = pytest.importorskip("pycocotools.mask")
+    targets = [folder / name for name in ("a-mirrored.png", "b-cat.png", "c-corrupt.png")]
+    drop(page, *targets)
+    click_flower(page)
+    page.locator(f"{REFERENCE} button[data-tool=draw]").click()
+    sent = sent_marks(page, lambda: draw(page, [(0.1, 0.1), (0.2, 0.15)]))
+    caption(page, "1 click, 1 stroke")
+    caption(page, "present in", "#segment-found")
+    with zipped(page) as archive:
+        names = archive.namelist()
+        about, data = json.loads(archive.read("about.json")), json.loads(archive.read("coco.json"))
+        masks = [mask_in(archive, name) for name in ("0000-flower", "0001-a-mirrored", "0002-b-cat")]
+        cut = Image.open(archive.open("cut-outs/0000-flower.png"))
+        assert Image.open(archive.open("overlays/0000-flower.jpg")).size == (640, 427)
+    assert [mask.shape for mask in masks] == [(427, 640), (427, 640), (300, 451)]
+    assert np.array_equal(np.asarray(cut)[..., 3] > 0, masks[0])
+    assert about["refused"] == ["c-corrupt.png: " + about["refused"][0].removeprefix("c-corrupt.png: ")]
+    assert about["weights"]["name"] == "embedded"
+    assert [picture["area"] for picture in about["pictures"]] == [mask.sum() for mask in masks]
+    (actions,) = sent.values()
+    arguments = {
+        "image": handle_file(folder / "flower.png"),
+        "resolution": "224",
+        "marks": json.dumps(actions),
+        "targets": [handle_file(path) for path in targets],
+        "instances": page.locator("#segment-instances input:checked").input_value(),
+    }
+    files, said = client.predict(**arguments, api_name="/segment")
+    for mask, file in zip(masks, files, strict=True):
+        assert np.array_equal(np.asarray(Image.open(file)) > 0, mask)
+    assert [(p["present"], p["presence"]) for p in said["pictures"]] == [
+        (p["present"], p["presence"]) for p in about["pictures"]
+    ]
+    assert "c-corrupt.png" in said["refused"][0]
+    by_image = {annotation["image_id"]: annotation["segmentation"] for annotation in data["annotations"]}
+    for number, mask in enumerate(masks, start=1):
+        runs = by_image.get(number)
+        decoded = coco.decode({**runs, "counts": runs["counts"].encode()}) if runs else np.zeros_like(mask)
+        assert np.array_equal(decoded > 0, mask)
+    path = client.predict(**arguments, contents=["masks"], api_name="/segment_download")
+    with zipfile.ZipFile(path) as archive:
+        assert sorted(archive.namelist()) == ["about.json", *sorted(n for n in names if n.startswith("masks/"))]
+
+
+def test_stop_and_go_on(page, folder):
+    choose(page, "#resolution", "616 px")
+    wait_for_status(page, "44 x 66")
+    page.set_input_files("#segment-files input[type=file]", [str(folder / "b-cat.png"), str(folder / "a-mirrored.png")])
+    page.locator("#segment-stop").click()
+    page.get_by_text("Stopped after").wait_for()
+    choose(page, "#resolution", "224 px")
+    wait_for_status(page, "16 x 24")
+    page.wait_for_function("!document.querySelector('#segment-gallery [data-state=waiting]')")
+
+
+def test_an_example_is_one_click(page):
+    page.locator("#segment-example").click()
+    caption(page, "2 clicks, 1 click beside it")
+    caption(page, "8 pictures: present in", "#segment-found")
+    page.wait_for_function("document.querySelectorAll('#segment-gallery [data-state=waiting]').length === 0")
+    for i in range(3):
+        assert page.get_attribute(f"{CARD}:nth-child({i + 1})", "data-state") == "present"
+
+
+# Endpoints
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({}, "Nothing is marked"),
+        ({"marks": "{"}, "not valid JSON"),
+        ({"marks": '[{"kind": "point", "x": 9999, "y": 1, "label": 1}]'}, "outside the picture"),
+        ({"marks": '[{"kind": "point", "x": 9, "y": 1, "label": 0}]'}, "Nothing is marked as the thing"),
+        ({"marks": '[{"kind": "point", "x": 9, "y": 1, "label": 1}]', "corrections": '{"3": []}'}, "no target '3'"),
+        ({"marks": '[{"kind": "point", "x": 9, "y": 1, "label": 1}]', "threshold": 7}, "7"),
+        ({"image": None}, "There is no picture yet"),
+    ],
+)
+def test_a_wrong_argument_is_one_sentence(client, folder, arguments, sentence):
+    arguments = {"image": handle_file(folder / "flower.png"), "resolution": "224", **arguments}
+    with pytest.raises(AppError, match=sentence):
+        client.predict(**arguments, api_name="/segment")
+
+
+# Video
+
+
+@pytest.fixture
+def video_tab(page):
+    page.get_by_role("tab", name="In a video").click()
+    yield page
+    page.get_by_role("tab", name="In other pictures").click()
+
+
+def test_a_video_from_example_to_masks(video_tab, client):
+    page = video_tab
+    page.locator("#segment-clip-example").click()
+    caption(page, "2 clicks")
+    page.locator("#segment-follow").click()
+    page.wait_for_selector("#segment-video video", timeout=120_000)
+    page.wait_for_function("document.querySelector('#segment-video video').readyState >= 2")
+    assert page.evaluate("document.querySelector('#segment-video video').videoWidth") == 480
+    assert page.locator("#segment-areas .js-plotly-plot").count() == 1
+    caption(page, "12 frames through embedded", "#segment-video-note")
+    with page.expect_download() as download:
+        page.locator("#segment-video-zip a").first.click()
+    with zipfile.ZipFile(download.value.path()) as archive:
+        masks = [n for n in archive.namelist() if n.startswith("masks/")]
+        assert len(masks) == 12
+        last = np.asarray(Image.open(archive.open(masks[-1])))
+        assert last.shape == (320, 480)
+        assert 0.1 < (last > 0).mean() < 0.6
+        assert len(archive.read("areas.csv").splitlines()) == 13
+        assert json.loads(archive.read("about.json"))["clip"]["frames_a_second"] == 6
+
+
+def test_the_mask_must_be_of_the_first_frame(video_tab, tmp_path):
+    page = video_tab
+    page.locator("#segment-follow").click()
+    page.get_by_text("is not the first frame of this video").first.wait_for()
+    page.locator("#segment-first").click()
+    caption(page, "16 x 24 patches")
+    wait_for_status(page, "16 x 24")
+    page.wait_for_timeout(500)
+
+
+@pytest.mark.parametrize("kind", ["text", "truncated"])
+def test_a_bad_video_is_one_sentence(video_tab, tmp_path, kind):
+    page = video_tab
+    file = tmp_path / "bad.mp4"
+    file.write_bytes(b"no video" if kind == "text" else b"\0\0\0\x18ftypmp42" + bytes(100))
+    clear = page.locator("#segment-clip button[aria-label='Clear'], #segment-clip button[aria-label='Remove']")
+    if clear.count():
+        clear.first.click()
+    page.set_input_files("#segment-clip input[type=file]", str(file))
+    page.locator("#segment-clip").get_by_text("bad").first.wait_for()
+    page.locator("#segment-first").click()
+    page.get_by_text("bad.mp4: this is not a video").first.wait_for()
+
+
+# Other windows
+
+
+@pytest.mark.parametrize(
+    "window", [{"viewport": {"width": 420, "height": 900}, "device_scale_factor": 2}, {"color_scheme": "dark"}]
+)
+def test_clicks_land_where_one_sees_them(browser, app, app_log, window):
+    with watched_page(browser, app, app_log, **window) as page:
+        page.goto(app)
+        page.wait_for_selector("#attention-map img")
+        page.get_by_role("tab", name="Segment").click()
+        page.wait_for_function("document.querySelector('#segment-reference img').naturalWidth > 0")
+        (actions,) = sent_marks(page, lambda: mark(page, 0.3, 0.6)).values()
+        assert actions[0]["x"] == pytest.approx(0.3 * 451, abs=2)
+        assert actions[0]["y"] == pytest.approx(0.6 * 300, abs=2)
+        page.locator(f"{REFERENCE} button[data-do=full]").click()
+        page.wait_for_timeout(400)
+        assert page.evaluate("document.querySelector('#segment-reference canvas').clientHeight") > 250
+        (actions,) = sent_marks(page, lambda: mark(page, 0.7, 0.2)).values()
+        assert actions[1]["x"] == pytest.approx(0.7 * 451, abs=2)
+        assert actions[1]["y"] == pytest.approx(0.2 * 300, abs=2)
+
+
+def test_drawing_by_touch_does_not_scroll_the_page(browser, app, app_log):
+    with watched_page(browser, app, app_log, has_touch=True, viewport={"width": 420, "height": 700}) as page:
+        page.goto(app)
+        page.wait_for_selector("#attention-map img")
+        page.get_by_role("tab", name="Segment").click()
+        page.wait_for_function("document.querySelector('#segment-reference img').naturalWidth > 0")
+        page.locator(f"{REFERENCE} button[data-tool=draw]").click()
+        canvas = page.locator(f"{REFERENCE} canvas")
+        canvas.scroll_into_view_if_needed()
+        box, scrolled = canvas.bounding_box(), page.evaluate("window.scrollY")
+        finger = page.context.new_cdp_session(page)
+        x, y = box["x"] + 60, box["y"] + 150
+
+        def touch(kind: str, y: float | None = None) -> None:
+            points = [] if y is None else [{"x": x, "y": y}]
+            finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+        touch("touchStart", y)
+        for step in range(10):
+            touch("touchMove", y - 10 * step)
+        touch("touchEnd")
+        caption(page, "1 stroke:")
+        assert page.evaluate("window.scrollY") == scrolled
