@@ -233,8 +233,8 @@ def test_only_the_layers_that_are_compared_are_kept(tiny_backbone, scene, monkey
     assert asked == [(1,), (), (0,)]
 
 
-def test_the_default_layer_lies_at_three_quarters():
-    assert [video.default_layer(n) for n in (1, 2, 3, 12, 24, 40)] == [0, 1, 1, 8, 17, 29]
+def test_the_default_layer_lies_at_two_thirds():
+    assert [video.default_layer(n) for n in (1, 2, 3, 12, 24, 40)] == [0, 0, 1, 7, 15, 26]
 
 
 # What cannot be followed

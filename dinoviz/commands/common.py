@@ -27,7 +27,7 @@ def looking() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--model", help="a name of `models`, a Hub id or a folder; default as in the app")
     parser.add_argument("--resolution", type=int, default=DEFAULT_RESOLUTION, help="short side in model pixels (518)")
-    parser.add_argument("--layer", type=int, help="from 1; by default the last, for `video` three quarters up")
+    parser.add_argument("--layer", type=int, help="from 1; by default the last, for `video` two thirds up")
     parser.add_argument("--device", help="cpu, cuda or mps; by default the best there is")
     return parser
 

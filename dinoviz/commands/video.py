@@ -147,7 +147,7 @@ class _Job:
             name, picture = next(frames)
             path = self.masks / f"{name}.png"
             if index == self.state.index - 1:  # which was perhaps interrupted between the state and the file
-                mask = self.state.mask(self.state.soft) if index else self.mask
+                mask = self.state.mask(self.state.soft, picture) if index else self.mask
                 clips.write_mask(path, mask, self.objects)
             yield name, picture, clips.read_labels(path)
         saved = time.monotonic()

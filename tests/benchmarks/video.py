@@ -29,7 +29,7 @@ from PIL import Image
 import dinoviz
 from dinoviz import video
 from dinoviz.features import Features
-from dinoviz.images import PatchGrid
+from dinoviz.images import PatchGrid, open_image
 from tests import published
 from tests.benchmarks.encode import _peak
 from tests.benchmarks.pca_stability import data_folder
@@ -82,7 +82,8 @@ def ours(settings: video.Settings) -> Callable[[list[Path], list[Features], np.n
 
     def follow(frames: list[Path], features: list[Features], first: np.ndarray) -> list[np.ndarray]:
         state = video.Propagator(features[0], first, settings)
-        return [state.mask(state.step(f)) > 0 for f in features[1:]]
+        rest = zip(frames[1:], features[1:], strict=True)
+        return [state.mask(state.step(f), open_image(frame)) > 0 for frame, f in rest]
 
     return follow
 
@@ -103,7 +104,8 @@ def quality(backbone, sequences: list[Path], resolution: int) -> None:
         "  the same by dinoviz": ours(video.PUBLISHED),
         f"  patches of layer {layer + 1}": ours(replace(video.PUBLISHED, layers=(layer,))),
         "  and covered shares": ours(replace(video.PUBLISHED, layers=(layer,), covered=True)),
-        "default": ours(video.Settings()),
+        "  and no stretching": ours(video.Settings(edges=False)),
+        "default, with edges": ours(video.Settings()),
     }
     scores: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     seconds = dict.fromkeys(ways, 0.0)
