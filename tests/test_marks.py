@@ -1,6 +1,7 @@
 """What was marked: read from JSON with limits, and made pixels."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ def distances(points, size) -> np.ndarray:
     points = np.asarray(points, dtype=float)
     centres = np.stack(np.meshgrid(np.arange(size[0]) + 0.5, np.arange(size[1]) + 0.5), axis=-1)
     nearest = np.hypot(*np.moveaxis(centres - points[0], -1, 0))
-    for start, end in zip(points[:-1], points[1:], strict=True):
+    for start, end in pairwise(points):
         along = end - start
         share = np.clip((centres - start) @ along / max(along @ along, 1e-12), 0, 1)
         nearest = np.minimum(nearest, np.hypot(*np.moveaxis(centres - start - share[..., None] * along, -1, 0)))

@@ -115,7 +115,8 @@ def _counted(count: int, word: str) -> str:
 
 
 def _through(search: Search) -> str:
-    return f"{through(search.look)} · {layers_in_words(search.look.backbone.layers)} · {search.choice.method}<br>"
+    layers = layers_in_words(search.look.backbone.layers)
+    return f"{through(search.look)} · {layers} · method: {search.choice.method}<br>"
 
 
 def _scale(choice: Choice, found: Segmentation) -> str:

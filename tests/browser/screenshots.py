@@ -14,7 +14,7 @@ SIZE = {"width": 1280, "height": 1010}
 
 
 def main() -> None:
-    """Open the app, look at a picture in both tabs, and keep what is seen in assets/."""
+    """Open the app, look at a picture in every tab, and keep what is seen in assets/."""
     with (
         tempfile.TemporaryDirectory() as folder,
         running_app(Path(folder) / "log") as url,
@@ -32,13 +32,21 @@ def main() -> None:
         page.get_by_role("tab", name="Patch PCA").click()
         page.wait_for_selector("#pca-scatter canvas")
         _shoot(page, "pca.jpg")
+        page.get_by_role("tab", name="Segment").click()
+        page.locator("#segment-example").click()
+        page.get_by_text("8 pictures: present in").wait_for(timeout=120_000)
+        page.wait_for_function("!document.querySelector('#segment-gallery [data-state=waiting]')", timeout=120_000)
+        page.locator("#segment-gallery button").nth(1).click()
+        page.set_viewport_size({**SIZE, "height": 1400})
+        _shoot(page, "segment.jpg", "#segment-tab")
         browser.close()
 
 
-def _shoot(page, name: str) -> None:
+def _shoot(page, name: str, part: str | None = None) -> None:
     page.evaluate("window.scrollTo(0, 0)")
     page.wait_for_timeout(1500)
-    page.screenshot(path=ROOT / "assets" / name, type="jpeg", quality=85)
+    shown = page.locator(part) if part else page
+    shown.screenshot(path=ROOT / "assets" / name, type="jpeg", quality=85)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,10 @@ from tests.browser.conftest import ROOT
 
 pytestmark = pytest.mark.browser
 
-ENDPOINTS = ("/encode", "/attention", "/attention_download", "/patch_pca", "/pca_download")
+ENDPOINTS = (
+    *("/encode", "/attention", "/attention_download", "/patch_pca", "/pca_download"),
+    *("/segment", "/segment_download", "/segment_video"),
+)
 
 
 @pytest.fixture(scope="module")
