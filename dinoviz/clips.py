@@ -44,6 +44,11 @@ class Clip:
     rate: Fraction
     count: int | None
 
+    @property
+    def files(self) -> list[Path]:
+        """What it is made of: the video, or the pictures in their order."""
+        return _folder_files(self.path) if self.path.is_dir() else [self.path]
+
     def frames(
         self, every: int = 1, on_skip: Callable[[DinovizError], None] | None = None
     ) -> Iterator[tuple[str, Image.Image]]:

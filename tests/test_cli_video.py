@@ -133,10 +133,14 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_files(
     capsys.readouterr()
     assert run(*arguments, tmp_path / "out") == 0
     assert "going on after" in capsys.readouterr().out
-    # The last mask that the state knows of is written again: perhaps the interruption came before its file.
-    first = 5 if interruption is KeyboardInterrupt else 4
-    assert encoded == [f"{i:05d}" for i in range(first, COUNT)]
+    assert encoded == ["00005", "00006", "00007"]
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_second_run_leaves_nothing_of_the_first(tiny_model, folder, mask, out):
+    for every in (1, 4):
+        assert run("video", folder, "--mask", mask, "--out", out, *tiny_model, "--every", str(every)) == 0
+    assert names(out) == ["cup-areas.csv", "cup-masks/00000.png", "cup-masks/00004.png", "cup-overlay.mp4"]
 
 
 def test_other_arguments_start_anew(tiny_model, folder, mask, out, monkeypatch, capsys):
@@ -187,6 +191,15 @@ def test_a_killed_program_goes_on(tiny_model, folder, mask, tmp_path):
 
 
 # What cannot be done
+
+
+def test_masks_of_somebody_else_are_not_overwritten(tiny_model, folder, mask, capsys):
+    theirs = folder.with_name("cup-masks")
+    theirs.mkdir()
+    (theirs / "00000.png").write_bytes(mask.read_bytes())
+    line = refused(capsys, "video", folder, "--mask", theirs / "00000.png", "--out", folder.parent, *tiny_model)
+    assert "holds masks that no run of this command left" in line
+    assert (theirs / "00000.png").read_bytes() == mask.read_bytes()
 
 
 def test_a_broken_frame_is_named_and_the_others_are_done(tiny_model, folder, mask, out, capsys):

@@ -11,6 +11,7 @@ from dinoviz.features import Features
 from dinoviz.images import ImageError, PatchGrid
 from dinoviz.propagation import propagate_labels
 from tests import published
+from tests.benchmarks import video as benchmark
 
 SIDE = 224
 
@@ -157,6 +158,27 @@ def test_a_real_dog_is_followed(embedded_backbone, data_folder):
     tracked = video.propagate(frames, masks[0], embedded_backbone, resolution=336)
     found = [iou(t.mask > 0, mask) for t, mask in zip(tracked, masks, strict=True)]
     assert np.mean(found[1:]) > 0.8
+
+
+# The measures of the benchmark
+
+
+def test_the_region_measure_is_the_share_of_the_union():
+    a, b = box((40, 60), 10, 10, 20, 10) > 0, box((40, 60), 20, 10, 20, 10) > 0
+    assert benchmark.region(a, b) == pytest.approx(100 / 300)
+    assert benchmark.region(a, a) == benchmark.region(a & ~a, b & ~b) == 1
+
+
+def test_the_boundary_measure_forgives_what_lies_within_its_reach():
+    # The diagonal is 500 pixels, so contours match up to 4 pixels away.
+    true = box((300, 400), 100, 100, 80, 80) > 0
+    assert benchmark.boundary(true, true) == 1
+    assert benchmark.boundary(box((300, 400), 104, 100, 80, 80) > 0, true) == 1
+    assert benchmark.boundary(box((300, 400), 250, 100, 80, 80) > 0, true) == 0
+    assert benchmark.boundary(np.zeros_like(true), true) == 0
+    assert benchmark.boundary(np.zeros_like(true), np.zeros_like(true)) == 1
+    # A box of twice the width has three of four sides right, and half as much again of them.
+    assert 0.6 < benchmark.boundary(box((300, 400), 100, 100, 160, 80) > 0, true) < 0.8
 
 
 # One frame after the other

@@ -93,7 +93,7 @@ class _Job:
         self.names: deque[str] = deque()
         self.state: Propagator | None = None
         # What must be the same for a run to go on; the settings are in the state itself.
-        about = [_identity(clip.path), self.every, self.resolution, backbone.key, hashlib.sha256(mask).hexdigest()]
+        about = [_identity(clip), self.every, self.resolution, backbone.key, hashlib.sha256(mask).hexdigest()]
         self.note = json.dumps(about)
 
     def run(self) -> int:
@@ -101,15 +101,18 @@ class _Job:
 
         from dinoviz import clips, render
 
+        areas, overlay = self.out / f"{self.stem}-areas.csv", self.out / f"{self.stem}-overlay"
+        before = list(self.masks.glob("*.png"))
+        if before and not (areas.exists() or self.unfinished.exists()):
+            raise DinovizError(f"{self.masks} holds masks that no run of this command left: choose another --out.")
         self.state = self._load()
         self.masks.mkdir(parents=True, exist_ok=True)
         if self.state is None:
-            for path in self.masks.glob("*.png"):  # of an earlier run, perhaps of a longer clip
+            for path in before:  # of an earlier run, perhaps of a longer clip
                 path.unlink()
         else:
             print(f"dinoviz: going on after {self.state.index} frames")
         total = -(-self.clip.count // self.every) if self.clip.count else None
-        areas, overlay = self.out / f"{self.stem}-areas.csv", self.out / f"{self.stem}-overlay"
         failed = None
         with ExitStack() as stack:
             bar = stack.enter_context(tqdm(total=total, unit="frame"))
@@ -150,17 +153,17 @@ class _Job:
                 mask = self.state.mask(self.state.soft, picture) if index else self.mask
                 clips.write_mask(path, mask, self.objects)
             yield name, picture, clips.read_labels(path)
-        saved = time.monotonic()
+        saved = -float("inf")  # the first frame's at once: it marks the folder as ours
         for tracked in video.propagate(
             self._named(frames), self.mask, self.backbone, resolution=self.resolution, settings=self.settings,
             state=self.state,
         ):  # fmt: skip
             self.state = tracked.state
             name = self.names.popleft()
-            clips.write_mask(self.masks / f"{name}.png", tracked.mask, self.objects)
             if time.monotonic() - saved > SAVE_SECONDS:
                 self._save()
                 saved = time.monotonic()
+            clips.write_mask(self.masks / f"{name}.png", tracked.mask, self.objects)
             yield name, tracked.picture, tracked.mask
 
     def _named(self, frames: Iterator[tuple[str, Image.Image]]) -> Iterator[Image.Image]:
@@ -200,8 +203,7 @@ def _areas(mask: np.ndarray, objects: int) -> list[int]:
     return np.bincount(mask.ravel(), minlength=objects + 1)[1:].tolist()
 
 
-def _identity(path: Path) -> list:
-    """What changes when a file or a folder's files do, without reading them."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    about = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
-    return [len(about), hashlib.sha256(json.dumps(about).encode()).hexdigest()]
+def _identity(clip: Clip) -> str:
+    """What changes when one of its files does, without reading them."""
+    about = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in clip.files]
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()
