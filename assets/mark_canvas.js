@@ -136,6 +136,7 @@ function show() {
 
 function refresh() {
     root.classList.toggle('dv-empty', !props.picture)
+    root.dataset.picture = props.picture
     if (!props.picture || !props.image) return draw()
     stage.style.setProperty('--ratio', props.size[0] / props.size[1])
     const url = `${window.gradio_config?.root ?? ''}/gradio_api/file=${props.image}`
