@@ -161,7 +161,7 @@ def test_a_wrong_choice_is_one_sentence(wrong):
 def test_a_target_is_small_and_says_the_same(store, look, files):
     target = store.get(files["flower"], MODEL, RESOLUTION)
     assert target.nbytes < look.features.nbytes / 20
-    for layer in segment.LAYERS:
+    for layer in segment.layers_of(look.backbone.layers):
         assert target.features.layer(layer).dtype == np.float32
         assert target.features.layer(layer) == pytest.approx(look.features.layer(layer), rel=2e-3, abs=2e-3)
     asked = search(store, look, [ON, BESIDE])

@@ -243,7 +243,7 @@ def facts(found: Segmentation) -> dict:
 
 def made_with(search: Search) -> dict:
     """What the masks were made with."""
-    layers = [layer % search.look.backbone.layers + 1 for layer in segment.LAYERS]
+    layers = [layer + 1 for layer in segment.layers_of(search.look.backbone.layers)]
     return {
         **search.look.about(),
         "layers": layers,

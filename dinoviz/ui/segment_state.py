@@ -93,7 +93,8 @@ def find(
     marks = marks.scaled(features.grid.image_size, picture.size)
     positive = marks.points[marks.labels == 1]
     at = positive if choice.instances == CLICKED and len(positive) else None
-    found = concept.apply(at_size(features, picture.size), picture, at=at, **choice.cut)
+    clicks = {"points": marks.points, "labels": marks.labels}
+    found = segment.apply(concept, at_size(features, picture.size), picture, at=at, **clicks, **choice.cut)
     marked = len(positive) > 0 or any(not stroke.erase for stroke in marks.strokes)
     return replace(found, mask=marks.paint(found.mask), present=found.present or marked)
 

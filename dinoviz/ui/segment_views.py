@@ -104,8 +104,9 @@ def marks_in_words(marks: Marks) -> str:
     return ", ".join(_counted(n, word) for n, word in counts if n)
 
 
-def layers_in_words(layers: int, chosen: Sequence[int] = segment.LAYERS) -> str:
+def layers_in_words(layers: int, chosen: Sequence[int] | None = None) -> str:
     """The layers that are read, counted from 1: "layers 9 and 12 of 12"."""
+    chosen = segment.layers_of(layers) if chosen is None else chosen
     return f"layers {' and '.join(str(layer % layers + 1) for layer in chosen)} of {layers}"
 
 

@@ -110,7 +110,7 @@ class Targets:
         resolution = min(resolution, largest)
         # The bar may have looked at it already, with all layers.
         features = self.bench.features_cache.peek(backbone, digest, resolution, "all") or backbone.encode(
-            image, resolution, segment.LAYERS, on_block=on_block
+            image, resolution, segment.layers_of(backbone.layers), on_block=on_block
         )
         jpeg = io.BytesIO()
         render.display_copy(image, *DISPLAY_SIDES).save(jpeg, format="JPEG", quality=92)
@@ -147,7 +147,7 @@ def checked(paths: Sequence[str] | None) -> list[str]:
 
 def _light(features: Features) -> Features:
     """Only what segmenting reads: no queries, keys and norms, and half of the precision."""
-    wanted = {layer % features.layers for layer in segment.LAYERS}
+    wanted = set(segment.layers_of(features.layers))
     captured = {
         layer: LayerTokens(tokens.patches, NOTHING, NOTHING, NOTHING)
         for layer, tokens in features.captured.items()
