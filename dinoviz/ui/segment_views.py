@@ -48,7 +48,7 @@ def card(path: str, target: Target | Refused | None, search: Search | None) -> d
         state, said = "present", f"present · {found.presence:.2f}"
         picture = draw(target.thumb, target.halved, found, search.choice)
     else:
-        state, said = "absent", f"not in this picture · {found.presence:.2f}"
+        state, said = "absent", f"not here · {found.presence:.2f}"
         picture = target.thumb
     image = jpeg_file(picture, get_upload_folder())
     return {"key": path, "name": target.name, "image": image, "state": state, "said": said}

@@ -37,16 +37,21 @@ def main() -> None:
         page.get_by_text("8 pictures: present in").wait_for(timeout=120_000)
         page.wait_for_function("!document.querySelector('#segment-gallery [data-state=waiting]')", timeout=120_000)
         page.locator("#segment-gallery button").nth(1).click()
-        page.set_viewport_size({**SIZE, "height": 1400})
-        _shoot(page, "segment.jpg", "#segment-tab")
+        page.get_by_text("flower, closer.png · present").wait_for()
+        _shoot(page, "segment.jpg", below="#segment-reference")
         browser.close()
 
 
-def _shoot(page, name: str, part: str | None = None) -> None:
+def _shoot(page, name: str, below: str | None = None) -> None:
+    """What the window shows, or the whole page from the top of an element on."""
     page.evaluate("window.scrollTo(0, 0)")
     page.wait_for_timeout(1500)
-    shown = page.locator(part) if part else page
-    shown.screenshot(path=ROOT / "assets" / name, type="jpeg", quality=85)
+    part = {}
+    if below:
+        top = page.locator(below).bounding_box()["y"] - 60
+        height = page.evaluate("document.querySelector('footer').getBoundingClientRect().top") - top
+        part = {"full_page": True, "clip": {"x": 0, "y": top, "width": SIZE["width"], "height": height}}
+    page.screenshot(path=ROOT / "assets" / name, type="jpeg", quality=85, **part)
 
 
 if __name__ == "__main__":
