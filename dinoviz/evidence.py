@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from dinoviz.bias import Bias, unit_patches, layers_of
 from dinoviz.errors import DinovizError
 from dinoviz.features import Features
 
@@ -46,66 +47,14 @@ class Example:
     labels: np.ndarray | Sequence = ()
 
 
-def layers_of(count: int) -> tuple[int, ...]:
-    """The layers that are read of a model with `count` layers, from 0: one at two thirds, and the last.
-
-    Of 12 layers the 8th, which knows parts, and the 12th, which knows things.
-    """
-    return tuple(sorted({max(0, round(count * 2 / 3) - 1), count - 1}))
-
-
 def joined(features: Features, bias: Bias | None = None) -> np.ndarray:
     """(h, w, layers * D) float32 of length 1: the layers' patches, each of length 1 before they are joined."""
     layers = layers_of(features.layers)
     parts = []
     for layer in layers:
-        patches = features.layer(layer)
-        if bias is not None:
-            patches = bias.removed(layer, patches)
-        parts.append(patches / np.maximum(np.linalg.norm(patches, axis=-1, keepdims=True), 1e-6))
+        patches = unit_patches(features, layer)
+        parts.append(patches if bias is None else bias.removed(layer, patches))
     return (np.concatenate(parts, axis=-1) / len(layers) ** 0.5).astype(np.float32)
-
-
-@dataclass(frozen=True, eq=False)
-class Bias:
-    """Directions that tell where a patch lies and not what it shows, by layer: (K, D), orthonormal."""
-
-    directions: dict[int, np.ndarray]
-
-    def removed(self, layer: int, patches: np.ndarray) -> np.ndarray:
-        """Patches (h, w, D) of length 1 without those directions."""
-        unit = patches / np.maximum(np.linalg.norm(patches, axis=-1, keepdims=True), 1e-6)
-        basis = self.directions[layer]
-        return unit - (unit @ basis.T) @ basis
-
-
-def positional_bias(blanks: Sequence[Features], directions: int = 10) -> Bias:
-    """Directions of the position, from features of content-free pictures (plain colours; see `content_free`).
-
-    What differs between the patches of a plain picture is their position: the leading right singular vectors of the
-    mean over the pictures, centred, as INSID3 found them for DINOv3. On DINOv2's patches removing them changes little.
-    """
-    bases = {}
-    for layer in layers_of(blanks[0].layers):
-        shown = np.stack([joined_layer(features, layer) for features in blanks]).mean(0)
-        flat = shown.reshape(-1, shown.shape[-1])
-        bases[layer] = np.linalg.svd(flat - flat.mean(0), full_matrices=False)[2][:directions]
-    return Bias(bases)
-
-
-def joined_layer(features: Features, layer: int) -> np.ndarray:
-    """One layer's patches (h, w, D), each of length 1."""
-    patches = features.layer(layer)
-    return patches / np.maximum(np.linalg.norm(patches, axis=-1, keepdims=True), 1e-6)
-
-
-def content_free(size: tuple[int, int]) -> list[np.ndarray]:
-    """Plain pictures (H, W, 3) uint8 of a size (width, height), to encode for `positional_bias`."""
-    greys = [(v, v, v) for v in (0, 64, 128, 192, 255)]
-    return [
-        np.full((size[1], size[0], 3), colour, np.uint8)
-        for colour in (*greys, (200, 60, 60), (60, 160, 60), (60, 60, 200))
-    ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,7 +131,7 @@ class Concept:
         flat = x.reshape(-1, x.shape[-1])
         presence = self.presence(flat)
         if self.method == "mean":
-            score = joined_layer(features, -1) @ self.prototype
+            score = unit_patches(features, -1) @ self.prototype
             return score.astype(np.float32), otsu(score), presence
         weights, bias = self._ridge
         score = flat @ weights + bias
@@ -243,7 +192,7 @@ def fit(examples: Sequence[Example], method: Method = "evidence", bias: Bias | N
     for example in examples:
         x = joined(example.features, bias)
         flat = x.reshape(-1, x.shape[-1])
-        last = joined_layer(example.features, -1).reshape(len(flat), -1)
+        last = unit_patches(example.features, -1).reshape(len(flat), -1)
         if example.mask is not None:
             share = covered_share(example.features, example.mask)
             patches.append(flat)

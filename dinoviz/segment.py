@@ -9,9 +9,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from dinoviz.bias import Bias, layers_of
 from dinoviz.edges import EdgeFilter
 from dinoviz.errors import DinovizError
-from dinoviz.evidence import CLICK, Bias, Concept, Example, Method, fit, joined, layers_of, otsu, ridge, spread
+from dinoviz.evidence import CLICK, Concept, Example, Method, fit, joined, otsu, ridge, spread
 from dinoviz.features import Features
 
 __all__ = [
