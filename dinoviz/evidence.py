@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from dinoviz.bias import Bias, unit_patches, layers_of
+from dinoviz.bias import Bias, layers_of, unit_patches
 from dinoviz.errors import DinovizError
 from dinoviz.features import Features
 
