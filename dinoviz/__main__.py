@@ -7,13 +7,13 @@ import os
 import sys
 
 from dinoviz import models
-from dinoviz.commands import attention, common, pca, video
+from dinoviz.commands import attention, common, pca, segment, video
 from dinoviz.errors import DinovizError
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; 0 if all went well, 2 with one line on standard error for what the user can mend."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_args(common.joined(sys.argv[1:] if arguments is None else arguments))
     try:
         return options.command(options)
     except DinovizError as error:
@@ -31,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m dinoviz", description="See what DINO sees, without a browser.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     looking = common.looking()
-    for command in (attention, pca, video):
+    for command in (attention, pca, segment, video):
         command.add(commands, looking)
     table = commands.add_parser("models", help="the known models and which of them are here")
     table.set_defaults(command=_models)

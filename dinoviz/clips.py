@@ -25,6 +25,7 @@ FOLDER_RATE = Fraction(25)  # frames a second, where nobody says; DAVIS is shown
 MISSING = 0.1
 CODECS = av.codecs_available
 MAX_COLOURS = 64  # of a mask's picture; a photograph has thousands
+COLOUR = 1 << 24  # above all grey values: the classes of a mask in colours begin here
 
 
 class ClipError(DinovizError):
@@ -210,9 +211,18 @@ class VideoWriter:
 def read_mask(path: str | os.PathLike) -> np.ndarray:
     """A mask file as a label map (H, W) uint8: 0 for background, 1 to K for the objects, in the order of their values.
 
-    Palette pictures: each index is an object, the background is 0. Grey: one value beside 0 is one object, several are
-    as many objects, unless 255 is among them; then it is a soft mask of one object, cut at half. Colours: black is the
-    background, each other colour an object. A transparent picture: what is opaque is the object.
+    What counts as an object, and what is raised: see `read_classes`.
+    """
+    values = read_classes(path)
+    return np.searchsorted(np.unique(values[values > 0]), values, side="right").astype(np.uint8)
+
+
+def read_classes(path: str | os.PathLike) -> np.ndarray:
+    """A mask file as the values (H, W) int32 that its author gave to the classes: 0 for background.
+
+    Palette pictures: each index is a class, the background is 0. Grey: each value beside 0 is a class, but where there
+    is 255 (or 65535) the picture is a mask of one thing, soft ones are cut at half, and that is class 1. Colours: black
+    is the background, each other colour a class, COLOUR + its 24 bits. A transparent picture: what is opaque is 1.
 
     Raises ImageError for what cannot be read and for a picture that is no mask.
     """
@@ -220,22 +230,24 @@ def read_mask(path: str | os.PathLike) -> np.ndarray:
     open_image(path)  # says in one sentence what is wrong with a file that is no picture
     with Image.open(path) as image:
         if image.mode in ("RGBA", "LA") and image.getchannel("A").getextrema()[0] < 255:
-            return (np.asarray(image.getchannel("A")) > 127).astype(np.uint8)
+            return (np.asarray(image.getchannel("A")) > 127).astype(np.int32)
         values = np.asarray(
             image if image.mode in ("1", "L", "P") or image.mode.startswith("I") else image.convert("RGB")
         )
         palette = image.mode == "P"
-    if values.ndim == 3 and int(np.ptp(values.astype(np.int16), axis=2).max()) <= 8:  # grey but for JPEG's rounding
+    values = values.astype(np.int32)
+    if values.ndim == 3 and int(np.ptp(values, axis=2).max()) <= 8:  # grey but for JPEG's rounding
         values = values[..., 1]
     soft = values.ndim == 2 and not palette
     if values.ndim == 3:
-        values = values.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)
+        values = values @ np.array([65536, 256, 1], np.int32)
+        values[values > 0] += COLOUR
     found = np.unique(values[values > 0])
-    if soft and len(found) > 1 and (values.max() == 255 or len(found) > MAX_COLOURS):
-        return (values > values.max() / 2).astype(np.uint8)
+    if soft and (values.max() in (255, 65535) or len(found) > MAX_COLOURS):
+        return (values > values.max() / 2).astype(np.int32)
     if len(found) > MAX_COLOURS:
         raise ImageError(f"{path.name}: a picture of {len(found):,} colours is no mask.")
-    return np.searchsorted(found, values, side="right").astype(np.uint8)
+    return values
 
 
 def write_mask(path: Path, mask: np.ndarray, objects: int) -> None:

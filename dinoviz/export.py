@@ -79,6 +79,19 @@ def _runs(mask: np.ndarray) -> np.ndarray:
     return np.diff(starts).astype(np.int64)
 
 
+def annotation(mask: np.ndarray, score: float) -> dict:
+    """What COCO says of a mask (H, W) bool that is not empty, all but the ids."""
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    box = columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1
+    return {
+        "segmentation": rle(mask),
+        "area": int(mask.sum()),
+        "bbox": [int(side) for side in box],
+        "iscrowd": 0,
+        "score": round(float(score), 4),
+    }
+
+
 class Coco:
     """A COCO data set of one category, picture by picture; the masks are not kept, only their run lengths."""
 
@@ -94,19 +107,8 @@ class Coco:
         self.images.append({"id": number, "file_name": file_name, "width": width, "height": height})
         if not mask.any():
             return
-        columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-        box = columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1
-        annotation = {
-            "id": len(self.annotations) + 1,
-            "image_id": number,
-            "category_id": 1,
-            "segmentation": rle(mask),
-            "area": int(mask.sum()),
-            "bbox": [int(side) for side in box],
-            "iscrowd": 0,
-            "score": round(float(score), 4),
-        }
-        self.annotations.append(annotation)
+        ids = {"id": len(self.annotations) + 1, "image_id": number, "category_id": 1}
+        self.annotations.append(ids | annotation(mask, score))
 
     def as_dict(self) -> dict:
         """What belongs into the JSON file."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,13 +22,17 @@ if TYPE_CHECKING:
 DEFAULT_RESOLUTION = 518
 
 
-def looking() -> argparse.ArgumentParser:
-    """The options of every view: where the results go, and through which weights to look."""
+def looking(layer: bool = True) -> argparse.ArgumentParser:
+    """The options of every view: where the results go, and through which weights to look.
+
+    layer: whether the layer can be chosen.
+    """
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--model", help="a name of `models`, a Hub id or a folder; default as in the app")
     parser.add_argument("--resolution", type=int, default=DEFAULT_RESOLUTION, help="short side in model pixels (518)")
-    parser.add_argument("--layer", type=int, help="from 1; by default the last, for `video` two thirds up")
+    if layer:
+        parser.add_argument("--layer", type=int, help="from 1; by default the last, for `video` two thirds up")
     parser.add_argument("--device", help="cpu, cuda or mps; by default the best there is")
     return parser
 
@@ -55,6 +60,16 @@ def load(
 
     default_layer: from the number of layers, the layer from 0 to look at if nobody chose one; else the last.
     """
+    backbone = load_backbone(options)
+    layer = default_layer(backbone.layers) + 1 if options.layer is None else options.layer
+    if not 1 <= layer <= backbone.layers:
+        raise DinovizError(f"{backbone.name} has layers 1 to {backbone.layers}, not {layer}.")
+    print(f"dinoviz: looking through {backbone.name}, layer {layer} of {backbone.layers}: {backbone.source}")
+    return backbone, layer - 1
+
+
+def load_backbone(options: argparse.Namespace) -> Backbone:
+    """The backbone, and the folder for the results, for commands that choose their layers themselves."""
     from dinoviz.images import MAX_RESOLUTION, MIN_RESOLUTION
 
     if not MIN_RESOLUTION <= options.resolution <= MAX_RESOLUTION:
@@ -62,12 +77,7 @@ def load(
     models.quiet_transformers()
     with writing(options.out):
         options.out.mkdir(parents=True, exist_ok=True)
-    backbone = models.load(options.model or models.default_name(), device=options.device)
-    layer = default_layer(backbone.layers) + 1 if options.layer is None else options.layer
-    if not 1 <= layer <= backbone.layers:
-        raise DinovizError(f"{backbone.name} has layers 1 to {backbone.layers}, not {layer}.")
-    print(f"dinoviz: looking through {backbone.name}, layer {layer} of {backbone.layers}: {backbone.source}")
-    return backbone, layer - 1
+    return models.load(options.model or models.default_name(), device=options.device)
 
 
 @contextmanager
@@ -151,6 +161,17 @@ def numbers(text: str, count: int | None, kind: type) -> list:
     if not numbers or (count and len(numbers) != count):
         raise DinovizError(f"{text!r} is not {count or 'a list of'} numbers with commas between them.")
     return numbers
+
+
+def joined(arguments: Sequence[str]) -> list[str]:
+    """The arguments with `--point -3,5` as `--point=-3,5`: argparse takes a value like that for an option."""
+    done: list[str] = []
+    for argument in arguments:
+        if done and re.match(r"-[\d.][^,]*,", argument) and re.match(r"--[\w-]+$", done[-1]):
+            done[-1] += f"={argument}"
+        else:
+            done.append(argument)
+    return done
 
 
 def about(features: Features, layer: int) -> dict:
