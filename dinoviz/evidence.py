@@ -17,6 +17,7 @@ import numpy as np
 from dinoviz.bias import Bias, layers_of, unit_patches
 from dinoviz.errors import DinovizError
 from dinoviz.features import Features
+from dinoviz.images import PatchGrid
 
 Method = Literal["evidence", "mean"]
 METHODS = ("evidence", "mean")
@@ -109,7 +110,7 @@ class Concept:
 
     prototype: (D,) mean of the object's patches in the last layer, of length 1. object_patches: (M, D'), a sample.
     bank: (K, D'), a sample of all patches; likeness: the median cosine within a reference between patches apart.
-    marked: the examples that came with a mask.
+    marked: of each example with a mask its grid, its last layer and its mask, to know the picture again.
     """
 
     method: Method
@@ -118,7 +119,7 @@ class Concept:
     object_patches: np.ndarray
     bank: np.ndarray
     likeness: float
-    marked: tuple[Example, ...] = field(repr=False)
+    marked: tuple[tuple[PatchGrid, np.ndarray, np.ndarray], ...] = field(repr=False)
     seen: Moments = field(repr=False)
 
     @cached_property
@@ -144,10 +145,9 @@ class Concept:
 
     def mark_on(self, features: Features) -> np.ndarray | None:
         """The mask (H, W) bool that a person gave to this very picture, or None."""
-        for example in self.marked:
-            known = example.features
-            if known is features or (known.grid == features.grid and np.array_equal(known.patches, features.patches)):
-                return as_mask(example.mask)
+        for grid, patches, mask in self.marked:
+            if grid == features.grid and (patches is features.patches or np.array_equal(patches, features.patches)):
+                return as_mask(mask)
         return None
 
     def presence(self, x: np.ndarray) -> float:
@@ -229,7 +229,8 @@ def fit(examples: Sequence[Example], method: Method = "evidence", bias: Bias | N
         object_patches=object_[spread(len(object_), SAMPLE)],
         bank=everything[spread(len(everything), BANK)],
         likeness=float(np.mean(likeness)) if likeness else 1.0,
-        marked=tuple(example for example in examples if example.mask is not None),
+        # Not the features as a whole: their queries and keys would outlive the cache that counts them.
+        marked=tuple((e.features.grid, e.features.patches, e.mask) for e in examples if e.mask is not None),
         seen=seen,
     )
 

@@ -17,7 +17,7 @@ from dinoviz.ui.segment_state import CUTOUT, OVERLAY, RAW, SCORE, Choice, Search
 from dinoviz.ui.targets import Refused, Target
 
 START = "Click on the thing you want, or choose Draw and paint over it."
-MEANING = "score: evidence that a patch belongs to the thing, beside it at 0, on it at 1"
+MEANING = "score: evidence for the thing; 0 is like the background that was marked, 1 like the thing itself"
 
 
 def draw(picture: Image.Image, features: Features, found: Segmentation | None, choice: Choice) -> Image.Image:
