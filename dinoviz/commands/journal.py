@@ -16,21 +16,19 @@ class Journal:
     def __init__(self, path: Path, about: dict):
         """about: all that must be the same for a run to go on, as JSON holds it."""
         self.path = path
-        self.stale = False  # whether there was one of another run
+        self.stale = self.resumed = False  # whether there was one of another run, or of this
         self._lines: dict[str, int] = {}
         head = json.dumps(about, sort_keys=True).encode() + b"\n"
         path.touch()
         self._file = path.open("r+b")
         if self._file.readline() == head:
+            self.resumed = True
             self._read()
         else:
             self.stale = path.stat().st_size > 0
             self._file.seek(0)
             self._file.truncate()
             self._append(head)
-
-    def __len__(self) -> int:
-        return len(self._lines)
 
     def __enter__(self) -> Journal:
         return self
