@@ -130,7 +130,10 @@ def quality(backbone, sequences: list[Path], resolution: int) -> None:
 
 
 def speed(backbone, sequence: Path, resolution: int) -> None:
-    """Print what a frame's propagation costs with the context full, without the encode."""
+    """Print what a frame's propagation costs with the context full, without the encode.
+
+    On all cores and on one: where other programs use the cores as well, only the second says much.
+    """
     features = [backbone.encode(frame, resolution, ()) for frame in frames_of(sequence)[:9]]
     patches = torch.stack([torch.nn.functional.normalize(torch.from_numpy(f.patches), dim=-1) for f in features])
     h, w = features[0].grid.shape
@@ -144,17 +147,21 @@ def speed(backbone, sequence: Path, resolution: int) -> None:
         "dinoviz": lambda: video.propagate_labels(patches[8], patches[:8], labels, **settings).flatten(0, 1),
     }  # fmt: skip
     differs = (runs["plain"]() - runs["dinoviz"]()).abs().amax(1)
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(ROUNDS):
-        for name, run in runs.items():
-            began = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - began)
-    slow, quick = (statistics.median(seconds[name]) for name in ("plain", "dinoviz"))
-    print(
-        f"propagation alone, {h} x {w} patches: plain {slow * 1000:.0f} ms, dinoviz {quick * 1000:.0f} ms, "
-        f"{slow / quick:.1f} times; labels differ by more than 1e-4 in {int((differs > 1e-4).sum())} patches (ties)"
-    )
+    print(f"propagation alone, {h} x {w} patches; {int((differs > 1e-4).sum())} labels differ by over 1e-4 (ties)")
+    everything = torch.get_num_threads()
+    for threads in sorted({everything, 1}, reverse=True):
+        torch.set_num_threads(threads)
+        seconds: dict[str, list[float]] = {name: [] for name in runs}
+        for _ in range(ROUNDS):
+            for name, run in runs.items():
+                began = time.perf_counter()
+                run()
+                seconds[name].append(time.perf_counter() - began)
+        slow, quick = (statistics.median(seconds[name]) for name in ("plain", "dinoviz"))
+        print(
+            f"  threads {threads}: plain {slow * 1000:.0f} ms, dinoviz {quick * 1000:.0f} ms, {slow / quick:.1f} times"
+        )
+    torch.set_num_threads(everything)
 
 
 def peak_memory(length: int) -> float:
