@@ -310,6 +310,13 @@ def test_a_picture_changed_on_disk_is_seen_anew(bench, model, cat, coffee):
     assert after.features is not before.features
 
 
+def test_the_same_picture_uploaded_again_is_the_same_look(bench, model, cat):
+    look = bench.look(cat, model, 224)
+    Path(cat).write_bytes(Path(cat).read_bytes())
+    os.utime(cat, (1, 1))
+    assert bench.peek(cat, model, 224).key == look.key
+
+
 def test_a_look_tells_its_part_of_the_job(bench, model, cup):
     told = []
     job = SimpleNamespace(tell=lambda what, share=0.0: told.append((what if isinstance(what, str) else what(), share)))

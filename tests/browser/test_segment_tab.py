@@ -45,8 +45,7 @@ def opened(browser, app, app_log, folder):
         choose(page, "#resolution", "224 px")
         wait_for_status(page, "16 x 24")
         page.get_by_role("tab", name="Segment").click()
-        upload(page, folder / "flower.png")
-        caption(page, "16 x 24 patches")
+        show(page, folder / "flower.png")
         page.wait_for_function("document.querySelector('#segment-reference img').naturalWidth > 0")
         yield page
 
