@@ -159,12 +159,17 @@ def mask_in(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     return values > 0
 
 
-def drop(page, *paths) -> None:
-    """Give the tab these targets, instead of those that are there."""
+def take_away(page) -> None:
+    """Leave the tab without targets."""
     remove = page.locator("#segment-files button[aria-label='Clear'], #segment-files button[aria-label='Remove']")
     if remove.count():
         remove.first.click()
         caption(page, "Drop pictures above", "#segment-found")
+
+
+def drop(page, *paths) -> None:
+    """Give the tab these targets, instead of those that are there."""
+    take_away(page)
     page.set_input_files("#segment-files input[type=file]", [str(path) for path in paths])
     page.wait_for_function("n => document.querySelectorAll('#segment-gallery button').length === n", arg=len(paths))
     page.wait_for_function(
@@ -461,9 +466,11 @@ def test_the_zip_holds_what_the_endpoints_give(page, client, folder):
 
 
 def test_stop_and_go_on(page, folder):
+    take_away(page)
     choose(page, "#resolution", "616 px")
     wait_for_status(page, "44 x 66")
     page.set_input_files("#segment-files input[type=file]", [str(folder / "b-cat.png"), str(folder / "a-mirrored.png")])
+    caption(page, "of 2", "#segment-encoding")
     page.locator("#segment-stop").click()
     page.get_by_text("Stopped after").wait_for()
     choose(page, "#resolution", "224 px")
