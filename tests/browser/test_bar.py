@@ -120,10 +120,13 @@ def test_one_users_picture_never_shows_in_anothers_page(page, browser, app, app_
         assert np.array_equal(pixels(other, "#attention-photo"), before[1])
 
 
-def test_a_reloaded_page_is_a_whole_page(page):
-    page.reload()
-    page.wait_for_selector("#attention-map img")
-    assert not is_blank(pixels(page, "#attention-map"))
+def test_a_reloaded_page_is_a_whole_page(browser, app, app_log):
+    with watched_page(browser, app, app_log, reloads=True) as page:
+        page.goto(app)
+        page.wait_for_selector("#attention-map img")
+        page.reload()
+        page.wait_for_selector("#attention-map img")
+        assert not is_blank(pixels(page, "#attention-map"))
 
 
 def test_a_narrow_window_does_not_scroll_sideways(browser, app, app_log):
