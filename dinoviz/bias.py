@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dinoviz.features import Features
+from dinoviz.features import Features, part_layer
 
 
 def layers_of(count: int) -> tuple[int, ...]:
@@ -15,7 +15,7 @@ def layers_of(count: int) -> tuple[int, ...]:
 
     Of 12 layers the 8th, which knows parts, and the 12th, which knows things.
     """
-    return tuple(sorted({max(0, round(count * 2 / 3) - 1), count - 1}))
+    return tuple(sorted({part_layer(count), count - 1}))
 
 
 def unit_patches(features: Features, layer: int) -> np.ndarray:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from dinoviz.edges import EdgeFilter
 from dinoviz.errors import DinovizError
-from dinoviz.features import Features, layer_index
+from dinoviz.features import Features, layer_index, part_layer
 from dinoviz.images import ImageSource, PatchGrid, open_image
 from dinoviz.propagation import propagate_labels
 
@@ -40,7 +40,7 @@ class Settings:
     top: from how many patches, over all these frames together, a label is taken.
     temperature: of the softmax over their cosine similarities.
     layers: whose patches are compared, as in a Python list; of several, each counts the same. None: the one at two
-        thirds of the depth, see `default_layer`.
+        thirds of the depth, see `part_layer`.
     covered: the first labels are the covered share of each patch; False: the mask's value at the patch's centre.
     stretch: each object's labels are stretched to [0, 1] over the frame before the largest wins, as DINO does it. Then
         every object is somewhere in every frame, even when it has left.
@@ -69,15 +69,6 @@ class Settings:
 
 # DINO (Caron et al. 2021), eval_video_segmentation: first frame and 7 before, neighbourhood 12, 5 nearest, 0.1.
 PUBLISHED = Settings(layers=(-1,), covered=False, stretch=True, edges=False)
-
-
-def default_layer(layers: int) -> int:
-    """The layer, from 0, whose patches are compared by default: at two thirds of a network of so many.
-
-    There patches still know which part of a thing they are; the last layers know more of what kind of thing it is
-    (Amir et al. 2021 match parts best with layer 9 of 12). Of the layers 8 to 12 of a ViT-S, 8 and 10 followed best.
-    """
-    return max(1, round(layers * 2 / 3)) - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -295,7 +286,7 @@ def propagate(
 
 def _layers(settings: Settings, layers: int) -> tuple[int, ...]:
     if settings.layers is None:
-        return (default_layer(layers),)
+        return (part_layer(layers),)
     return tuple(layer_index(layer, layers) for layer in settings.layers)
 
 

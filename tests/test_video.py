@@ -7,7 +7,7 @@ from PIL import Image
 
 from dinoviz import video
 from dinoviz.errors import DinovizError, Stopped
-from dinoviz.features import Features
+from dinoviz.features import Features, part_layer
 from dinoviz.images import ImageError, PatchGrid
 from dinoviz.propagation import propagate_labels
 from tests import published
@@ -256,7 +256,7 @@ def test_only_the_layers_that_are_compared_are_kept(tiny_backbone, scene, monkey
 
 
 def test_the_default_layer_lies_at_two_thirds():
-    assert [video.default_layer(n) for n in (1, 2, 3, 12, 24, 40)] == [0, 0, 1, 7, 15, 26]
+    assert [part_layer(n) for n in (1, 2, 3, 12, 24, 40)] == [0, 0, 1, 7, 15, 26]
 
 
 # What cannot be followed

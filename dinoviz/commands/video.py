@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
 
     A run that was interrupted goes on with the first frame that is not done; its files end up the same.
     """
-    from dinoviz import clips, video
+    from dinoviz import clips, features, video
 
     if options.every < 1:
         raise DinovizError(f"--every takes a whole number from 1, not {options.every}.")
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     settings = _settings(options)
     clip = clips.open_clip(options.clip)
     mask = video.check_mask(clips.read_mask(options.mask), clip.size)
-    layers = (lambda layers: layers - 1) if options.published else video.default_layer
+    layers = (lambda layers: layers - 1) if options.published else features.part_layer
     backbone, layer = common.load(options, layers)
     with common.writing(options.out):
         return _Job(options, clip, mask, backbone, replace(settings, layers=(layer,))).run()

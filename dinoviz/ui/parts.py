@@ -86,6 +86,11 @@ def view_image(title: str, elem_id: str, *, height: int | None = 430) -> gr.Imag
         )
 
 
+def file_name(path: str) -> str:
+    """The last part of a path, of any system."""
+    return path.replace("\\", "/").rsplit("/", 1)[-1]
+
+
 def through(look: Look, layer: int | None = None) -> str:
     """What one is looking through, for captions: weights, layer, resolution."""
     grid = look.features.grid

@@ -28,11 +28,6 @@ CONTENTS = (MASKS, CUTOUTS, OVERLAYS, COCO)
 Tell = Callable[[str, float], None]
 
 
-def file_name(path: str) -> str:
-    """The last part of a path."""
-    return path.replace("\\", "/").rsplit("/", 1)[-1]
-
-
 @dataclass(frozen=True)
 class Download:
     """The parts of the page that give the zip. press: the JavaScript that hands it to the browser."""

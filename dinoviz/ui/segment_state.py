@@ -13,6 +13,7 @@ from PIL import Image
 from dinoviz import segment
 from dinoviz.cache import OnceCache
 from dinoviz.errors import DinovizError
+from dinoviz.evidence import METHODS
 from dinoviz.features import Features
 from dinoviz.marks import Marks, parse
 from dinoviz.segment import Segmentation
@@ -22,7 +23,6 @@ from dinoviz.ui.workbench import Look
 CLICKED, ALL = "what was clicked", "all instances"
 OVERLAY, CUTOUT, SCORE, RAW = "mask", "cut-out", "score", "raw patch score"
 VIEWS = (OVERLAY, CUTOUT, SCORE, RAW)
-METHODS = ("evidence", "mean")
 
 
 @dataclass(frozen=True)

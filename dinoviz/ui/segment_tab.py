@@ -12,11 +12,12 @@ from gradio.utils import get_upload_folder
 
 from dinoviz import marks as marking
 from dinoviz.errors import DinovizError
+from dinoviz.evidence import METHODS
 from dinoviz.ui import segment_examples, segment_files, segment_video
 from dinoviz.ui.bar import Bar
 from dinoviz.ui.mark_canvas import MarkCanvas
-from dinoviz.ui.parts import follow, jpeg_file, note, told
-from dinoviz.ui.segment_state import ALL, CLICKED, METHODS, OVERLAY, VIEWS, Choice, Search
+from dinoviz.ui.parts import file_name, follow, jpeg_file, note, told
+from dinoviz.ui.segment_state import ALL, CLICKED, OVERLAY, VIEWS, Choice, Search
 from dinoviz.ui.segment_views import card, draw, gallery_caption, reference_caption, target_caption
 from dinoviz.ui.target_gallery import TargetGallery
 from dinoviz.ui.targets import Target, Targets, checked
@@ -137,7 +138,7 @@ def build(bench: Workbench, bar: Bar) -> None:
         owner = (request.session_hash, "gallery")
         with told():
             paths = checked(files)
-        cards = [{"key": path, "name": segment_files.file_name(path), "state": "pending"} for path in paths]
+        cards = [{"key": path, "name": file_name(path), "state": "pending"} for path in paths]
 
         def work(job: Job) -> str:
             with store.turn(request.session_hash):

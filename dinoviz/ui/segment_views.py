@@ -12,7 +12,7 @@ from dinoviz import export, render, segment
 from dinoviz.features import Features
 from dinoviz.marks import Marks
 from dinoviz.segment import Segmentation
-from dinoviz.ui.parts import colour_bar, jpeg_file, through
+from dinoviz.ui.parts import colour_bar, file_name, jpeg_file, through
 from dinoviz.ui.segment_state import CUTOUT, OVERLAY, RAW, SCORE, Choice, Search
 from dinoviz.ui.targets import Refused, Target
 
@@ -38,7 +38,7 @@ def draw(picture: Image.Image, features: Features, found: Segmentation | None, c
 def card(path: str, target: Target | Refused | None, search: Search | None) -> dict:
     """What the gallery shows of one picture."""
     if target is None:
-        return {"key": path, "name": _name(path), "image": "", "state": "waiting", "said": "not encoded yet"}
+        return {"key": path, "name": file_name(path), "image": "", "state": "waiting", "said": "not encoded yet"}
     if isinstance(target, Refused):
         return {"key": path, "name": target.name, "image": "", "state": "bad", "said": target.sentence}
     found = search and search.result(target, target.thumb)
@@ -125,7 +125,3 @@ def _scale(choice: Choice, found: Segmentation) -> str:
     if choice.view in (SCORE, RAW):
         return f"<br>{colour_bar((0, 1), 'viridis', f'{MEANING}; {threshold}')}"
     return f" · {threshold}"
-
-
-def _name(path: str) -> str:
-    return path.replace("\\", "/").rsplit("/", 1)[-1]

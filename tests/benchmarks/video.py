@@ -28,7 +28,7 @@ from PIL import Image
 
 import dinoviz
 from dinoviz import video
-from dinoviz.features import Features
+from dinoviz.features import Features, part_layer
 from dinoviz.images import PatchGrid, open_image
 from tests import published
 from tests.benchmarks.encode import _peak
@@ -98,7 +98,7 @@ def plain(frames: list[Path], features: list[Features], first: np.ndarray) -> li
 
 def quality(backbone, sequences: list[Path], resolution: int) -> None:
     """Print J and F of the published algorithm and of dinoviz, with its changes one by one."""
-    layer = video.default_layer(backbone.layers)
+    layer = part_layer(backbone.layers)
     ways = {
         "published, plain": plain,
         "  the same by dinoviz": ours(video.PUBLISHED),
