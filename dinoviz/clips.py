@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from dinoviz.errors import DinovizError
+from dinoviz.files import whole
 from dinoviz.images import MAX_PIXELS, SUFFIXES, ImageError, open_image
 from dinoviz.render import label_colours
 
@@ -257,9 +258,8 @@ def write_mask(path: Path, mask: np.ndarray, objects: int) -> None:
     else:
         image = Image.fromarray(mask)
         image.putpalette(label_colours().tobytes())  # which makes it a palette picture
-    part = path.with_name(path.name + ".part")
-    image.save(part, format="PNG")
-    part.replace(path)
+    with whole(path) as part:
+        image.save(part, format="PNG")
 
 
 def read_labels(path: Path) -> np.ndarray:

@@ -9,5 +9,11 @@ class DinovizError(ValueError):
     """
 
 
+def check_share(name: str, value: float) -> None:
+    """Raises DinovizError unless the value is a number from 0 to 1."""
+    if not 0 <= value <= 1:
+        raise DinovizError(f"The {name} is a number from 0 to 1, not {value}.")
+
+
 class Stopped(Exception):
     """Raised inside long work when the person asked for it to stop."""

@@ -140,7 +140,7 @@ class Concept:
         distance = self.distance(flat)
         if distance > 0:
             score = self._adapted(flat, score, distance)
-            threshold = distance * min(0.0, otsu(np.clip(score, -1, 1)))
+            threshold = _own_threshold(score, distance)
         return score.reshape(x.shape[:2]).astype(np.float32), threshold, presence
 
     def mark_on(self, features: Features) -> np.ndarray | None:
@@ -167,7 +167,7 @@ class Concept:
 
     def _adapted(self, x: np.ndarray, score: np.ndarray, distance: float) -> np.ndarray:
         """Scores after one round of self-training: the target's surest patches join the examples."""
-        threshold = distance * min(0.0, otsu(np.clip(score, -1, 1)))
+        threshold = _own_threshold(score, distance)
         high, low = np.sort(score)[-12:].mean(), np.quantile(score, 0.2)
         object_, rest = score > (threshold + high) / 2, score < (threshold + low) / 2
         if min(object_.sum(), rest.sum()) < 3:
@@ -258,6 +258,11 @@ def otsu(values: np.ndarray) -> float:
     from skimage.filters import threshold_otsu
 
     return float(threshold_otsu(values)) if values.min() < values.max() else float(values.min())
+
+
+def _own_threshold(score: np.ndarray, distance: float) -> float:
+    """The references' threshold, 0, or as much of the picture's own as its distance from them asks for."""
+    return distance * min(0.0, otsu(np.clip(score, -1, 1)))
 
 
 def balanced(share: np.ndarray) -> np.ndarray:

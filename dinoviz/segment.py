@@ -11,7 +11,7 @@ from PIL import Image
 
 from dinoviz.bias import Bias, layers_of
 from dinoviz.edges import EdgeFilter
-from dinoviz.errors import DinovizError
+from dinoviz.errors import DinovizError, check_share
 from dinoviz.evidence import CLICK, Concept, Example, Method, fit, joined, otsu, ridge, spread
 from dinoviz.features import Features
 
@@ -256,8 +256,8 @@ def _finish(
     at: np.ndarray | Sequence | None,
 ) -> Segmentation:
     """From scores (h, w) in [-1, 1] to the mask of the picture."""
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise DinovizError(f"The threshold is a number from 0 to 1, not {threshold}.")
+    if threshold is not None:
+        check_share("threshold", threshold)
     if not 0 <= smallest <= 1:
         raise DinovizError(f"The smallest area is a share from 0 to 1, not {smallest}.")
     patch_score = np.clip((score + 1) / 2, 0, 1).astype(np.float32)

@@ -22,6 +22,7 @@ from PIL import Image
 from dinoviz.edges import EdgeFilter
 from dinoviz.errors import DinovizError
 from dinoviz.features import Features, layer_index, part_layer
+from dinoviz.files import whole
 from dinoviz.images import ImageSource, PatchGrid, open_image
 from dinoviz.propagation import propagate_labels
 
@@ -191,11 +192,9 @@ class Propagator:
             "objects": self.objects, "note": self.note, "image_size": self.grid.image_size,
             "model_size": self.grid.model_size, "patch_size": self.grid.patch_size,
         }  # fmt: skip
-        part = path.with_name(path.name + ".part")
-        with part.open("wb") as file:
+        with whole(path) as part, part.open("wb") as file:
             patches, known, soft = (torch.stack(list(tensor)).cpu().numpy() for tensor in tensors)
             np.savez(file, about=json.dumps(about), patches=patches, labels=known, soft=soft)
-        part.replace(path)
 
     @classmethod
     def load(cls, path: str | os.PathLike, device: torch.device | str = "cpu") -> Propagator:

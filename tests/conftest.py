@@ -30,6 +30,16 @@ def embedded_backbone():
     return dinoviz.load("embedded", device="cpu", dtype=torch.float32)
 
 
+@pytest.fixture(scope="module")
+def bench(embedded_backbone):
+    """A workbench that has the embedded weights loaded."""
+    from dinoviz.ui.workbench import Settings, Workbench
+
+    bench = Workbench(Settings(cache_bytes=2**30))
+    bench._models.get("embedded", lambda: embedded_backbone)
+    return bench
+
+
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """Images that are not part of the project: $DINOVIZ_DATA, or ../shared/data beside the checkout."""

@@ -12,20 +12,12 @@ from dinoviz.ui.segment_files import results, written_masks, zipped
 from dinoviz.ui.segment_state import ALL, Choice, Search
 from dinoviz.ui.segment_views import gallery_caption, marks_in_words, reference_caption
 from dinoviz.ui.targets import MAX_TARGETS, Refused, Target, Targets, checked
-from dinoviz.ui.workbench import Settings, Workbench
 
 MODEL, RESOLUTION = "embedded", "224"
 ON = {"kind": "point", "x": 320, "y": 200, "label": 1}
 BESIDE = {"kind": "point", "x": 110, "y": 330, "label": 0}
 STROKE = {"kind": "stroke", "points": [[250, 200], [400, 200]], "radius": 40, "erase": False}
 ERASER = {"kind": "stroke", "points": [[320, 100], [320, 300]], "radius": 20, "erase": True}
-
-
-@pytest.fixture(scope="module")
-def bench(embedded_backbone) -> Workbench:
-    bench = Workbench(Settings(cache_bytes=2**30))
-    bench._models.get(MODEL, lambda: embedded_backbone)
-    return bench
 
 
 @pytest.fixture(scope="module")

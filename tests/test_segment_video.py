@@ -13,16 +13,8 @@ from dinoviz.errors import DinovizError
 from dinoviz.ui import segment_video
 from dinoviz.ui.segment_state import Choice, Search
 from dinoviz.ui.targets import Targets
-from dinoviz.ui.workbench import Settings, Workbench
 
 MODEL = "embedded"
-
-
-@pytest.fixture(scope="module")
-def bench(embedded_backbone) -> Workbench:
-    bench = Workbench(Settings(cache_bytes=2**30))
-    bench._models.get(MODEL, lambda: embedded_backbone)
-    return bench
 
 
 @pytest.fixture(scope="module")

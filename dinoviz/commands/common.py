@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dinoviz import models
-from dinoviz.errors import DinovizError
+from dinoviz.errors import DinovizError, check_share
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -48,8 +48,8 @@ def check_pictures(options: argparse.Namespace) -> None:
     """Refuse what `add_pictures` let through, before weights are loaded for it."""
     from dinoviz.images import find_images
 
-    if options.opacity is not None and not 0 <= options.opacity <= 1:
-        raise DinovizError(f"The opacity is a number from 0 to 1, not {options.opacity}.")
+    if options.opacity is not None:
+        check_share("opacity", options.opacity)
     find_images(options.images)
 
 
@@ -97,7 +97,7 @@ def each(
     """Look at every image with a progress bar; one that cannot be looked at is named, the others are done."""
     from tqdm import tqdm
 
-    from dinoviz.images import ImageError, open_image
+    from dinoviz.images import open_image
 
     work = list(targets(options))
     refused = 0
@@ -107,11 +107,24 @@ def each(
                 look(open_image(path, name=str(path)), target)
             except DinovizError as error:
                 refused += 1
-                about = "" if isinstance(error, ImageError) else f"{path}: "  # which says its name itself
-                tqdm.write(f"dinoviz: {about}{error}", file=sys.stderr)
+                tqdm.write(refusal(path, error), file=sys.stderr)
         at_last()
     print(f"dinoviz: {len(work) - refused} of {len(work)} done, in {options.out}")
     return 2 if refused else 0
+
+
+def refusal(path: Path, error: DinovizError) -> str:
+    """The line that names a file which cannot be used, and says why."""
+    from dinoviz.images import ImageError
+
+    about = "" if isinstance(error, ImageError) else f"{path}: "  # which says its name itself
+    return f"dinoviz: {about}{error}"
+
+
+def identity(path: Path) -> list:
+    """What changes when a file does, without reading it."""
+    about = path.stat()
+    return [str(path.resolve()), about.st_size, about.st_mtime_ns]
 
 
 def targets(options: argparse.Namespace) -> Iterator[tuple[Path, Callable[[str], Path]]]:

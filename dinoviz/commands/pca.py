@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dinoviz.commands import common
-from dinoviz.errors import DinovizError
+from dinoviz.errors import DinovizError, check_share
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,8 +32,8 @@ def run(options: argparse.Namespace) -> int:
     components = [i - 1 for i in common.numbers(options.components, None, int)]
     if len(components) not in (1, 3):
         raise DinovizError(f"--components takes one number or three, not {len(components)}.")
-    if options.threshold is not None and not 0 <= options.threshold <= 1:
-        raise DinovizError(f"The threshold is a number from 0 to 1, not {options.threshold}.")
+    if options.threshold is not None:
+        check_share("threshold", options.threshold)
     common.check_pictures(options)
     backbone, layer = common.load(options)
     _check_components(components, backbone.dim)

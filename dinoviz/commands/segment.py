@@ -14,7 +14,7 @@ from dinoviz import __version__
 from dinoviz.commands import common, segment_files
 from dinoviz.commands.journal import Journal
 from dinoviz.commands.segment_files import COCO, ENDINGS, JOURNAL, TABLE
-from dinoviz.errors import DinovizError
+from dinoviz.errors import DinovizError, check_share
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -104,8 +104,8 @@ def _check(options: argparse.Namespace) -> None:
     for name, known in (("format", FORMATS), ("method", METHODS)):
         if getattr(options, name) not in known:
             raise DinovizError(f"There is no {name} {getattr(options, name)!r}; there are {', '.join(known)}.")
-    if options.threshold is not None and not 0 <= options.threshold <= 1:
-        raise DinovizError(f"The threshold is a number from 0 to 1, not {options.threshold}.")
+    if options.threshold is not None:
+        check_share("threshold", options.threshold)
     if not 0 <= options.smallest <= 100:
         raise DinovizError(f"The smallest area is 0 to 100 percent of the picture, not {options.smallest}.")
 
@@ -159,7 +159,11 @@ class _Job:
     def _is_done(self, path: Path, target: Target) -> bool:
         """Whether an earlier run of the same arguments did this very file."""
         entry = self.journal.get(self._key(target))
-        return bool(entry) and entry["identity"] == _identity(path) and all(target(e).is_file() for e in self.endings)
+        return (
+            bool(entry)
+            and entry["identity"] == common.identity(path)
+            and all(target(e).is_file() for e in self.endings)
+        )
 
     def _remove_old(self, left: Sequence[Sequence[Work]]) -> None:
         """What a run with other arguments made of these targets, so that nothing of it is taken for this one's."""
@@ -193,17 +197,14 @@ class _Job:
         labels, classes = self.finder.find(features, picture)
         segment_files.write_all(target, self.endings, picture, labels, len(self.finder.wanted.names))
         entry = {
-            "name": str(path.relative_to(self.root) if self.root else path), "identity": _identity(path),
+            "name": str(path.relative_to(self.root) if self.root else path), "identity": common.identity(path),
             "width": picture.width, "height": picture.height, "classes": classes,
         }  # fmt: skip
         self.journal.add(self._key(target), entry)
 
     def _refuse(self, path: Path, error: DinovizError) -> None:
-        from dinoviz.images import ImageError
-
         self.failed += 1
-        about = "" if isinstance(error, ImageError) else f"{path}: "  # which says its name itself
-        self.bar.write(f"dinoviz: {about}{error}", file=sys.stderr)
+        self.bar.write(common.refusal(path, error), file=sys.stderr)
         self.bar.update()
 
     def _entries(self) -> Iterator[dict]:
@@ -214,9 +215,3 @@ class _Job:
 
     def _key(self, target: Target) -> str:
         return str(target("").relative_to(self.out))
-
-
-def _identity(path: Path) -> list:
-    """What changes when a file does, without reading it."""
-    about = path.stat()
-    return [str(path.resolve()), about.st_size, about.st_mtime_ns]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dinoviz.errors import DinovizError
+from dinoviz.files import whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,8 +63,7 @@ def write_all(
 
 def write_table(path: Path, entries: Iterable[dict], names: Mapping[int, str]) -> None:
     """A CSV file with a row for each class of each target."""
-    part = path.with_name(path.name + ".part")
-    with part.open("w", newline="", encoding="utf-8") as file:
+    with whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["file", "class", "present", "presence", "threshold", "area (share)"])
         for entry in entries:
@@ -73,13 +73,11 @@ def write_table(path: Path, entries: Iterable[dict], names: Mapping[int, str]) -
                     entry["name"], names[found["number"]], str(found["present"]).lower(), f"{found['presence']:.4f}",
                     f"{found['threshold']:.4f}", f"{share:.6f}",
                 ])  # fmt: skip
-    part.replace(path)
 
 
 def write_coco(path: Path, entries: Callable[[], Iterable[dict]], names: Mapping[int, str]) -> None:
     """A COCO file, written as it is read: `entries` is called twice, for the images and for what is in them."""
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
+    with whole(path) as part, part.open("w", encoding="utf-8") as file:
         file.write('{"info": {"description": "Masks made with dinoviz"}, "categories": ')
         json.dump([{"id": number, "name": name} for number, name in names.items()], file)
         for key, items in (("images", _images(entries())), ("annotations", _annotations(entries()))):
@@ -88,7 +86,6 @@ def write_coco(path: Path, entries: Callable[[], Iterable[dict]], names: Mapping
                 file.write((", " if i else "") + json.dumps(item))
             file.write("]")
         file.write("}")
-    part.replace(path)
 
 
 def _images(entries: Iterable[dict]) -> Iterator[dict]:
@@ -106,6 +103,5 @@ def _annotations(entries: Iterable[dict]) -> Iterator[dict]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    part.replace(path)
+    with whole(path) as part:
+        part.write_bytes(content)

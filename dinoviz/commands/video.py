@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dinoviz.commands import common
-from dinoviz.errors import DinovizError
+from dinoviz.errors import DinovizError, check_share
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,8 +56,7 @@ def run(options: argparse.Namespace) -> int:
 
     if options.every < 1:
         raise DinovizError(f"--every takes a whole number from 1, not {options.every}.")
-    if not 0 <= options.opacity <= 1:
-        raise DinovizError(f"The opacity is a number from 0 to 1, not {options.opacity}.")
+    check_share("opacity", options.opacity)
     settings = _settings(options)
     clip = clips.open_clip(options.clip)
     mask = video.check_mask(clips.read_mask(options.mask), clip.size)
@@ -205,5 +204,5 @@ def _areas(mask: np.ndarray, objects: int) -> list[int]:
 
 def _identity(clip: Clip) -> str:
     """What changes when one of its files does, without reading them."""
-    about = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in clip.files]
+    about = [common.identity(file) for file in clip.files]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()
