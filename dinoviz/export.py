@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-
 import cv2
 import numpy as np
 from PIL import Image
@@ -44,13 +42,6 @@ def on_checkers(picture: Image.Image, mask: np.ndarray, square: int = 12) -> Ima
     h, w = mask.shape
     board = ((np.arange(h)[:, None] // square + np.arange(w) // square) % 2 * 28 + 200).astype(np.uint8)
     return Image.fromarray(np.where(mask[..., None], np.asarray(picture), board[..., None]))
-
-
-def to_jpeg(picture: Image.Image) -> bytes:
-    """A picture as the bytes of a JPEG file; subsampled colour would blur the raw patches."""
-    buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=90, subsampling=0)
-    return buffer.getvalue()
 
 
 def rle(mask: np.ndarray) -> dict:

@@ -195,6 +195,13 @@ def heads_sheet(
     return sheet.compose(maps, [f"head {i + 1}" for i in range(len(heads))])
 
 
+def to_jpeg(picture: Image.Image) -> bytes:
+    """A picture as the bytes of a JPEG file; subsampled colour would blur the raw patches."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="JPEG", quality=90, subsampling=0)
+    return buffer.getvalue()
+
+
 def to_png(image: Image.Image | np.ndarray) -> bytes:
     """A picture as the bytes of a PNG file, lossless."""
     buffer = io.BytesIO()

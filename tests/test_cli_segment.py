@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from dinoviz import clips, export, models, segment
+from dinoviz import clips, export, models, render, segment
 from dinoviz.commands import segment as command
 from dinoviz.commands import segment_files
 from dinoviz.features import image_digest
@@ -211,7 +211,7 @@ def test_overlays_and_cutouts_show_the_mask(taught, scene):
     assert len(names(scene / "out")) == 7
     picture, mask = Image.open(scene / "t" / "mirrored.png"), read(scene / "out" / "mirrored-mask.png")
     np.testing.assert_array_equal(read(scene / "out" / "mirrored-cutout.png")[..., 3], mask)
-    expected = export.to_jpeg(export.overlay(picture, mask > 0))
+    expected = render.to_jpeg(export.overlay(picture, mask > 0))
     assert (scene / "out" / "mirrored-overlay.jpg").read_bytes() == expected
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinoviz import export
+from dinoviz import export, render
 
 
 def disc(size=(90, 60), centre=(40, 30), radius=20) -> np.ndarray:
@@ -83,6 +83,6 @@ def test_jpeg_keeps_flat_colours_sharp():
     picture.paste((0, 0, 255), (32, 0, 64, 64))
     import io
 
-    read = np.asarray(Image.open(io.BytesIO(export.to_jpeg(picture)))).astype(int)
+    read = np.asarray(Image.open(io.BytesIO(render.to_jpeg(picture)))).astype(int)
     assert np.abs(read[:, 31] - (255, 0, 0)).max() < 30
     assert np.abs(read[:, 32] - (0, 0, 255)).max() < 30

@@ -56,7 +56,7 @@ def write_all(
             clips.write_mask(path, labels, classes)
         elif ending == "overlay.jpg":
             drawn = export.overlay(picture, labels > 0) if classes == 1 else render.labels_picture(picture, labels)
-            _write(path, export.to_jpeg(drawn))
+            _write(path, render.to_jpeg(drawn))
         else:
             _write(path, render.to_png(export.cutout(picture, labels > 0)))
 

@@ -20,7 +20,7 @@ from gradio.processing_utils import save_bytes_to_cache
 from gradio.utils import get_upload_folder
 from PIL import Image
 
-from dinoviz import __version__, export, render
+from dinoviz import __version__, render
 from dinoviz.errors import DinovizError, Stopped
 from dinoviz.ui.workbench import Job, Look, Workbench
 
@@ -58,7 +58,7 @@ def jpeg_file(picture: Image.Image, folder: str) -> str:
 
     Gradio's own saving writes the file anew each time, also while a browser is reading it; this one never does.
     """
-    content = export.to_jpeg(picture)
+    content = render.to_jpeg(picture)
     path = Path(folder) / hashlib.sha256(content).hexdigest() / "image.jpg"
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_file():

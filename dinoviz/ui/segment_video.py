@@ -154,8 +154,7 @@ def first_frame(clip: str | None) -> str:
 
 
 def _first(clip: str) -> Image.Image:
-    clips.open_clip(clip)  # says in one sentence what is wrong with it
-    return next(clips.Clip(Path(clip), (0, 0), clips.FOLDER_RATE, None).frames())[1]
+    return next(clips.open_clip(clip).frames())[1]
 
 
 def check_first(clip: str | None, search: Search) -> None:
