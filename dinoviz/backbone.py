@@ -35,6 +35,7 @@ class _Capture:
 
     layers: tuple[int, ...]
     on_block: Callable[[int, int], None] | None
+    rows: bool = True  # whether attention will be asked for
     query: dict[int, torch.Tensor] = field(default_factory=dict)
     key: dict[int, torch.Tensor] = field(default_factory=dict)
     scaling: float | None = None
@@ -47,7 +48,7 @@ _capture: ContextVar[_Capture | None] = ContextVar("capture", default=None)
 def _attention_forward(module, query, key, value, attention_mask, **kwargs):
     capture = _capture.get()
     layer = getattr(module, "_dinoviz_layer", None)
-    if capture is not None and layer in capture.layers:
+    if capture is not None and capture.rows and layer in capture.layers:
         capture.query[layer], capture.key[layer] = query, key
         capture.scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
@@ -158,6 +159,23 @@ class Backbone:
         with self._lock, torch.inference_mode():
             output = self._forward(pixels, capture)
             return [self._features(i, grid, output, capture) for i, grid in enumerate(grids)]
+
+    def tokens(self, pixels: torch.Tensor, layer: int = -1) -> torch.Tensor:
+        """All tokens of many pictures of one size, where no view is wanted: for k-NN, probes and training data.
+
+        pixels: (B, 3, H, W) in [0, 1], sides multiples of patch_size. layer: which block, as in a Python list.
+        Returns (B, N, D) float32 on the backbone's device, after the final norm: CLS, registers, patches row by row.
+        Raises DinovizError for a layer that there is not and sides that do not fit.
+        """
+        if any(side % self.patch_size for side in pixels.shape[-2:]):
+            size = " x ".join(str(side) for side in reversed(pixels.shape[-2:]))
+            raise DinovizError(f"{size} pixels are no multiple of the patch size {self.patch_size}.")
+        (index,) = layer_indices((layer,), self.layers)
+        capture = _Capture((index,), None, rows=False)
+        with self._lock, torch.inference_mode():
+            output = self._forward(pixels.clone(), capture)
+            last = index == self.layers - 1
+            return output.float() if last else self._final_norm(capture.output[index].float())
 
     def _forward(self, pixels: torch.Tensor, capture: _Capture) -> torch.Tensor:
         """(B, 3, H, W) in [0, 1] -> tokens (B, N, D) after the final norm."""

@@ -298,3 +298,24 @@ def test_bfloat16_keeps_the_maps_right(embedded_backbone, astronaut, chelsea):
             cosine = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
             # The worst patch measured 0.9997.
             assert cosine.min() > 0.999
+
+
+def test_tokens_are_those_of_encode(tiny, astronaut):
+    features = tiny.backbone.encode(astronaut, 224, (0, -1))
+    width, height = features.grid.model_size
+    pixels = np.asarray(astronaut.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32) / 255
+    pixels = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    before = pixels.clone()
+    for layer in (0, -1):
+        tokens = tiny.backbone.tokens(pixels, layer)[0].numpy()
+        patches = features.layer(layer)
+        np.testing.assert_allclose(
+            tokens[-patches.shape[0] * patches.shape[1] :], patches.reshape(-1, tokens.shape[1]), atol=1e-5
+        )
+    np.testing.assert_allclose(tokens[0], features.cls, atol=1e-5)
+    assert torch.equal(pixels, before)
+
+
+def test_tokens_refuse_sides_that_do_not_fit(tiny):
+    with pytest.raises(DinovizError, match="patch size"):
+        tiny.backbone.tokens(torch.zeros(1, 3, 225, 224))

@@ -1,0 +1,1 @@
+"""Self-distillation of vision transformers: pretrain, fine-tune, evaluate; a run is a folder."""

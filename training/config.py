@@ -1,0 +1,202 @@
+"""What can be set, once: the same dataclasses make the command line, the tab, and what a run stores.
+
+A field is made by `setting`: its default, one line that says what it does, and what it may be. Presets are
+dictionaries of the values that differ from the defaults.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from training.settings import Config, ConfigError, setting
+
+
+@dataclass(frozen=True)
+class PretrainConfig(Config):
+    """DINO and DINOv2 self-distillation."""
+
+    data: tuple[str, ...] = setting((), "folders, zip files, lists or images; empty: the built-in demo", group="data")
+    validation: str = setting(
+        "", "labelled folder or zip, held out, for k-NN accuracy as the run goes on", group="data"
+    )
+    memory_gb: float = setting(
+        2.0, "keep the decoded images if they fit in this; else decode as needed", group="data", low=0
+    )
+    store_size: int = setting(
+        0,
+        "pixels of the stored images; 0: twice the global crops, or 32 for tiny images",
+        group="data",
+        low=0,
+        high=1024,
+    )
+    workers: int = setting(
+        -1,
+        "processes that decode when images do not fit in memory; -1: one less than the cores",
+        group="data",
+        low=-1,
+        high=64,
+    )
+    max_broken: float = setting(
+        0.03, "the share of unreadable images above which the run stops", group="data", low=0, high=1
+    )
+
+    start: str = setting("", "a model or run to go on from; empty: from scratch", group="network")
+    dim: int = setting(192, "channels of the transformer", group="network", low=16, high=4096)
+    depth: int = setting(12, "blocks of the transformer", group="network", low=1, high=64)
+    heads: int = setting(3, "attention heads; they share the channels", group="network", low=1, high=64)
+    mlp_ratio: float = setting(4.0, "width of the MLPs, in channels", group="network", low=0.5, high=8)
+    patch: int = setting(
+        8,
+        "side of a patch in pixels: smaller sees finer and costs more",
+        group="network",
+        choices=(2, 4, 8, 14, 16),
+        knob=True,
+    )
+    registers: int = setting(
+        0, "register tokens, which keep artefacts out of the patches", group="network", low=0, high=16
+    )
+    layer_scale: float = setting(
+        1.0, "first value of the layer scales; deep networks start calmer at 1e-5", group="network", low=0, high=1
+    )
+    drop_path: float = setting(
+        0.0,
+        "share of blocks that the student skips at random, growing linearly to the last",
+        group="network",
+        low=0,
+        high=0.9,
+    )
+    freeze_layers: int = setting(
+        0, "lowest blocks (and the embedding) kept as they are, when going on from a model", group="network", low=0
+    )
+    layer_decay: float = setting(1.0, "learning rate of each lower block, times this", group="network", low=0.1, high=1)
+
+    prototypes: int = setting(4096, "outputs of the head: more for more varied data", group="head", low=2, high=262144)
+    head_hidden: int = setting(2048, "hidden width of the head", group="head", low=16, high=8192)
+    head_bottleneck: int = setting(256, "width before the prototypes", group="head", low=8, high=2048)
+    freeze_last_layer: float = setting(1.0, "epochs for which the prototypes stand still", group="head", low=0)
+
+    dino_weight: float = setting(1.0, "weight of the DINO loss on CLS tokens", group="loss", low=0)
+    ibot_weight: float = setting(
+        0.0, "weight of the iBOT loss on masked patches; hurts on small data", group="loss", low=0, knob=True
+    )
+    koleo_weight: float = setting(
+        0.0, "weight of KoLeo, which spreads the CLS tokens; DINOv2 takes 0.1", group="loss", low=0, knob=True
+    )
+    student_temperature: float = setting(0.1, "of the student's softmax", group="loss", low=0.01, high=10)
+    teacher_temperature: float = setting(
+        0.07, "of the teacher's softmax after its warm-up; lower is sharper", group="loss", low=0.005, high=10
+    )
+    teacher_temperature_start: float = setting(
+        0.04, "of the teacher's softmax at the start", group="loss", low=0.005, high=10
+    )
+    teacher_temperature_epochs: float = setting(30.0, "epochs from the one to the other", group="loss", low=0)
+    centring: str = setting(
+        "ema", "what keeps the teacher from one answer for all", group="loss", choices=("ema", "sinkhorn", "none")
+    )
+    centre_momentum: float = setting(0.9, "of the centre's moving average", group="loss", low=0, high=1)
+    mask_probability: float = setting(
+        0.5, "share of global crops that are masked for iBOT", group="loss", low=0, high=1
+    )
+    mask_ratio: tuple[float, ...] = setting(
+        (0.1, 0.5), "least and most share of patches masked in one crop", group="loss", low=0, high=1
+    )
+    ibot_head: bool = setting(False, "a head of its own for iBOT", group="loss")
+
+    global_size: int = setting(96, "pixels of the two global crops", group="crops", low=16, high=1024, knob=True)
+    local_size: int = setting(48, "pixels of the local crops", group="crops", low=8, high=1024)
+    local_crops: int = setting(
+        6, "how many local crops, which only the student sees", group="crops", low=0, high=32, knob=True
+    )
+    global_scale: tuple[float, ...] = setting(
+        (0.4, 1.0), "share of the image's area that a global crop covers", group="crops", low=0.01, high=1
+    )
+    local_scale: tuple[float, ...] = setting(
+        (0.05, 0.4), "share of the image's area that a local crop covers", group="crops", low=0.01, high=1
+    )
+    flip: float = setting(0.5, "probability of a mirror image", group="crops", low=0, high=1)
+    jitter: float = setting(0.8, "probability of colour jitter", group="crops", low=0, high=1)
+    jitter_strength: tuple[float, ...] = setting(
+        (0.4, 0.4, 0.2, 0.1), "brightness, contrast, saturation, hue", group="crops", low=0, high=1
+    )
+    grey: float = setting(0.2, "probability of a grey crop", group="crops", low=0, high=1)
+    blur: tuple[float, ...] = setting(
+        (1.0, 0.1, 0.5), "probability of blur: first global, second global, local crops", group="crops", low=0, high=1
+    )
+    blur_sigma: tuple[float, ...] = setting(
+        (0.1, 2.0), "least and most blur, in pixels of a crop of 224", group="crops", low=0, high=10
+    )
+    solarise: float = setting(0.2, "probability of solarising the second global crop", group="crops", low=0, high=1)
+
+    epochs: float = setting(
+        100.0, "passes over the data; a part of one will do", group="optimiser", low=0.001, knob=True
+    )
+    batch: int = setting(64, "images in a step, over all devices", group="optimiser", low=1, high=65536, knob=True)
+    accumulate: int = setting(
+        1, "parts that a step's batch is computed in, where memory is short", group="optimiser", low=1, high=1024
+    )
+    lr: float = setting(
+        5e-4, "learning rate at a batch of 256; it grows linearly with the batch", group="optimiser", low=0, knob=True
+    )
+    lr_end: float = setting(1e-6, "learning rate at the end", group="optimiser", low=0)
+    warmup_epochs: float = setting(10.0, "epochs in which the learning rate rises", group="optimiser", low=0)
+    weight_decay: float = setting(0.04, "at the start", group="optimiser", low=0, high=10)
+    weight_decay_end: float = setting(0.4, "at the end", group="optimiser", low=0, high=10)
+    beta2: float = setting(0.999, "AdamW's second moment", group="optimiser", low=0, high=0.99999)
+    clip: float = setting(
+        3.0, "largest norm of the gradient of each parameter tensor's group; 0: no clipping", group="optimiser", low=0
+    )
+    teacher_momentum: float = setting(
+        0.996, "of the teacher's moving average at the start; it ends at 1", group="optimiser", low=0, high=1
+    )
+    precision: str = setting(
+        "auto",
+        "auto: bfloat16 where the device is good at it",
+        group="optimiser",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    compile: bool = setting(False, "torch.compile: slower to start, then faster on CUDA", group="optimiser")
+
+    seed: int = setting(0, "decides every random number of the run", group="run", low=0, high=2**31 - 1)
+    knn_every: float = setting(10.0, "epochs between k-NN evaluations; 0: only at the end", group="run", low=0)
+    snapshot_every: float = setting(
+        10.0, "epochs between snapshots of attention and PCA; 0: only first and last", group="run", low=0
+    )
+    probe_images: tuple[str, ...] = setting((), "images to take snapshots of; empty: four of the data", group="run")
+    checkpoint_minutes: float = setting(5.0, "minutes between checkpoints", group="run", low=0)
+    log_every: int = setting(10, "steps between lines of metrics", group="run", low=1)
+
+    def check(self) -> None:
+        if self.dim % self.heads:
+            raise ConfigError(f"dim ({self.dim}) must be a multiple of heads ({self.heads}).")
+        for name in ("global_size", "local_size"):
+            if getattr(self, name) % self.patch and not self.start:
+                raise ConfigError(f"{name} ({getattr(self, name)}) must be a multiple of patch ({self.patch}).")
+        for name, length in (
+            ("mask_ratio", 2),
+            ("global_scale", 2),
+            ("local_scale", 2),
+            ("blur_sigma", 2),
+            ("jitter_strength", 4),
+            ("blur", 3),
+        ):
+            if len(getattr(self, name)) != length:
+                raise ConfigError(f"{name} takes {length} numbers, not {len(getattr(self, name))}.")
+        for name in ("mask_ratio", "global_scale", "local_scale", "blur_sigma"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ConfigError(f"{name} takes the least first, then the most, not {low:g} {high:g}.")
+        if self.dino_weight == self.ibot_weight == 0:
+            raise ConfigError("dino_weight and ibot_weight are both 0: there is nothing to learn.")
+        if self.batch % self.accumulate:
+            raise ConfigError(f"batch ({self.batch}) must be a multiple of accumulate ({self.accumulate}).")
+
+
+PRESETS: dict[str, dict] = {}
+"""Values that differ from the defaults, by name; `pretrain_preset` looks them up."""
+
+
+def pretrain_preset(name: str) -> dict:
+    """The settings of a preset; raises ConfigError with the choices."""
+    if name not in PRESETS:
+        raise ConfigError(f"There is no preset {name!r}. Known are {', '.join(PRESETS)}.")
+    return dict(PRESETS[name])

@@ -1,0 +1,110 @@
+"""How a setting explains and checks itself: the base of the configurations in `config`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Self, get_args, get_type_hints
+
+from dinoviz.errors import DinovizError
+
+
+class ConfigError(DinovizError):
+    """A setting that cannot be; the message names it, what was got and what it may be."""
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    group: str,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple | None = None,
+    knob: bool = False,
+) -> Any:
+    """A dataclass field that explains itself.
+
+    low, high: bounds that the value (each value, of a tuple) may reach. group: the heading it is shown under.
+    knob: whether it is one of the handful that most people turn; the rest is folded away.
+    """
+    metadata = {"help": help, "group": group, "low": low, "high": high, "choices": choices, "knob": knob}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the configurations of all kinds of runs can do."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value = _cast(field, hints[field.name], getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+            _check(field, value)
+        self.check()
+
+    def check(self) -> None:
+        """Raises ConfigError where settings do not go together."""
+
+    def to_dict(self) -> dict:
+        """Plain values that JSON can hold; `from_dict` takes them back."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> Self:
+        """Raises ConfigError for names that there are not and values that cannot be."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ConfigError(f"There is no setting {unknown[0]!r}. Known are {', '.join(sorted(known))}.")
+        return cls(**values)
+
+    @classmethod
+    def read(cls, path: str | Path) -> dict:
+        """The values in a JSON file that --save-config wrote, or in a run's config.json; raises ConfigError."""
+        path = Path(path)
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ConfigError(f"{path} cannot be read as a configuration: {error}.") from None
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path} is no configuration: it holds a {type(values).__name__}, not named settings.")
+        values.pop("kind", None)
+        cls.from_dict(values)
+        return values
+
+
+def _cast(field: dataclasses.Field, hint: Any, value: Any) -> Any:
+    """JSON and the command line know fewer types than Python; anything that is not of the hint's type is refused."""
+    if isinstance(value, list):
+        value = tuple(value)
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    for kind in kinds:
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if kind is int and isinstance(value, float) and value.is_integer():
+            return int(value)
+        plain = getattr(kind, "__origin__", kind)
+        if isinstance(value, plain) and not (plain is not bool and isinstance(value, bool)):
+            return value
+    wanted = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
+    raise ConfigError(f"{field.name} is of type {wanted}, not {value!r}.")
+
+
+def _check(field: dataclasses.Field, value: Any) -> None:
+    low, high, choices = (field.metadata.get(key) for key in ("low", "high", "choices"))
+    if choices is not None and value not in choices:
+        raise ConfigError(f"{field.name} is one of {', '.join(map(str, choices))}, not {value!r}.")
+    for number in value if isinstance(value, tuple) else (value,):
+        if not isinstance(number, int | float) or isinstance(number, bool):
+            continue
+        if not math.isfinite(number) or (low is not None and number < low) or (high is not None and number > high):
+            bounds = " and ".join(
+                f"{word} {bound:g}" for word, bound in (("at least", low), ("at most", high)) if bound is not None
+            )
+            raise ConfigError(f"{field.name} is {bounds or 'a finite number'}, not {number:g}.")
