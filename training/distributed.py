@@ -1,0 +1,45 @@
+"""The few things that processes which train together have to tell each other.
+
+`accelerate launch` starts them; with one process every function here gives back what it was given.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn
+
+
+def processes() -> int:
+    """How many train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def total(values: torch.Tensor) -> torch.Tensor:
+    """The sum over processes, without gradients; `values` is not changed."""
+    if processes() == 1:
+        return values
+    values = values.detach().clone()
+    dist.all_reduce(values)
+    return values
+
+
+def mean(values: torch.Tensor) -> torch.Tensor:
+    """The mean over processes, without gradients."""
+    return total(values) / processes()
+
+
+def largest(values: torch.Tensor) -> torch.Tensor:
+    """The element-wise maximum over processes, without gradients."""
+    if processes() == 1:
+        return values
+    values = values.detach().clone()
+    dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    return values
+
+
+def gathered(rows: torch.Tensor) -> torch.Tensor:
+    """(B, ...) of each process -> all of them, in the processes' order; gradients flow back to their owners."""
+    if processes() == 1:
+        return rows
+    return torch.cat(torch.distributed.nn.functional.all_gather(rows.contiguous()))
