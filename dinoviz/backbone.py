@@ -96,6 +96,7 @@ class Backbone:
         self.registers: int = getattr(config, "num_register_tokens", 0) or 0
         self.family: str = config.model_type
         self.weights_id = _weights_id(model)
+        self.mean, self.std = tuple(mean), tuple(std)
         self._mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1)
         self._std = torch.tensor(std, device=self.device).view(1, 3, 1, 1)
         self._final_norm = next(getattr(model, n) for n in ("layernorm", "norm") if hasattr(model, n))
@@ -160,22 +161,25 @@ class Backbone:
             output = self._forward(pixels, capture)
             return [self._features(i, grid, output, capture) for i, grid in enumerate(grids)]
 
-    def tokens(self, pixels: torch.Tensor, layer: int = -1) -> torch.Tensor:
+    def tokens(self, pixels: torch.Tensor, layer: int | Sequence[int] = -1) -> torch.Tensor | list[torch.Tensor]:
         """All tokens of many pictures of one size, where no view is wanted: for k-NN, probes and training data.
 
         pixels: (B, 3, H, W) in [0, 1], sides multiples of patch_size. layer: which block, as in a Python list.
-        Returns (B, N, D) float32 on the backbone's device, after the final norm: CLS, registers, patches row by row.
+        Returns (B, N, D) float32 on the backbone's device, after the final norm: CLS, registers, patches row by row;
+        for several layers a list of them, from one pass.
         Raises DinovizError for a layer that there is not and sides that do not fit.
         """
         if any(side % self.patch_size for side in pixels.shape[-2:]):
             size = " x ".join(str(side) for side in reversed(pixels.shape[-2:]))
             raise DinovizError(f"{size} pixels are no multiple of the patch size {self.patch_size}.")
-        (index,) = layer_indices((layer,), self.layers)
-        capture = _Capture((index,), None, rows=False)
+        several = not isinstance(layer, int)
+        asked = [layer_indices((one,), self.layers)[0] for one in (layer if several else (layer,))]
+        capture = _Capture(tuple(asked), None, rows=False)
         with self._lock, torch.inference_mode():
             output = self._forward(pixels.clone(), capture)
-            last = index == self.layers - 1
-            return output.float() if last else self._final_norm(capture.output[index].float())
+            last = self.layers - 1
+            found = [output.float() if i == last else self._final_norm(capture.output[i].float()) for i in asked]
+        return found if several else found[0]
 
     def _forward(self, pixels: torch.Tensor, capture: _Capture) -> torch.Tensor:
         """(B, 3, H, W) in [0, 1] -> tokens (B, N, D) after the final norm."""
