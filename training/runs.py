@@ -1,0 +1,318 @@
+"""A run is a folder: what was asked for, what was measured, and checkpoints that survive a kill and a full disk."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from dinoviz.errors import DinovizError
+from dinoviz.files import whole
+from training import checkpoints
+from training.checkpoints import Checkpoint, CheckpointError
+
+STATES = ("starting", "running", "stopped", "finished", "failed")
+# Process ids are used again: another process has another start. psutil derives it from the clock, which may be set
+# right by a second or two.
+SAME_START = 2.0
+
+
+class RunError(DinovizError):
+    """A run that cannot be made, opened or written; the message names it and says why in one sentence."""
+
+
+def root() -> Path:
+    """The folder of all runs: $DINOVIZ_RUNS, or `runs` where the program was started."""
+    return Path(os.environ.get("DINOVIZ_RUNS") or "runs")
+
+
+_default_root = root  # where an argument has its name
+
+
+def check_name(name: str) -> str:
+    """The name, if it can be a run's folder on every system; raises RunError otherwise."""
+    if not re.fullmatch(r"(?!\.)[A-Za-z0-9._-]{1,80}", name):
+        raise RunError(
+            f"{name!r} cannot be a run's name: it needs 1 to 80 letters, digits, dots, _ or -, and no dot first."
+        )
+    return name
+
+
+class Run:
+    """A run's folder, which one process writes and any may read.
+
+    config.json         what was asked for, and the kind of run
+    metrics.jsonl       a record a line, as they come
+    status.json         state, step, steps, eta in seconds, heart beat, process
+    log.txt             lines with the time
+    stop                is there when somebody asked the run to end at its next step
+    checkpoints/        see training.checkpoints
+    snapshots/, export/ what others put there: pictures of the teacher, and the teacher in transformers' format
+
+    Writing raises RunError with one sentence where the file system refuses.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
+    @classmethod
+    def create(cls, name: str, kind: str, config: dict, *, root: Path | None = None) -> Run:
+        """A new run, whose state is "starting". Raises RunError if there is one of this name, or for a bad name."""
+        folder = (_default_root() if root is None else Path(root)) / check_name(name)
+        run = cls(folder)
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            raise RunError(f"There is already a run {name} in {folder.parent}; choose another name.") from None
+        except OSError as error:
+            raise RunError(f"{folder} cannot be made: {error.strerror or error}.") from None
+        try:
+            with _writing(folder):
+                (folder / "checkpoints").mkdir()
+                (folder / "snapshots").mkdir()
+                _write_json(folder / "config.json", {"kind": kind, **config}, sync=True)
+            run.set_status("starting")
+        except RunError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return run
+
+    @classmethod
+    def open(cls, name_or_path: str | os.PathLike) -> Run:
+        """The run of this name, or in this folder. Raises RunError, which lists the runs there are."""
+        for folder in (root() / name_or_path, Path(name_or_path)):
+            if _is_run(folder):
+                return cls(folder)
+        names = [run.name for run in list_runs()]
+        known = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+        there = f"the runs in {root()} are {known}" if names else f"there are none in {root()} yet"
+        raise RunError(f"There is no run {name_or_path}; {there}.")
+
+    @property
+    def kind(self) -> str:
+        """What sort of run this is: pretrain, finetune, ..."""
+        return self._config()["kind"]
+
+    @property
+    def config(self) -> dict:
+        """What `create` was given. Raises RunError if the file is damaged."""
+        return {key: value for key, value in self._config().items() if key != "kind"}
+
+    def _config(self) -> dict:
+        path = self.folder / "config.json"
+        try:
+            config = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            raise RunError(f"{path} is missing, without it the run cannot be read.") from None
+        except (OSError, ValueError):
+            config = None
+        if not isinstance(config, dict) or not isinstance(config.get("kind"), str):
+            raise RunError(f"{path} is damaged, without it the run cannot be read.")
+        return config
+
+    @property
+    def export_folder(self) -> Path:
+        """Where the trained network goes in transformers' format; it need not exist."""
+        return self.folder / "export"
+
+    def log(self, text: str) -> None:
+        """Add lines with the time to log.txt; a log that cannot be written stops nothing."""
+        lines = str(text).splitlines() or [""]
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        with suppress(OSError), (self.folder / "log.txt").open("a", encoding="utf-8") as file:
+            file.write("".join(f"{now} {line}\n" for line in lines))
+
+    def add_metrics(self, record: dict) -> None:
+        """Add a record to metrics.jsonl; what is not a finite number becomes null."""
+        line = json.dumps(_finite(record), allow_nan=False).encode()
+        with _writing(self.folder), (self.folder / "metrics.jsonl").open("ab+") as file:
+            if file.tell():  # a kill or a full disk may have left half a line, which must stay one by itself
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read(1) == b"\n" else b"\n" + line
+            file.write(line + b"\n")
+
+    def metrics(self) -> list[dict]:
+        """All whole records of metrics.jsonl, in the order in which they were added."""
+        return [record for _, record in self._records()]
+
+    def truncate_metrics(self, step: int) -> None:
+        """Drop the records after a step, in one go: a run that is resumed from there writes them again."""
+        kept = [line for line, record in self._records() if record.get("step", step) <= step]
+        with _writing(self.folder):
+            _write(self.folder / "metrics.jsonl", b"".join(line + b"\n" for line in kept), sync=True)
+
+    def _records(self) -> Iterator[tuple[bytes, dict]]:
+        try:
+            content = (self.folder / "metrics.jsonl").read_bytes()
+        except FileNotFoundError:
+            return
+        for line in content.split(b"\n"):
+            with suppress(ValueError):
+                record = json.loads(line)
+                if isinstance(record, dict):
+                    yield line, record
+
+    def set_status(self, state: str, **fields: Any) -> None:
+        """Write status.json whole: the state, a heart beat, the process, and `fields`.
+
+        state: one of STATES.
+        fields: step, steps, eta (seconds), message, ...; step and steps stay as they were if they are not given. `pid`
+            is the process that does the work, by default this one; the app gives the one it started.
+        """
+        if state not in STATES:
+            raise ValueError(f"A run is {', '.join(STATES)}, not {state}.")
+        pid = fields.pop("pid", os.getpid())
+        missing = {"step", "steps"} - fields.keys()
+        kept = {key: value for key, value in self._status().items() if key in missing}
+        about = {"time": datetime.now(UTC).timestamp(), "pid": pid, "born": _born(pid), "host": socket.gethostname()}
+        with _writing(self.folder):
+            _write_json(self.folder / "status.json", {"state": state, **kept, **fields, **about})
+
+    def status(self) -> dict:
+        """What was last written: state, step, steps, eta, time (UTC, seconds), pid, host, ...
+
+        The state is "died" where the process that was at work on this machine is gone, and "unknown" if the file is
+        missing or damaged.
+        """
+        status = self._status()
+        here = status.get("host") == socket.gethostname()
+        if (
+            status.get("state") in ("starting", "running")
+            and here
+            and not _lives(status.get("pid"), status.get("born"))
+        ):
+            return {**status, "state": "died"}
+        return {"state": "unknown", **status}
+
+    def _status(self) -> dict:
+        try:
+            status = json.loads((self.folder / "status.json").read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return status if isinstance(status, dict) else {}
+
+    def request_stop(self) -> None:
+        """Ask the run to end at its next step."""
+        with _writing(self.folder):
+            (self.folder / "stop").touch()
+
+    def stop_requested(self) -> bool:
+        """Whether somebody asked the run to end."""
+        return (self.folder / "stop").exists()
+
+    def clear_stop(self) -> None:
+        """Take the request back, as a run does that is resumed."""
+        with _writing(self.folder):
+            (self.folder / "stop").unlink(missing_ok=True)
+
+    def save_checkpoint(self, step: int, tensors: dict[str, dict[str, torch.Tensor]], state: dict) -> None:
+        """Write a checkpoint, whole or not at all, and delete all but it and the good one before it.
+
+        tensors: by part of the training (student, teacher, optimizer, ...) tensors by name; each part is one file.
+        state: whatever else is needed to go on, as JSON.
+
+        Raises RunError if it cannot be written; it names the last good checkpoint, which is untouched.
+        """
+        try:
+            checkpoints.save(self.folder / "checkpoints", step, tensors, state)
+        except CheckpointError as error:
+            last = checkpoints.newest(self.folder / "checkpoints")
+            left = f"the last good one is that of step {last.step}" if last else "there is none before it"
+            raise RunError(
+                f"The checkpoint of step {step} of run {self.name} cannot be written ({error}); {left}."
+            ) from None
+
+    def checkpoint(self) -> Checkpoint | None:
+        """The newest checkpoint that is whole, every byte checked; None if there is none."""
+        return checkpoints.newest(self.folder / "checkpoints", refused=self.log)
+
+
+def list_runs(root: Path | None = None) -> list[Run]:
+    """The runs in a folder, the one made last first; whatever else lies there is passed over."""
+    folder = _default_root() if root is None else Path(root)
+    try:
+        runs = [Run(each) for each in folder.iterdir() if _is_run(each)]
+    except OSError:
+        return []
+    return sorted(runs, key=lambda run: (-_made(run.folder), run.name))
+
+
+def _is_run(folder: Path) -> bool:
+    # A network in transformers' format has a config.json too.
+    return (folder / "config.json").is_file() and (folder / "checkpoints").is_dir()
+
+
+def _made(folder: Path) -> float:
+    try:
+        return (folder / "config.json").stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _born(pid: int) -> float | None:
+    """When a process started; None if it is no more."""
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.Error:
+        return None
+
+
+def _lives(pid: Any, born: Any) -> bool:
+    now = _born(pid) if isinstance(pid, int) and pid > 0 else None
+    return now is not None and (not isinstance(born, int | float) or abs(now - born) <= SAME_START)
+
+
+def _finite(value: Any) -> Any:
+    """The value with numbers of numpy and torch as plain ones, and NaN and infinity as None."""
+    if isinstance(value, dict):
+        return {str(key): _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    if hasattr(value, "tolist"):
+        return _finite(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"The run in {folder} cannot be written: {error.strerror or error}.") from None
+
+
+def _write_json(path: Path, content: dict, *, sync: bool = False) -> None:
+    _write(path, (json.dumps(content, indent=2, default=str) + "\n").encode(), sync=sync)
+
+
+def _write(path: Path, content: bytes, *, sync: bool) -> None:
+    with (
+        checkpoints.removed_on_failure(path.with_name(f"{path.name}.part")),
+        whole(path) as part,
+        part.open("wb") as file,
+    ):
+        file.write(content)
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
