@@ -172,7 +172,7 @@ class Backbone:
         if any(side % self.patch_size for side in pixels.shape[-2:]):
             size = " x ".join(str(side) for side in reversed(pixels.shape[-2:]))
             raise DinovizError(f"{size} pixels are no multiple of the patch size {self.patch_size}.")
-        several = not isinstance(layer, int)
+        several = isinstance(layer, Sequence)
         asked = [layer_indices((one,), self.layers)[0] for one in (layer if several else (layer,))]
         capture = _Capture(tuple(asked), None, rows=False)
         with self._lock, torch.inference_mode():

@@ -314,6 +314,8 @@ def test_tokens_are_those_of_encode(tiny, astronaut):
         )
     np.testing.assert_allclose(tokens[0], features.cls, atol=1e-5)
     assert torch.equal(pixels, before)
+    for layer, several in zip((-1, 0), tiny.backbone.tokens(pixels, (-1, 0)), strict=True):
+        assert torch.equal(several, tiny.backbone.tokens(pixels, layer))
 
 
 def test_tokens_refuse_sides_that_do_not_fit(tiny):

@@ -1,0 +1,164 @@
+"""What can be set for fine-tuning, for the depth probe and for an evaluation; made like `config`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from training.settings import Config, ConfigError, setting
+
+DEVICE = "cpu, cuda or mps; empty: the best there is"
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(Config):
+    """Weighted k-NN and linear evaluation of frozen features, as DINO published them."""
+
+    model: str = setting("embedded", "a known name, a Hub id, a folder or a run", group="network", knob=True)
+    layers: tuple[int, ...] = setting(
+        (-1,), "blocks whose tokens are joined; -1 is the last; DINO joined -4 -3 -2 -1 for ViT-S", group="network"
+    )
+    tokens: str = setting("cls", "which tokens make the feature", group="network", choices=("cls", "cls+mean"))
+    device: str = setting("", DEVICE, group="network")
+
+    data: tuple[str, ...] = setting((), "labelled folders, zips or lists; empty: the built-in demo", group="data")
+    test: str = setting("", "held-out images of the same classes; empty: a part of the data", group="data", knob=True)
+    test_share: float = setting(0.2, "that part, drawn from each class", group="data", low=0.01, high=0.9)
+    size: int = setting(
+        0, "pixels of the centre crop; 0: 224, or what a small run was trained at", group="data", low=0, high=1024
+    )
+    crop: float = setting(
+        0.875, "share of the short side that the crop keeps: 224 of 256 as published", group="data", low=0.1, high=1
+    )
+    batch: int = setting(64, "images encoded at once", group="data", low=1, high=4096)
+
+    knn: tuple[int, ...] = setting((10, 20), "numbers of neighbours", group="protocol", low=1)
+    temperature: float = setting(0.07, "of the neighbours' votes", group="protocol", low=0.001, high=10)
+    linear: bool = setting(True, "also train a linear classifier on the features", group="protocol", knob=True)
+    epochs: int = setting(100, "of the linear classifier", group="protocol", low=1, high=10000)
+    seed: int = setting(0, "decides every random number", group="protocol", low=0, high=2**31 - 1)
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(Config):
+    """A classifier of one's own classes, from a backbone and folders of labelled images."""
+
+    data: tuple[str, ...] = setting((), "labelled folders, zips or lists; empty: the built-in demo", group="data")
+    test: str = setting("", "held-out images of the same classes, only ever looked at once, at the end", group="data")
+    validation: float = setting(
+        0.15, "share of each class kept back to decide when to stop", group="data", low=0.01, high=0.5
+    )
+    size: int = setting(
+        0, "pixels of the input; 0: 224, or what a small run was trained at", group="data", low=0, high=1024, knob=True
+    )
+    memory_gb: float = setting(2.0, "keep the decoded images if they fit in this", group="data", low=0)
+    workers: int = setting(0, "processes that decode when they do not fit", group="data", low=0, high=64)
+    max_broken: float = setting(
+        0.03, "the share of unreadable images above which the run stops", group="data", low=0, high=1
+    )
+
+    model: str = setting("embedded", "a known name, a Hub id, a folder or a run", group="network", knob=True)
+    device: str = setting("", DEVICE, group="network")
+    way: str = setting(
+        "linear",
+        "linear: only the head, in a minute; lora: small matrices beside the frozen weights; full: all weights",
+        group="network",
+        choices=("linear", "lora", "full"),
+        knob=True,
+    )
+    linear_first: bool = setting(
+        True,
+        "lora and full start from the linear head, so that its first errors do not spoil features",
+        group="network",
+    )
+    rank: int = setting(8, "of LoRA's matrices", group="network", low=1, high=256)
+    alpha: float = setting(16.0, "LoRA's matrices are scaled by alpha / rank", group="network", low=0.1)
+    lora_on: str = setting(
+        "attention",
+        "attention: queries and values, as published; all: every linear layer of the blocks",
+        group="network",
+        choices=("attention", "all"),
+    )
+    lora_dropout: float = setting(0.0, "of LoRA's input", group="network", low=0, high=0.9)
+    drop_path: float = setting(
+        0.0, "share of blocks that are skipped at random, with full", group="network", high=0.9, low=0
+    )
+
+    scale: tuple[float, ...] = setting(
+        (0.4, 1.0), "share of the image's area that a random crop covers", group="augmentation", low=0.01, high=1
+    )
+    flip: float = setting(0.5, "probability of a mirror image", group="augmentation", low=0, high=1)
+    mixup: float = setting(0.0, "alpha of mixup's Beta; 0: off", group="augmentation", low=0, high=10)
+    label_smoothing: float = setting(0.0, "belief spread over all classes", group="augmentation", low=0, high=0.9)
+
+    class_weights: str = setting(
+        "none", "balanced: rare classes weigh more in the loss", group="loss", choices=("none", "balanced")
+    )
+    epochs: int = setting(0, "passes over the data; 0: 100 for linear, 20 else", group="optimiser", low=0, knob=True)
+    batch: int = setting(32, "images in a step", group="optimiser", low=1, high=65536, knob=True)
+    lr: float = setting(
+        0.0, "learning rate; 0: 1e-3 for linear, 5e-4 for lora, 5e-5 for full", group="optimiser", low=0, knob=True
+    )
+    layer_decay: float = setting(
+        0.75, "learning rate of each lower block, times this, with full", group="optimiser", low=0.1, high=1
+    )
+    weight_decay: float = setting(0.05, "of AdamW, on matrices only", group="optimiser", low=0, high=10)
+    warmup: float = setting(
+        0.1, "share of the steps in which the learning rate rises", group="optimiser", low=0, high=0.9
+    )
+    clip: float = setting(1.0, "largest norm of the gradient; 0: no clipping", group="optimiser", low=0)
+    patience: int = setting(8, "epochs without a better validation after which to stop", group="optimiser", low=1)
+    precision: str = setting(
+        "auto",
+        "auto: bfloat16 where the device is good at it",
+        group="optimiser",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    seed: int = setting(0, "decides every random number of the run", group="run", low=0, high=2**31 - 1)
+
+    def check(self) -> None:
+        if len(self.scale) != 2 or self.scale[0] > self.scale[1]:
+            raise ConfigError(f"scale takes the least first, then the most, not {' '.join(map(str, self.scale))}.")
+
+    @property
+    def rounds(self) -> int:
+        """The epochs, where nobody chose."""
+        return self.epochs or (100 if self.way == "linear" else 20)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate, where nobody chose."""
+        return self.lr or {"linear": 1e-3, "lora": 5e-4, "full": 5e-5}[self.way]
+
+
+@dataclass(frozen=True)
+class ProbeConfig(Config):
+    """A depth probe on frozen features, as DINOv2 evaluated it."""
+
+    data: str = setting("", "folder with rgb/ID.jpg and depth/ID.png (16 bits, millimetres)", group="data")
+    validation: float = setting(
+        0.15, "share of the images kept back to decide when to stop", group="data", low=0.01, high=0.5
+    )
+    limit: int = setting(0, "use no more images than this; 0: all", group="data", low=0)
+    memory_gb: float = setting(4.0, "what the features of all images may take, in half precision", group="data", low=0)
+
+    model: str = setting("embedded", "a known name, a Hub id, a folder or a run", group="network", knob=True)
+    device: str = setting("", DEVICE, group="network")
+    layers: tuple[int, ...] = setting(
+        (-1,), "blocks whose tokens are joined; DINOv2 took the last, or four spread evenly", group="network", knob=True
+    )
+    resolution: int = setting(280, "short side in model pixels", group="network", low=32, high=1792, knob=True)
+    bins: int = setting(256, "depths that the head chooses among", group="head", low=2, high=1024)
+    depth: tuple[float, ...] = setting((0.001, 10.0), "nearest and farthest, in metres", group="head", low=0.0001)
+
+    epochs: int = setting(30, "passes over the data", group="optimiser", low=1, knob=True)
+    batch: int = setting(8, "images in a step", group="optimiser", low=1)
+    lr: float = setting(1e-3, "learning rate of AdamW; it falls to 0 by a cosine", group="optimiser", low=1e-8)
+    weight_decay: float = setting(0.01, "of AdamW", group="optimiser", low=0)
+    patience: int = setting(6, "epochs without a better validation after which to stop", group="optimiser", low=1)
+    seed: int = setting(0, "decides every random number", group="run", low=0, high=2**31 - 1)
+
+    def check(self) -> None:
+        if len(self.depth) != 2 or self.depth[0] >= self.depth[1]:
+            raise ConfigError(
+                f"depth takes the nearest first, then the farthest, not {' '.join(map(str, self.depth))}."
+            )
