@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -224,8 +225,11 @@ class Decoded(torch.utils.data.Dataset):
             raise self._refusal(self.broken, count)
 
     def _refusal(self, broken: list[tuple[str, str]], count: int) -> DataError:
-        which = "; ".join(f"{name} ({reason})" for name, reason in broken[:5]) + ("; ..." if len(broken) > 5 else "")
-        return DataError(f"{len(broken):,} of {count:,} images cannot be read, too many to go on: {which}.", broken)
+        which = "; ".join(f"{name} ({reason})" for name, reason in broken[:5])
+        more = f"; and {len(broken) - 5:,} more" if len(broken) > 5 else ""
+        return DataError(
+            f"{len(broken):,} of {count:,} images cannot be read, too many to go on: {which}{more}.", broken
+        )
 
 
 def _reason(error: ImageError, name: str) -> str:
@@ -260,7 +264,7 @@ def batches(
 
     The same order gives the same batches whatever the number of workers, and no global random state is touched.
     workers: processes that decode ahead where `decoded` is not cached.
-    Raises DataError if too many pictures turn out to be broken.
+    Raises DataError if too many pictures turn out to be broken, or if a worker is killed.
     """
     if decoded.cached:
         yield from map(decoded.batch, order)
@@ -273,9 +277,20 @@ def batches(
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # its own, or the loader would draw a seed from the global one
     )
-    for batch in loader:
+    for batch in _alive(loader):
         if isinstance(batch[0], str):
             raise DataError(*batch)
         pixels, aspects, broken = batch
         decoded._count(broken)
         yield pixels, aspects
+
+
+def _alive(loader: torch.utils.data.DataLoader) -> Iterator:
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if not re.search("exited unexpectedly|killed by signal", str(error)):
+            raise
+        raise DataError(
+            "A process that decodes images was ended by the system, mostly for want of memory; use fewer workers."
+        ) from None

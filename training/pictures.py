@@ -249,7 +249,7 @@ def _in_list(path: Path) -> Found:
         raise DataError(f"{path.name} lists no images.")
     missing = [name for name, _ in lines if not _is_file(path.parent / name)]
     if missing:
-        which = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        which = ", ".join(missing[:3]) + (f" and {len(missing) - 3:,} more" if len(missing) > 3 else "")
         raise DataError(f"{path.name}: {len(missing):,} of {len(lines):,} files that it lists do not exist: {which}.")
     without = [name for name, label in lines if not label]
     if without and len(without) < len(lines):
