@@ -18,7 +18,7 @@ from dinoviz.errors import DinovizError
 
 MAX_PIXELS = 50_000_000
 MIN_SIDE = 8
-MIN_RESOLUTION, MAX_RESOLUTION = 224, 1792
+MIN_RESOLUTION, MAX_RESOLUTION = 32, 1792
 # The square at 1792 px with 14 px patches: the most that attention, quadratic in this number, should be asked for.
 MAX_PATCHES = 128 * 128
 
@@ -222,7 +222,7 @@ class PatchGrid:
         """The grid of an image whose short side becomes `resolution` model pixels, aspect ratio kept.
 
         Both sides are rounded to the nearest multiple of patch_size; nothing is cropped.
-        Raises DinovizError if the resolution is outside 224 to 1792 or the grid would exceed max_patches.
+        Raises DinovizError if the resolution is outside 32 to 1792 or the grid would exceed max_patches.
         """
         if not MIN_RESOLUTION <= resolution <= MAX_RESOLUTION:
             raise DinovizError(

@@ -44,7 +44,7 @@ class PretrainConfig(Config):
     dim: int = setting(192, "channels of the transformer", group="network", low=16, high=4096)
     depth: int = setting(12, "blocks of the transformer", group="network", low=1, high=64)
     heads: int = setting(3, "attention heads; they share the channels", group="network", low=1, high=64)
-    mlp_ratio: float = setting(4.0, "width of the MLPs, in channels", group="network", low=0.5, high=8)
+    mlp_ratio: int = setting(4, "width of the MLPs, in channels", group="network", low=1, high=8)
     patch: int = setting(
         8,
         "side of a patch in pixels: smaller sees finer and costs more",

@@ -1,0 +1,89 @@
+"""Time and memory of a run, and the signals that ask it to stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+import torch
+
+BEAT = 2.0  # seconds between heart beats in status.json
+RECENT = 50  # steps that speed and ETA are measured over
+
+
+class Clock:
+    """Measures steps: `got_data` when a batch has come, `stepped` after the step, `ready` when the next may come."""
+
+    def __init__(self, checkpoint_minutes: float):
+        now = time.perf_counter()
+        self._checkpoint_seconds = 60 * checkpoint_minutes
+        self._last_checkpoint = self._last_beat = self._begun = now
+        self._images = 0
+        self._steps: deque[tuple[float, float]] = deque(maxlen=RECENT)  # seconds waited for data, seconds in all
+
+    def ready(self) -> None:
+        self._begun = time.perf_counter()
+
+    def got_data(self) -> None:
+        self._got = time.perf_counter()
+
+    def stepped(self, images: int) -> None:
+        self._images = images
+        self._steps.append((self._got - self._begun, time.perf_counter() - self._begun))
+
+    def speed(self) -> float:
+        """Images per second over the recent steps."""
+        return self._images * len(self._steps) / sum(total for _, total in self._steps)
+
+    def waiting(self) -> float:
+        """The share of the recent steps' time that was spent waiting for data."""
+        return sum(waited for waited, _ in self._steps) / sum(total for _, total in self._steps)
+
+    def eta(self, steps: int) -> float:
+        """Seconds that this many steps will take."""
+        return steps * sum(total for _, total in self._steps) / len(self._steps)
+
+    def beat_due(self) -> bool:
+        return self._passed("_last_beat", BEAT)
+
+    def checkpoint_due(self) -> bool:
+        return self._passed("_last_checkpoint", self._checkpoint_seconds)
+
+    def _passed(self, name: str, seconds: float) -> bool:
+        now = time.perf_counter()
+        if now - getattr(self, name) < seconds:
+            return False
+        setattr(self, name, now)
+        return True
+
+
+def memory_mb(device: torch.device) -> float:
+    """The most that the device's memory held so far; on a CPU, what the process holds now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return psutil.Process().memory_info().rss / 1e6
+
+
+@contextmanager
+def stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and the first Ctrl-C set, so that work ends where it can go on; the next Ctrl-C ends it."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # where signals cannot be taken
+        yield stop
+        return
+
+    def ask(number, frame):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        stop.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

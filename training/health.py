@@ -1,0 +1,105 @@
+"""Whether a run is well: the figures to watch, and an alarm that names the likely cause when it is not."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch.nn import functional as F
+
+from dinoviz.errors import DinovizError
+from training import distributed
+
+# Below this share of what the batch could tell apart, the teacher says the same of every image.
+SAME_ANSWER = 0.01
+# Of log K: above it a single answer is as good as uniform; between, it is a fixed preference for some prototypes.
+UNIFORM = 0.9
+SPREAD = 0.05  # of the embeddings' spread where they are as far apart as random directions
+WORSE_THAN_GUESSING = 1.2  # times log K, the loss of a student that knows nothing
+PATIENCE = 0.1  # of the run for which a state must last; runs begin with a teacher that knows nothing
+
+
+class DivergedError(DinovizError):
+    """The numbers of a run are none any more; the message names the likely cause."""
+
+
+@torch.no_grad()
+def figures(targets: torch.Tensor, tokens: torch.Tensor) -> dict[str, float]:
+    """What the teacher's targets (G, B, K) and the student's CLS tokens (G, B, D) of one step tell, over all processes.
+
+    teacher_entropy: mean entropy of a target in nats. teacher_kl: its distance from uniform, log K - entropy.
+    teacher_information: entropy of the mean target less teacher_entropy: how much a target tells about its image;
+    0 when all images get the same one. embedding_spread: standard deviation over the batch of L2-normalised CLS tokens,
+    times sqrt(D): 1 for random directions, 0 when all are the same.
+    """
+    p = targets.flatten(0, 1).double()
+    entropy = distributed.mean(torch.special.entr(p).sum(-1).mean())
+    marginal = distributed.mean(p.mean(0))
+    unit = F.normalize(distributed.gathered(tokens.detach()).double().flatten(0, 1), dim=-1)
+    spread = unit.std(0, unbiased=False).mean() * unit.shape[-1] ** 0.5
+    return {
+        "teacher_entropy": float(entropy),
+        "teacher_kl": math.log(p.shape[-1]) - float(entropy),
+        "teacher_information": float(torch.special.entr(marginal).sum() - entropy),
+        "embedding_spread": float(spread),
+    }
+
+
+@dataclass
+class Watch:
+    """Looks at the records of a run as they come, and says in words when something is wrong.
+
+    prototypes: K. targets: how many teacher targets a step has (crops x images). steps: of the whole run.
+    since: for each thing that is wrong, the step since when; saved with a checkpoint.
+    """
+
+    prototypes: int
+    targets: int
+    steps: int
+    since: dict[str, int] = field(default_factory=dict)
+
+    def alarm(self, record: dict) -> str | None:
+        """One or two sentences if a bad state has lasted, else None.
+
+        record: step, loss and what `figures` gives. Raises DivergedError where the loss is no number.
+        """
+        step = record["step"]
+        if not math.isfinite(record["loss"]):
+            raise DivergedError(
+                f"The loss is no longer a number at step {step}. The learning rate is probably too high: lower lr, "
+                "or make warmup_epochs longer."
+            )
+        wrong = self._wrong(record)
+        self.since = {name: self.since.get(name, step) for name in wrong}
+        lasting = [name for name, start in self.since.items() if step - start >= PATIENCE * self.steps]
+        return wrong[lasting[0]] if lasting else None
+
+    def _wrong(self, record: dict) -> dict[str, str]:
+        most = math.log(self.prototypes)
+        could_tell = math.log(min(self.prototypes, self.targets))
+        wrong = {}
+        if record["teacher_information"] < SAME_ANSWER * could_tell:
+            if record["teacher_entropy"] > UNIFORM * most:
+                wrong["uniform"] = (
+                    "Collapsed: the teacher gives every image the same, uniform answer. It is not sharp enough: lower "
+                    "teacher_temperature, which must stay below student_temperature, or teacher_temperature_epochs; "
+                    "a smaller lr may help."
+                )
+            else:
+                wrong["constant"] = (
+                    "Collapsed: the teacher gives every image the same answer and prefers the same prototypes. "
+                    "Nothing balances them: use centring ema or sinkhorn, or a lower centre_momentum; a smaller lr may "
+                    "help."
+                )
+        if record["embedding_spread"] < SPREAD:
+            wrong["spread"] = (
+                "The CLS tokens of all images point the same way. If it stays so: a smaller lr, a longer warm-up, or "
+                "a koleo_weight of 0.1."
+            )
+        if record["loss"] > WORSE_THAN_GUESSING * most:
+            wrong["loss"] = (
+                f"Diverging: the loss is above {most:.2f}, that of a student that knows nothing. The learning rate is "
+                "probably too high: lower lr, or make warmup_epochs longer."
+            )
+        return wrong
