@@ -1,7 +1,9 @@
 """What DINO and DINOv2 minimise: the DINO loss, the iBOT patch loss, and KoLeo.
 
 Alphabet: B images, C student crops (the G global ones first), K prototypes, M masked patches, D channels.
-Teacher and student are given as scores (cosines) of the head; temperatures are applied here.
+Teacher and student are given as scores (cosines) of the head; temperatures are applied here. Scores may come in half
+precision: from here on nothing is less than float32, nor does autocast make it so, as divided by a temperature they
+are large, and sums over K or B would keep two or three digits.
 """
 
 from __future__ import annotations
@@ -11,6 +13,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from training import distributed
+
+
+def _float(scores: torch.Tensor) -> torch.Tensor:
+    return scores if scores.dtype == torch.float64 else scores.float()
 
 
 class Centring(nn.Module):
@@ -31,6 +37,7 @@ class Centring(nn.Module):
     @torch.no_grad()
     def forward(self, scores: torch.Tensor, temperature: float) -> torch.Tensor:
         """(R, K) -> probabilities (R, K), rows that sum to 1."""
+        scores = _float(scores)
         if self.kind == "sinkhorn":
             return sinkhorn_knopp(scores, temperature)
         if self.kind == "none":
@@ -57,13 +64,14 @@ def sinkhorn_knopp(scores: torch.Tensor, temperature: float, iterations: int = 3
     Alternates the normalisation of columns and rows of exp(scores / temperature); the rows come last.
     Source: Cuturi 2013; DINOv2's `sinkhorn_knopp_teacher`.
     """
-    logits = scores / temperature
-    # Any common factor cancels; without the maximum, exp overflows in half precision and at low temperatures.
-    q = torch.exp(logits - distributed.largest(logits.max() if len(logits) else logits.new_full((), -torch.inf)))
+    # In logarithms: at low temperatures exp overflows, or all of an image's weights vanish and their sum divides by 0.
+    log_q = _float(scores) / temperature
     for _ in range(iterations):
-        q = q / distributed.total(q.sum(0)).clamp_min(torch.finfo(q.dtype).tiny)
-        q = q / q.sum(1, keepdim=True)
-    return q
+        lowest = log_q.new_full(log_q.shape[1:], torch.finfo(log_q.dtype).min)
+        top = distributed.largest(log_q.amax(0) if len(log_q) else lowest)  # iBOT may leave a process without rows
+        log_q = log_q - top - distributed.total((log_q - top).exp().sum(0)).log()
+        log_q = torch.log_softmax(log_q, dim=1)
+    return log_q.exp()
 
 
 class DINOLoss(nn.Module):
@@ -82,14 +90,14 @@ class DINOLoss(nn.Module):
         """
         crops, teachers = len(student), len(teacher)
         targets = self.centring(teacher.flatten(0, 1), teacher_temperature).view_as(teacher)
-        logits = student / self.temperature
+        logits = _float(student) / self.temperature
         # -sum p log softmax(z) = logsumexp(z) - p.z, since p sums to 1; and the pairs of one teacher crop share p,
-        # so that C x G products become G + 1 passes over K.
+        # so that C x G products become G + 1 passes over K. No matrix products: autocast would halve their precision.
         pairs_of_crop = torch.full((crops,), float(teachers), device=logits.device, dtype=logits.dtype)
         pairs_of_crop[:teachers] -= 1
-        entropy = pairs_of_crop @ torch.logsumexp(logits, dim=-1).mean(1)
+        entropy = (pairs_of_crop * torch.logsumexp(logits, dim=-1).mean(1)).sum()
         others = logits.sum(0) - logits[:teachers]
-        agreement = torch.einsum("gbk,gbk->", targets, others) / logits.shape[1]
+        agreement = (targets * others).sum() / logits.shape[1]
         return (entropy - agreement) / (teachers * (crops - 1)), targets
 
 
@@ -109,7 +117,7 @@ class IBOTPatchLoss(nn.Module):
     ) -> torch.Tensor:
         """student, teacher: scores of the masked patches (M, K) in the order of masks (images, N) bool."""
         targets = self.centring(teacher, teacher_temperature)
-        logits = student / self.temperature
+        logits = _float(student) / self.temperature
         loss = torch.logsumexp(logits, dim=-1) - (targets * logits).sum(-1)
         weights = (1 / masks.sum(1).clamp_min(1)).repeat_interleave(masks.sum(1)).to(loss.dtype)
         return (loss * weights).sum() / len(masks)
@@ -127,10 +135,10 @@ class KoLeoLoss(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """tokens (B, D), of one crop of each image: two crops of one image would be each other's neighbours."""
-        x = F.normalize(distributed.gathered(tokens), dim=-1, eps=self.eps)
+        x = F.normalize(distributed.gathered(_float(tokens)), dim=-1, eps=self.eps)
         if len(x) < 2:
             return x.sum() * 0
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             similarity = x @ x.T
             nearest = similarity.fill_diagonal_(-1).argmax(1)
         return -torch.log(F.pairwise_distance(x, x[nearest], eps=self.eps) + self.eps).mean()
