@@ -10,10 +10,18 @@ from pathlib import Path
 import torch
 
 
-def export(network: torch.nn.Module, folder: Path, mean: Sequence[float], std: Sequence[float], size: int) -> None:
+def export(
+    network: torch.nn.Module,
+    folder: Path,
+    mean: Sequence[float],
+    std: Sequence[float],
+    size: int,
+    resize: int | None = None,
+) -> None:
     """Write config.json, model.safetensors and preprocessor_config.json; a folder that is there is replaced whole.
 
-    size: pixels of the images that the network was trained on. Raises OSError where the file system refuses.
+    size: pixels of the images that the network was trained on. resize: what the short side becomes before the centre
+    crop of that size; by default the same. Raises OSError where the file system refuses.
     """
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -21,7 +29,7 @@ def export(network: torch.nn.Module, folder: Path, mean: Sequence[float], std: S
     preprocessor = {
         "image_processor_type": "BitImageProcessor",
         "do_resize": True,
-        "size": {"shortest_edge": size},
+        "size": {"shortest_edge": resize or size},
         "do_center_crop": True,
         "crop_size": {"height": size, "width": size},
         "do_rescale": True,
