@@ -141,7 +141,9 @@ class MultiCrop:
         }
         x = _only(x, flat["jitter"], lambda part, rows: _jitter(part, flat["factors"][rows].to(device), draws.order))
         x = _only(x, flat["grey"], lambda part, _: _grey(part).expand_as(part))
-        x = _only(x, flat["blur"], lambda part, rows: _blur(part, flat["sigma"][rows].to(device) * size / 224))
+        # By the crop's size; the kernel by the settings, since a crop must not depend on what it is computed with.
+        flat["sigma"], widest = flat["sigma"] * size / 224, self.config.blur_sigma[1] * size / 224
+        x = _only(x, flat["blur"], lambda part, rows: _blur(part, flat["sigma"][rows].to(device), widest))
         x = _only(x, flat["solarise"], lambda part, _: torch.where(part >= SOLARISE_ABOVE, 1 - part, part))
         return x.sub_(self.mean.to(device)).div_(self.std.to(device))
 
@@ -176,8 +178,7 @@ def _jitter(x: torch.Tensor, factors: torch.Tensor, order: tuple[int, ...]) -> t
     return x
 
 
-def _blur(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    widest = float(sigma.max())
+def _blur(x: torch.Tensor, sigma: torch.Tensor, widest: float) -> torch.Tensor:
     if widest < 0.2:  # the neighbours' weights are below 1e-5
         return x
     kernel = 2 * math.ceil(3 * widest) + 1
