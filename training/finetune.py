@@ -1,44 +1,35 @@
 """Fine-tuning: a classifier of one's own classes from a backbone and labelled images.
 
-The loop knows nothing of the three ways to do it, which are in `ways`. All randomness of an epoch is drawn from the
-run's seed and the epoch's number, and a checkpoint is written after each: to go on needs nothing but the last one.
+What is trained is in `ways`, how in `course`; this is what there is to learn from, and what is said and kept of it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 
 import dinoviz
-from dinoviz.errors import DinovizError, Stopped
 from dinoviz.files import whole
 from training.classifier import build, predict
+from training.course import Course, FinetuneError
 from training.data import Decoded, Pictures, demo, find
 from training.evaluate import Progress, evaluation_size
 from training.export import export
 from training.labels import aligned, halves, labelled
 from training.runs import Run, RunError
-from training.schedules import cosine
 from training.scores import scores
 from training.stopping import working
 from training.task_config import FinetuneConfig
-from training.transforms import SHARE
+from training.transforms import short_side
 from training.ways import STORE, Head, Held, Network, logits_of, preparation
 
 __all__ = ["FinetuneError", "finetune", "predict", "resume"]
 
-HEART_BEAT = 2.0  # seconds between two words on how far the run is
-
-
-class FinetuneError(DinovizError):
-    """A fine-tuning that cannot go on; the message says what may help."""
+HEAD_FIRST = {"way": "linear", "epochs": 40, "patience": 5}
 
 
 def finetune(config: FinetuneConfig, run: Run, progress: Progress | None = None) -> dict | None:
@@ -62,12 +53,14 @@ def resume(run: Run, progress: Progress | None = None) -> dict | None:
 def _work(config: FinetuneConfig, run: Run, progress: Progress, resumed: bool) -> dict | None:
     with working(run) as asked_to_stop:
         run.set_status("running", message="reading the images")
-        task = _Task.prepare(config, run, progress)
+        task = _Task.prepare(config, run)
         checkpoint = run.checkpoint() if resumed else None
-        way = task.way(progress, with_head_first=checkpoint is None)
-        course = _Course(config, way, run, asked_to_stop, progress, task.digest)
+        way = task.way(progress, asked_to_stop, anew=checkpoint is None)
+        course = Course(config, way, run, asked_to_stop, progress, task.digest)
         if checkpoint is not None:
             course.restore(checkpoint)
+        else:
+            run.truncate_metrics(0)  # of an epoch that was killed before its checkpoint was written
         course.go()
         result = _result(task, course, way, run)
         run.set_status("finished", step=course.step, steps=course.steps, eta=0, message=_in_words(result))
@@ -88,7 +81,7 @@ class _Task:
     size: int
 
     @classmethod
-    def prepare(cls, config: FinetuneConfig, run: Run, progress: Progress) -> _Task:
+    def prepare(cls, config: FinetuneConfig, run: Run) -> _Task:
         if config.data:
             pictures = labelled(find(config.data), "Fine-tuning")
             test = aligned(find(config.test), pictures.classes) if config.test else None
@@ -113,7 +106,7 @@ class _Task:
         about = json.dumps([names, labels, self.train.classes, self.backbone.weights_id])
         return hashlib.sha256(about.encode()).hexdigest()
 
-    def way(self, progress: Progress, with_head_first: bool) -> Head | Network:
+    def way(self, progress: Progress, asked_to_stop: Callable[[], bool], anew: bool) -> Head | Network:
         """What is to be trained; LoRA and full start from a linear head where the configuration says so.
 
         A new head sends large, arbitrary gradients into features that were good (Kumar et al. 2022, LP-FT).
@@ -122,174 +115,26 @@ class _Task:
         torch.manual_seed(config.seed)
         drop_path = config.drop_path if config.way == "full" else 0.0
         network = build(self.backbone, self.train.classes, self.size, drop_path)
-        if config.way == "linear" or (config.linear_first and with_head_first):
-            held = Held(self.train, self.size, 64, self.config.memory_gb * 2**30 / 4)
+        linear, memory = config.way == "linear", int(config.memory_gb * 2**30 / 2)
+        train, store = self.train, round(self.size * STORE)
+        if linear or (config.linear_first and anew) or len(train) * 3 * store**2 > memory:
+            # Also where images are streamed: one that cannot be read must not be replaced by one of another class.
+            progress(0, 1, "reading the images")
+            held = Held(train, self.size, 64, memory)
             _check_broken(held, "training", config, self.run)
-            progress(0, 1, "encoding")
-            head = Head(network, prepare, held, self.validation, config)
-            if config.way == "linear":
-                return head
-            first = FinetuneConfig(**{**_HEAD_FIRST, "seed": config.seed, "class_weights": config.class_weights})
-            course = _Course(first, head, None, self.run.stop_requested, progress)
-            course.go()
-            network = head.classifier()
-        decoded = Decoded(
-            self.train, round(self.size * STORE), memory=int(config.memory_gb * 2**30 / 2), max_broken=config.max_broken
-        )
+            train = held.pictures
+            if linear or (config.linear_first and anew):
+                head = Head(network, prepare, held, self.validation, config)
+                if linear:
+                    return head
+                first = FinetuneConfig(seed=config.seed, class_weights=config.class_weights, **HEAD_FIRST)
+                Course(first, head, None, asked_to_stop, progress).go()
+                network = head.classifier()
+            del held  # its images are not needed any more
+        decoded = Decoded(train, store, memory=memory, max_broken=config.max_broken)
         for name, reason in decoded.broken:
             self.run.log(f"Left out, because it cannot be read: {name} ({reason})")
         return Network(network, prepare, decoded, self.validation, config)
-
-
-_HEAD_FIRST = {"way": "linear", "epochs": 40, "patience": 5}
-
-
-@dataclass
-class _Course:
-    """Epochs, validation, early stopping and checkpoints; without a run nothing is written."""
-
-    config: FinetuneConfig
-    way: Head | Network
-    run: Run | None
-    asked_to_stop: Callable[[], bool]
-    progress: Progress
-    digest: str = ""
-    epoch: int = 0  # of those that are done
-    best: dict = field(default_factory=dict)  # epoch, top1, loss of the best validation
-    best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        count = len(self.way.labels)
-        self.batch = min(self.config.batch, count)
-        if self.batch < self.config.batch and self.run is not None:
-            self.run.log(f"The batch is {count}, because there are no more images to train on.")
-        self.epoch_steps = -(-count // self.batch)
-        self.steps = self.epoch_steps * self.config.rounds
-        groups = [
-            {**group, "weight_decay": self.config.weight_decay if group["decays"] else 0.0} for group in self.way.groups
-        ]
-        self.optimizer = torch.optim.AdamW(groups, lr=self.config.rate)
-        self.weights = {name: p for name, p in self.way.module.named_parameters() if p.requires_grad}
-        self._class_weights = self._balance()
-        self._began, self._first, self._beat = time.monotonic(), 0, 0.0
-
-    @property
-    def step(self) -> int:
-        return self.epoch * self.epoch_steps
-
-    def _balance(self) -> torch.Tensor | None:
-        if self.config.class_weights == "none":
-            return None
-        classes = self.way.module.config.num_labels if hasattr(self.way.module, "config") else len(self.way.module.bias)
-        counts = torch.bincount(self.way.labels, minlength=classes).clamp(min=1)
-        return (len(self.way.labels) / (classes * counts)).to(next(iter(self.weights.values())).device)
-
-    def go(self) -> None:
-        """All epochs that are left, or as many as help; then the best weights are those of the network."""
-        self._first = self.step
-        while self.epoch < self.config.rounds and self.epoch - self.best.get("epoch", 0) < self.config.patience:
-            began = time.monotonic()
-            loss = self._train_epoch()
-            self.epoch += 1
-            logits = self.way.validation()
-            top1 = float((logits.argmax(1) == self.way.validation_labels).float().mean())
-            held_loss = float(F.cross_entropy(logits, self.way.validation_labels))
-            if not self.best or (top1, -held_loss) > (self.best["top1"], -self.best["loss"]):
-                self.best = {"epoch": self.epoch, "top1": top1, "loss": held_loss}
-                self.best_weights = {name: p.detach().clone() for name, p in self.weights.items()}
-            if self.run is not None:
-                record = {"loss": loss, "validation_top1": top1, "validation_loss": held_loss}
-                rate = self.optimizer.param_groups[-1]["lr"]
-                self.run.add_metrics({"step": self.step, "epoch": self.epoch, **record, "lr": rate,
-                                      "seconds": time.monotonic() - began})  # fmt: skip
-                self.save()
-        with torch.no_grad():
-            for name, p in self.weights.items():
-                p.copy_(self.best_weights[name])
-
-    def _train_epoch(self) -> float:
-        """Returns the mean loss over the epoch's images."""
-        # One number of the run's seed and the epoch; drop path and dropout draw from torch's own generator.
-        seed = int(np.random.SeedSequence([self.config.seed, self.epoch]).generate_state(1)[0])
-        torch.manual_seed(seed)
-        generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(self.way.labels), generator=generator).split(self.batch)
-        self.way.module.train()
-        total = 0.0
-        inputs = self.way.inputs([part.tolist() for part in order], generator)
-        for i, (part, x) in enumerate(zip(order, inputs, strict=True)):
-            if self.asked_to_stop():
-                raise Stopped
-            loss = self._train_step(self.step + i, x, self.way.labels[part].to(x.device), generator)
-            if not np.isfinite(loss):
-                raise FinetuneError(
-                    f"The loss is no longer a number at step {self.step + i + 1}; "
-                    f"a learning rate below {self.config.rate:g} may help."
-                )
-            total += loss * len(part)
-            self._tell(self.step + i + 1)
-        return total / len(self.way.labels)
-
-    def _train_step(self, step: int, x: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> float:
-        config = self.config
-        rate = cosine(step, self.steps, config.rate, 0.0, warmup=round(config.warmup * self.steps))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["lr_scale"]
-        x, targets = self._mixed(x, labels, generator)
-        logits = self.way(x)
-        loss = F.cross_entropy(logits, targets, self._class_weights, label_smoothing=config.label_smoothing)
-        self.optimizer.zero_grad()
-        loss.backward()
-        if config.clip:
-            torch.nn.utils.clip_grad_norm_(self.weights.values(), config.clip)
-        self.optimizer.step()
-        return float(loss.detach())
-
-    def _mixed(self, x: torch.Tensor, labels: torch.Tensor, generator: torch.Generator):
-        """Mixup (Zhang et al. 2018): each input and its label mixed with another's, one share for the batch."""
-        if not self.config.mixup:
-            return x, labels
-        classes = next(p for p in reversed(self.weights.values()) if p.dim() == 1).shape[0]
-        draw = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
-        share = float(draw.beta(self.config.mixup, self.config.mixup))
-        other = torch.randperm(len(x), generator=generator).to(x.device)
-        targets = F.one_hot(labels, classes).float()
-        return share * x + (1 - share) * x[other], share * targets + (1 - share) * targets[other]
-
-    def _tell(self, done: int) -> None:
-        self.progress(done, self.steps, f"epoch {self.epoch + 1}")
-        now = time.monotonic()
-        if self.run is not None and now - self._beat > HEART_BEAT:
-            self._beat = now
-            eta = (now - self._began) / max(1, done - self._first) * (self.steps - done)
-            self.run.set_status("running", step=done, steps=self.steps, eta=eta)
-
-    def save(self) -> None:
-        """A checkpoint after a whole epoch."""
-        state = self.optimizer.state_dict()["state"]
-        moments = {f"{i}.{key}": value for i, entry in state.items() for key, value in entry.items()}
-        parts = {"weights": self.weights, "best": self.best_weights, "optimizer": moments}
-        self.run.save_checkpoint(self.step, parts, {"epoch": self.epoch, "best": self.best, "data": self.digest})
-
-    def restore(self, checkpoint) -> None:
-        """Go on where the checkpoint was written. Raises RunError if the images or the network are others by now."""
-        if checkpoint.state["data"] != self.digest:
-            raise RunError(f"The images or the model of run {self.run.name} have changed since it began; start anew.")
-        weights = checkpoint.tensors("weights")
-        self.best_weights = {
-            name: value.to(self.weights[name].device) for name, value in checkpoint.tensors("best").items()
-        }
-        with torch.no_grad():
-            for name, p in self.weights.items():
-                p.copy_(weights[name])
-        state: dict[int, dict] = {}
-        for name, value in checkpoint.tensors("optimizer").items():
-            i, key = name.split(".", 1)
-            state.setdefault(int(i), {})[key] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
-        self.epoch, self.best = checkpoint.state["epoch"], checkpoint.state["best"]
-        self.run.truncate_metrics(self.step)
-        self.run.log(f"Going on after epoch {self.epoch}.")
 
 
 def _check_broken(held: Held, what: str, config: FinetuneConfig, run: Run) -> None:
@@ -301,7 +146,7 @@ def _check_broken(held: Held, what: str, config: FinetuneConfig, run: Run) -> No
         raise FinetuneError(f"{len(held.broken)} of the {count} {what} images cannot be read: {first}")
 
 
-def _result(task: _Task, course: _Course, way: Head | Network, run: Run) -> dict:
+def _result(task: _Task, course: Course, way: Head | Network, run: Run) -> dict:
     """Export the best weights; then what is to be said of them, also written to the run's result.json.
 
     Keys: model, weights_id, way, size, classes, train (count), epochs, best (the epoch chosen), validation and, where
@@ -310,7 +155,7 @@ def _result(task: _Task, course: _Course, way: Head | Network, run: Run) -> dict
     network, prepare = way.classifier(), preparation(task.backbone)
     mean, std = (value.flatten().tolist() for value in (task.backbone._mean, task.backbone._std))
     try:
-        export(network, run.export_folder, mean, std, task.size, round(task.size / SHARE))
+        export(network, run.export_folder, mean, std, task.size, short_side(task.size))
     except OSError as error:
         raise RunError(f"{run.export_folder} cannot be written: {error.strerror or error}.") from None
     result = {

@@ -22,6 +22,13 @@ SHARE = 224 / 256
 """Of the short side that is kept: DINO resizes to 256 pixels and crops 224 (eval_knn.py, eval_linear.py)."""
 
 
+def short_side(size: int, share: float = SHARE) -> int:
+    """What a picture's short side becomes before the centre crop of `size`: as far from it on both sides, where a
+    margin of half a pixel would be rounded this way by torchvision and that way by transformers."""
+    short = max(size, round(size / share))
+    return short + (short - size) % 2
+
+
 def centre_square(picture: Image.Image, size: int, share: float = SHARE) -> Image.Image:
     """The middle of a picture, size x size pixels, whose side covers `share` of the short side (bicubic)."""
     width, height = picture.size
@@ -30,7 +37,7 @@ def centre_square(picture: Image.Image, size: int, share: float = SHARE) -> Imag
         left, top = max(0, width // 2 - half), max(0, height // 2 - half)
         picture = picture.crop((left, top, min(width, left + 2 * half), min(height, top + 2 * half)))
         width, height = picture.size
-    short = max(size, round(size / share))
+    short = short_side(size, share)
     resized = (short, short * height // width) if width <= height else (short * width // height, short)
     picture = picture.resize(resized, Image.Resampling.BICUBIC)
     left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
@@ -82,7 +89,7 @@ def centre_squares(
 def centre_of(images: torch.Tensor, size: int, share: float = SHARE) -> torch.Tensor:
     """The same crop of squares in memory: uint8 (B, 3, S, S) -> float32 (B, 3, size, size) in [0, 1]."""
     side = images.shape[-1]
-    kept = side * size / max(size, round(size / share))
+    kept = side * size / short_side(size, share)
     margin = round((side - kept) / 2)
     pixels = images[..., margin : side - margin, margin : side - margin].float().div_(255)
     if pixels.shape[-1] == size:

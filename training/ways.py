@@ -50,7 +50,8 @@ class Head:
     """A linear layer on frozen features of centre crops, which are standardised; the export takes that back."""
 
     def __init__(self, network: nn.Module, prepare: Callable, train: Held, validation: Held, config: FinetuneConfig):
-        self.network, self.labels, self.validation_labels = network, train.labels, validation.labels
+        self.network, self.classes = network, network.config.num_labels
+        self.labels, self.validation_labels = train.labels, validation.labels
         device = network.device
         features, self._held = (_features(network, prepare, part) for part in (train, validation))
         self._mean = features.mean(0)
@@ -58,7 +59,7 @@ class Head:
         self._std = features.std(0).clamp(min=1e-3 * float(features.std()))
         self._train = self._standardised(features)
         self._held = self._standardised(self._held)
-        self.module = nn.Linear(features.shape[1], network.config.num_labels).to(device)
+        self.module = nn.Linear(features.shape[1], self.classes).to(device)
         nn.init.zeros_(self.module.weight)
         nn.init.zeros_(self.module.bias)
         self.groups = [
@@ -97,7 +98,7 @@ class Network:
     def __init__(self, network: nn.Module, prepare: Callable, train: Decoded, validation: Held, config: FinetuneConfig):
         self.config, self._prepare, self._decoded, self._held = config, prepare, train, validation
         self.labels, self.validation_labels = torch.from_numpy(train.labels), validation.labels
-        base = network.base_model
+        self.classes, base = network.config.num_labels, network.base_model
         self.module = _with_lora(network, config) if config.way == "lora" else network
         decay = config.layer_decay if config.way == "full" else 1.0
         self.groups = parameter_groups(self.module, base, decay)
