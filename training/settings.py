@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Self, get_args, get_type_hints
+from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from dinoviz.errors import DinovizError
 
@@ -70,7 +72,7 @@ class Config:
         path = Path(path)
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise ConfigError(f"{path} cannot be read as a configuration: {error}.") from None
         if not isinstance(values, dict):
             raise ConfigError(f"{path} is no configuration: it holds a {type(values).__name__}, not named settings.")
@@ -81,19 +83,32 @@ class Config:
 
 def _cast(field: dataclasses.Field, hint: Any, value: Any) -> Any:
     """JSON and the command line know fewer types than Python; anything that is not of the hint's type is refused."""
-    if isinstance(value, list):
-        value = tuple(value)
     kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     for kind in kinds:
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
+        with suppress(TypeError):
+            return _as(kind, value)
+    wanted = " or ".join(_name(kind) for kind in kinds)
+    raise ConfigError(f"{field.name} is of type {wanted}, not {value!r}.")
+
+
+def _as(kind: Any, value: Any) -> Any:
+    """The value, or each of a list, as one of this kind; raises TypeError where that would change what it says."""
+    if get_origin(kind) is tuple and isinstance(value, list | tuple):
+        return tuple(_as(get_args(kind)[0], one) for one in value)
+    kind = get_origin(kind) or kind
+    if isinstance(value, bool) == (kind is bool):  # to Python, True is a number
+        if kind is float and isinstance(value, int):
+            large = abs(value) > sys.float_info.max  # which JSON can hold
+            return float(value) if not large else math.inf if value > 0 else -math.inf
         if kind is int and isinstance(value, float) and value.is_integer():
             return int(value)
-        plain = getattr(kind, "__origin__", kind)
-        if isinstance(value, plain) and not (plain is not bool and isinstance(value, bool)):
+        if isinstance(value, kind):
             return value
-    wanted = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
-    raise ConfigError(f"{field.name} is of type {wanted}, not {value!r}.")
+    raise TypeError
+
+
+def _name(kind: Any) -> str:
+    return f"list of {_name(get_args(kind)[0])}" if get_origin(kind) is tuple else getattr(kind, "__name__", str(kind))
 
 
 def _check(field: dataclasses.Field, value: Any) -> None:
@@ -103,6 +118,7 @@ def _check(field: dataclasses.Field, value: Any) -> None:
     for number in value if isinstance(value, tuple) else (value,):
         if not isinstance(number, int | float) or isinstance(number, bool):
             continue
+        number = _as(float, number)
         if not math.isfinite(number) or (low is not None and number < low) or (high is not None and number > high):
             bounds = " and ".join(
                 f"{word} {bound:g}" for word, bound in (("at least", low), ("at most", high)) if bound is not None
