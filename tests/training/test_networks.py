@@ -158,7 +158,7 @@ def depth_by_hand(name: str, blocks: int) -> int:
     """DINOv2's `get_vit_lr_decay_rate`, on the names that transformers gives."""
     if name.startswith("embeddings."):
         return 0
-    found = re.fullmatch(r"(?:encoder\.layer|layers|model\.layer)\.(\d+)\..+", name)
+    found = re.fullmatch(r"(?:\w+\.)?layers?\.(\d+)\..+", name)
     return int(found[1]) + 1 if found else blocks + 1
 
 

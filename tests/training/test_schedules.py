@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.training import reference
@@ -44,6 +44,7 @@ def test_after_the_last_step_the_end_holds():
     assert cosine(99, 10, 2.0, 1.0, 3) == pytest.approx(1.0)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.integers(0, 300), st.integers(0, 300), st.integers(0, 300), st.floats(0, 1), st.floats(0, 1))
 def test_no_value_leaves_the_range(step, steps, warmup, start, end):
     """Whatever the lengths, a learning rate is never negative and never above the one that was asked for."""
