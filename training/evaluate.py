@@ -23,7 +23,7 @@ from training.scores import scores
 from training.task_config import EvaluateConfig
 from training.transforms import SHARE, centre_of, centre_squares
 
-LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)
 """At a batch of 256. DINO starts from 0.001 and says to try others for each network; DINOv2 sweeps 1e-5 to 0.1 on
 ImageNet. A small data set has few steps, so ours reaches further up."""
 

@@ -135,8 +135,15 @@ class ProbeConfig(Config):
     """A depth probe on frozen features, as DINOv2 evaluated it."""
 
     data: str = setting("", "folder with rgb/ID.jpg and depth/ID.png (16 bits, millimetres)", group="data")
+    test: str = setting("", "held-out folder like it, only ever looked at once, at the end", group="data")
     validation: float = setting(
         0.15, "share of the images kept back to decide when to stop", group="data", low=0.01, high=0.5
+    )
+    crop: str = setting(
+        "eigen",
+        "eigen: the border that sensors leave empty counts for nothing, as on NYU Depth; none: all counts",
+        group="data",
+        choices=("eigen", "none"),
     )
     limit: int = setting(0, "use no more images than this; 0: all", group="data", low=0)
     memory_gb: float = setting(4.0, "what the features of all images may take, in half precision", group="data", low=0)
@@ -146,8 +153,9 @@ class ProbeConfig(Config):
     layers: tuple[int, ...] = setting(
         (-1,), "blocks whose tokens are joined; DINOv2 took the last, or four spread evenly", group="network", knob=True
     )
-    resolution: int = setting(280, "short side in model pixels", group="network", low=32, high=1792, knob=True)
+    resolution: int = setting(280, "short side in model pixels", group="network", low=224, high=1792, knob=True)
     bins: int = setting(256, "depths that the head chooses among", group="head", low=2, high=1024)
+    upsample: int = setting(4, "how much finer than the patches depth is told", group="head", choices=(1, 2, 4))
     depth: tuple[float, ...] = setting((0.001, 10.0), "nearest and farthest, in metres", group="head", low=0.0001)
 
     epochs: int = setting(30, "passes over the data", group="optimiser", low=1, knob=True)
