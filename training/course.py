@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from dinoviz.errors import DinovizError, Stopped
 from training.checkpoints import Checkpoint
 from training.clock import BEAT
-from training.evaluate import Progress
+from training.protocols import Progress
 from training.runs import Run, RunError
 from training.schedules import cosine
 from training.task_config import FinetuneConfig

@@ -17,9 +17,10 @@ from dinoviz.files import whole
 from training.classifier import build, predict
 from training.course import Course, FinetuneError
 from training.data import Decoded, Pictures, demo, find
-from training.evaluate import Progress, evaluation_size
+from training.evaluate import evaluation_size
 from training.export import export
 from training.labels import aligned, halves, labelled
+from training.protocols import Progress
 from training.runs import Run, RunError
 from training.scores import scores
 from training.stopping import working

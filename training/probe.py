@@ -26,7 +26,7 @@ from dinoviz.errors import DinovizError, Stopped
 from dinoviz.files import whole
 from dinoviz.images import PatchGrid
 from training.clock import BEAT
-from training.evaluate import Progress
+from training.protocols import Progress
 from training.rgbd import Pair, counts, depth_errors, find_pairs
 from training.runs import Run
 from training.schedules import cosine

@@ -10,6 +10,7 @@ from PIL import Image
 
 from dinoviz.errors import DinovizError
 from training import evaluate as ev
+from training import protocols
 from training.data import demo
 from training.pictures import find
 from training.scores import scores
@@ -49,7 +50,7 @@ def test_votes_are_those_of_the_plain_definition(k, temperature):
     train, labels = clouds(60)
     asked, truth = clouds(25, seed=1)
     plain = plain_votes(train, labels, asked, k, temperature, 4)
-    votes = ev.knn_votes(train, labels, asked, k=k, temperature=temperature, classes=4, chunk=7)
+    votes = protocols.knn_votes(train, labels, asked, k=k, temperature=temperature, classes=4, chunk=7)
     np.testing.assert_allclose(votes, plain, rtol=2e-5)  # cosines in float32, divided by 0.07
     assert ev.knn(train, labels, asked, truth, k=k, temperature=temperature) == (plain.argmax(1) == truth).mean()
 
@@ -57,7 +58,7 @@ def test_votes_are_those_of_the_plain_definition(k, temperature):
 def test_leave_one_out_asks_all_others_and_never_oneself():
     features, labels = clouds(40)
     plain = plain_votes(features, labels, features, 5, 0.07, 4, leave_out=True)
-    np.testing.assert_allclose(ev.knn_votes(features, labels, k=5, classes=4, chunk=16), plain, rtol=2e-5)
+    np.testing.assert_allclose(protocols.knn_votes(features, labels, k=5, classes=4, chunk=16), plain, rtol=2e-5)
     assert ev.knn_leave_one_out(features, np.arange(40), k=5) == 0  # every other one has another class
 
 
@@ -75,7 +76,7 @@ def test_linear_layers_trained_at_once_are_those_that_autograd_and_sgd_train():
     features, labels = clouds(70)
     x, y = torch.from_numpy(features), torch.from_numpy(labels)
     rates, epochs, batch = [0.03, 1.0], 4, 32
-    weight, bias = ev._train_linear(x, y, 4, rates, epochs, batch, 5, None, "")
+    weight, bias = protocols._train_linear(x, y, 4, rates, epochs, batch, 5, None, "")
     for i, rate in enumerate(rates):
         generator = torch.Generator().manual_seed(5)
         layer = torch.nn.Linear(12, 4)
@@ -228,7 +229,7 @@ def test_an_evaluation_says_all_of_itself(tiny_folders, demo_folders):
         assert len(found["per_class"]) == 3
     # Random weights still tell an astronaut from bricks.
     assert result["linear"]["top1"] > 0.5
-    assert result["linear"]["lr"] in ev.LEARNING_RATES
+    assert result["linear"]["lr"] in protocols.LEARNING_RATES
     assert "encoding" in heard
     assert json.loads(json.dumps(result)) == result
     split = ev.evaluate(replace(config, test="", linear=False))
