@@ -106,8 +106,8 @@ def linear(
     SGD, momentum 0.9, no weight decay, cosine by epoch to 0, learning rate lr * batch / 256, weights from N(0, 0.01).
     The features are taken as the network gives them, neither standardised nor normalised. Other than published:
     they are of centre crops, not of random ones, so that every picture is encoded once.
-    The learning rate is the best on a fifth of the training set (of equals, that of the least loss); a layer is then trained on
-    all of it, and its last epoch counts.
+    The learning rate is the best on a fifth of the training set (of equals, that of the least loss); a layer is then
+    trained on all of it, and its last epoch counts.
     """
     _check_features(train, train_labels, test)
     x = torch.as_tensor(train, dtype=torch.float32)

@@ -227,8 +227,6 @@ def test_an_evaluation_says_all_of_itself(tiny_folders, demo_folders):
     for found in (result["knn"]["10"], result["linear"]):
         assert found["n"] == 9
         assert len(found["per_class"]) == 3
-    # Random weights still tell an astronaut from bricks.
-    assert result["linear"]["top1"] > 0.5
     assert result["linear"]["lr"] in protocols.LEARNING_RATES
     assert "encoding" in heard
     assert json.loads(json.dumps(result)) == result
