@@ -85,8 +85,12 @@ class Head:
     def classifier(self) -> nn.Module:
         """transformers' model with what was learnt; in float64, so that nothing is lost on the way back."""
         with torch.no_grad():
-            weight = self.module.weight.double() / self._std.double()
-            bias = self.module.bias.double() - weight @ self._mean.double()
+            # On the CPU, since Apple's GPUs have no float64.
+            weight, bias, mean, std = (
+                v.cpu().double() for v in (self.module.weight, self.module.bias, self._mean, self._std)
+            )
+            weight = weight / std
+            bias = bias - weight @ mean
             self.network.classifier.weight.copy_(weight)
             self.network.classifier.bias.copy_(bias)
         return self.network
