@@ -11,6 +11,7 @@ from PIL import Image
 
 import dinoviz
 from dinoviz.errors import DinovizError
+from tests.conftest import ROOT
 from training.classifier import build, open_classifier
 from training.course import Course, FinetuneError
 from training.data import demo
@@ -159,6 +160,38 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(way, config, tmp_path):
     assert without_times(stopped) == without_times(whole)
     for name in ("model.safetensors", "config.json", "preprocessor_config.json"):
         assert (stopped.export_folder / name).read_bytes() == (whole.export_folder / name).read_bytes()
+
+
+KILLED = """
+import os, signal, sys
+import torch
+from training.finetune import finetune
+from training.runs import Run
+from training.task_config import FinetuneConfig
+torch.set_num_threads(int(sys.argv[2]))
+run = Run(sys.argv[1])
+finetune(FinetuneConfig.from_dict(run.config), run,
+         lambda done, of, what: os.kill(os.getpid(), signal.SIGKILL) if (of, done) == (12, 7) else None)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_a_run_that_was_killed_goes_on_bit_for_bit(way, config, tmp_path):
+    import subprocess
+    import sys
+
+    config = replace(config, way=way)
+    whole, killed = begin(config, tmp_path, "whole"), begin(config, tmp_path, "killed")
+    finetune(config, whole)
+    # As many threads as here, because sums are split among them.
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(killed.folder), str(torch.get_num_threads())], cwd=ROOT)
+    assert ended.returncode == -signal.SIGKILL
+    assert killed.status()["state"] == "died"
+    assert resume(killed) is not None
+    assert without_times(killed) == without_times(whole)
+    weights = "model.safetensors"
+    assert (killed.export_folder / weights).read_bytes() == (whole.export_folder / weights).read_bytes()
 
 
 def test_sigterm_ends_a_run_cleanly(config, tmp_path):
