@@ -132,7 +132,11 @@ class PretrainConfig(Config):
     )
     batch: int = setting(64, "images in a step, over all devices", group="optimiser", low=1, high=65536, knob=True)
     accumulate: int = setting(
-        1, "parts that a step's batch is computed in, where memory is short", group="optimiser", low=1, high=1024
+        1,
+        "parts that a step is computed in, where memory is short; sinkhorn and KoLeo see a part at a time",
+        group="optimiser",
+        low=1,
+        high=1024,
     )
     lr: float = setting(
         5e-4, "learning rate at a batch of 256; it grows linearly with the batch", group="optimiser", low=0, knob=True
@@ -143,7 +147,7 @@ class PretrainConfig(Config):
     weight_decay_end: float = setting(0.4, "at the end", group="optimiser", low=0, high=10)
     beta2: float = setting(0.999, "AdamW's second moment", group="optimiser", low=0, high=0.99999)
     clip: float = setting(
-        3.0, "largest norm of the gradient of each parameter tensor's group; 0: no clipping", group="optimiser", low=0
+        3.0, "largest norm of the gradient of all weights together; 0: no clipping", group="optimiser", low=0
     )
     teacher_momentum: float = setting(
         0.996, "of the teacher's moving average at the start; it ends at 1", group="optimiser", low=0, high=1
@@ -191,12 +195,31 @@ class PretrainConfig(Config):
             raise ConfigError(f"batch ({self.batch}) must be a multiple of accumulate ({self.accumulate}).")
 
 
-PRESETS: dict[str, dict] = {}
-"""Values that differ from the defaults, by name; `pretrain_preset` looks them up."""
+@dataclass(frozen=True)
+class Preset:
+    """Settings that go together: in a few words, and the values that differ from the defaults."""
+
+    about: str
+    values: dict
+
+
+PRESETS: dict[str, Preset] = {
+    "micro": Preset("a CPU minute on the demo", {
+        "dim": 96, "depth": 4, "heads": 3, "global_size": 48, "local_size": 24, "local_crops": 4,
+        "prototypes": 1024, "head_hidden": 512, "head_bottleneck": 128,
+        "epochs": 20.0, "warmup_epochs": 2.0, "teacher_temperature_epochs": 10.0, "teacher_momentum": 0.99, "lr": 2e-3,
+        "knn_every": 5.0, "snapshot_every": 2.0,
+    }),
+    "tiny": Preset("ViT-Tiny, DINO's settings at small sizes", {"dim": 192, "depth": 12, "heads": 3}),
+    "small": Preset("ViT-Small as DINO published it, for GPUs", {
+        "dim": 384, "depth": 12, "heads": 6, "patch": 16, "global_size": 224, "local_size": 96, "local_crops": 8,
+        "prototypes": 65536, "drop_path": 0.1, "batch": 256,
+    }),
+}  # fmt: skip
 
 
 def pretrain_preset(name: str) -> dict:
     """The settings of a preset; raises ConfigError with the choices."""
     if name not in PRESETS:
         raise ConfigError(f"There is no preset {name!r}. Known are {', '.join(PRESETS)}.")
-    return dict(PRESETS[name])
+    return dict(PRESETS[name].values)

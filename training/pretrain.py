@@ -1,38 +1,32 @@
-"""The DINO / DINOv2 loop: a student learns to say of its crops what its own moving average says of others.
-
-Reads like Algorithm 1 of Caron et al. 2021; `Pretraining.step` is that algorithm. Every random number is a function
-of the run's seed and the step or epoch, so the step alone tells where the run is, on however many processes.
-"""
+"""A pretraining run, from its first step to its last: data in, metrics, snapshots, checkpoints and the teacher out."""
 
 from __future__ import annotations
 
-import math
+import os
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
-import dinoviz
-from dinoviz.backbone import IMAGENET_MEAN, IMAGENET_STD
-from dinoviz.errors import DinovizError
+from dinoviz import models
+from dinoviz.errors import DinovizError, Stopped
 from dinoviz.images import open_image
 from training import distributed, health, monitor
-from training.augment import GLOBALS, MultiCrop
-from training.clock import Clock, memory_mb, stop_signals
+from training.augment import GLOBALS
+from training.checkpoints import Checkpoint
+from training.clock import Clock, memory_mb
 from training.config import PretrainConfig
 from training.data import DataError, Decoded, Pictures, batches, demo, find
+from training.dino import ORDER, Distillation, Seen, first_backbone, generator
 from training.export import export
-from training.losses import Centring, DINOLoss, IBOTPatchLoss, KoLeoLoss
-from training.masking import block_masks
-from training.networks import ema_update, new_backbone, parameter_groups, student_and_teacher
 from training.runs import Run, RunError
-from training.schedules import cosine, linear, scaled_lr
 from training.settings import ConfigError
+from training.stopping import working
 
-CROPS, MASKS, DROPS, ORDER = range(4)  # streams of random numbers that must not be the same
 PROBES = 4
 Progress = Callable[[dict], None]
 
@@ -42,399 +36,223 @@ def pretrain(config: PretrainConfig, run: Run, progress: Progress | None = None)
 
     run: a new run of this configuration. progress: called with each record of metrics.
 
-    Raises DinovizError with one sentence for data and settings that cannot be, a run that diverges and a disk that is
-    full; the run's status then is "failed" and says the same.
+    Raises DinovizError with one sentence for data and settings that cannot be, a run that diverges, a device whose
+    memory is full and a disk that is; the run's status then is "failed" and says the same.
     """
-    _guarded(config, run, progress, None)
+    _work(config, run, progress, None)
 
 
 def resume(run: Run, progress: Progress | None = None) -> None:
     """Go on from the last whole checkpoint, or from the start if there is none yet. Raises as `pretrain` does."""
     if run.kind != "pretrain":
-        raise RunError(f"{run.name} is a run of kind {run.kind}, not pretrain.")
-    if run.status().get("state") in ("starting", "running"):
-        raise RunError(f"{run.name} is still running; `stop` it first.")
-    run.clear_stop()
-    _guarded(PretrainConfig.from_dict(run.config), run, progress, run.checkpoint())
+        raise RunError(f"{run.name} is a run of kind {run.kind!r}, not 'pretrain'.")
+    _work(PretrainConfig.from_dict(run.config), run, progress, run.checkpoint())
 
 
-def _guarded(config: PretrainConfig, run: Run, progress, checkpoint) -> None:
-    try:
-        Pretraining(config, run, progress).train(checkpoint)
-    except torch.OutOfMemoryError:
-        message = "The device's memory is full: lower batch, local_crops or global_size, or raise accumulate."
-        _fail(run, message)
-        raise DinovizError(message) from None
-    except Exception as error:
-        _fail(run, str(error) if isinstance(error, DinovizError) else f"{type(error).__name__}: {error}")
-        raise
+def _work(config: PretrainConfig, run: Run, progress: Progress | None, checkpoint: Checkpoint | None) -> None:
+    from accelerate import PartialState
 
-
-def _fail(run: Run, message: str) -> None:
-    with suppress(RunError):  # on a full disk even that cannot be written; the sentence is raised all the same
-        run.log(f"failed: {message}")
-        run.set_status("failed", message=message)
-
-
-def store_size(config: PretrainConfig, pictures: Pictures) -> int:
-    """Pixels of the squares that images are kept as: twice the global crops, or what they have, if that is less.
-
-    Twice, because then even the whole image is made smaller by no more than 2, which bilinear sampling does well.
-    """
-    if config.store_size:
-        return config.store_size
-    sides = []
-    for i in np.linspace(0, len(pictures) - 1, min(32, len(pictures))).astype(int):
-        with suppress(DinovizError):  # broken ones are counted when all are decoded
-            sides.append(max(pictures.open(i).size))
-    return (
-        min(2 * config.global_size, max(int(np.median(sides)), config.global_size // 2))
-        if sides
-        else config.global_size
-    )
+    main = PartialState(cpu=models.pick_device().type == "cpu").is_main_process
+    with working(run, writes=main) as asked_to_stop:
+        try:
+            Pretraining(config, run, progress, checkpoint).train(asked_to_stop)
+        except torch.OutOfMemoryError:
+            raise DinovizError(
+                "The device's memory is full: lower batch, local_crops or global_size, or raise accumulate."
+            ) from None
 
 
 class Pretraining:
-    """A run that is being computed: networks, optimiser, data and the step it has reached."""
+    """A run that is being computed. With several processes, the main one alone writes to its folder."""
 
-    def __init__(self, config: PretrainConfig, run: Run, progress: Progress | None = None):
+    def __init__(
+        self, config: PretrainConfig, run: Run, progress: Progress | None = None, checkpoint: Checkpoint | None = None
+    ):
         from accelerate import Accelerator
 
         self.config, self.run, self.progress = config, run, progress
-        self.accelerator = Accelerator(cpu=dinoviz.models.pick_device().type == "cpu")
-        self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
-        if config.batch % (config.accumulate * distributed.processes()):
-            raise ConfigError(
-                f"batch ({config.batch}) must be a multiple of accumulate ({config.accumulate}) times the number of "
-                f"processes ({distributed.processes()})."
-            )
-        self._status("starting", message="reading the images")
-        pictures = find(config.data, classes=True) if config.data else demo("train")
+        self.accelerator = Accelerator(cpu=models.pick_device().type == "cpu")
+        self.main = self.accelerator.is_main_process
+        self.step = checkpoint.step if checkpoint else 0
+        if self.main:
+            run.set_status("running", step=self.step, message="reading the images")
+        pictures = find(config.data) if config.data else demo("train")
         self.data = self._decode(pictures, store_size(config, pictures))
-        self.steps_per_epoch = len(self.data) // config.batch
-        if not self.steps_per_epoch:
-            raise DataError(
-                f"There are {len(self.data)} images, fewer than the {config.batch} of one batch: lower batch, "
-                "or bring more images."
-            )
-        self.steps = max(1, round(config.epochs * self.steps_per_epoch))
-        self._build()
+        self.epoch = self._steps_in_epoch()
+        self.steps = max(1, round(config.epochs * self.epoch))
+        self.dino = Distillation(config, self.accelerator, self.steps, self.epoch)
+        self.window: dict[str, list[torch.Tensor]] = {}  # since the last record
+        self.used = torch.zeros(config.prototypes, dtype=torch.bool, device=self.accelerator.device)
+        self.watch = health.Watch(config.prototypes, GLOBALS * config.batch, self.steps)
         self.neighbours = self._neighbours()
         self.probes = self._probes()
-        self.step = 0
-
-    def _build(self) -> None:
-        config = self.config
-        torch.manual_seed(config.seed)
-        mean, std = IMAGENET_MEAN, IMAGENET_STD
-        if config.start:
-            start = dinoviz.load(config.start, device="cpu", dtype=torch.float32)
-            backbone, mean, std = start.model, start.mean, start.std
-            for size in (config.global_size, config.local_size):
-                if size % start.patch_size:
-                    raise ConfigError(
-                        f"Crops of {size} px are no multiple of the patch of {config.start}, {start.patch_size}."
-                    )
-        else:
-            backbone = new_backbone(config)
-        self.mean, self.std = mean, std
-        self.patch = backbone.config.patch_size
-        student, teacher = student_and_teacher(backbone, config)
-        groups = parameter_groups(student, backbone, config.layer_decay)
-        fused = self.device.type in ("cpu", "cuda")
-        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2), fused=fused)
-        self.student_net, self.teacher_net = student, teacher.to(self.device)
-        if config.compile:
-            student, teacher = torch.compile(student), torch.compile(teacher)
-        # What is called; the same weights as in the two plain modules, which are what is saved.
-        self.student, self.optimizer = self.accelerator.prepare(student, optimizer)
-        self.teacher = teacher
-        self.crops = MultiCrop(config, mean, std)
-        self.dino = DINOLoss(self._centring(), config.student_temperature).to(self.device)
-        self.ibot = IBOTPatchLoss(self._centring(), config.student_temperature).to(self.device)
-        self.koleo = KoLeoLoss()
-        self.bfloat16 = config.precision == "bfloat16" or (
-            config.precision == "auto" and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
-        )
-        self.window: dict[str, list[float]] = {}
-        self.used = torch.zeros(config.prototypes, dtype=torch.bool, device=self.device)
-        self.watch = health.Watch(config.prototypes, GLOBALS * config.batch, self.steps)
-
-    def _centring(self) -> Centring:
-        return Centring(self.config.prototypes, self.config.centring, self.config.centre_momentum)
-
-    # --- the algorithm
-
-    def train_step(self, images: torch.Tensor, aspects: torch.Tensor) -> dict:
-        """One step on this process's part of the batch; returns what `health` and the log need."""
-        config, step = self.config, self.step
-        self._set_rates()
-        teacher_temperature = linear(
-            step,
-            round(config.teacher_temperature_epochs * self.steps_per_epoch),
-            config.teacher_temperature_start,
-            config.teacher_temperature,
-        )
-        draws = self.crops.draw(config.batch, self._rng(CROPS, step))
-        masks = self._masks()
-        losses: dict[str, torch.Tensor] = {}
-        for part, (local, everywhere) in enumerate(self._parts()):
-            crops = self.crops(images[local].to(self.device, non_blocking=True), aspects[local], draws.of(everywhere))
-            count = local.stop - local.start
-            mask = None if masks is None else masks[everywhere].transpose(0, 1).flatten(0, 1).to(self.device)
-            torch.manual_seed(self._seed(DROPS, step * config.accumulate + part, self.accelerator.process_index))
-            last = part == config.accumulate - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.student):
-                with self._autocast():
-                    with torch.no_grad():
-                        taught = self.teacher(crops[:1], count, mask)
-                    said = self.student(crops, count, mask, hide=True)
-                terms, targets = self._losses(said, taught, mask, teacher_temperature)
-                total = sum(getattr(config, f"{name}_weight") * value for name, value in terms.items())
-                self.accelerator.backward(total / config.accumulate)
-            for name, value in {**terms, "total": total}.items():
-                losses[name] = losses.get(name, 0) + value.detach() / config.accumulate
-        # The published scripts let the prototypes stand still at first: moving targets would be chased at once.
-        if step < config.freeze_last_layer * self.steps_per_epoch:
-            for head in self._heads():
-                head.prototypes.grad = None
-        norm = self._clip()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        momentum = cosine(step, self.steps, config.teacher_momentum, 1.0)
-        ema_update(self.teacher_net, self.student_net, momentum)
-        self.dino.centring.update()
-        self.ibot.centring.update()
-        self.used[targets.flatten(0, 1).argmax(-1)] = True
-        return {"losses": losses, "norm": norm, "targets": targets, "tokens": said.tokens}
-
-    def _losses(self, said, taught, mask, teacher_temperature: float) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        config = self.config
-        dino, targets = self.dino(said.cls.float(), taught.cls.float(), teacher_temperature)
-        terms = {"dino": dino} if config.dino_weight else {}
-        if mask is not None:
-            terms["ibot"] = self.ibot(said.patches.float(), taught.patches.float(), mask, teacher_temperature)
-        if config.koleo_weight:
-            terms["koleo"] = sum(self.koleo(tokens.float()) for tokens in said.tokens)
-        return terms, targets
-
-    def _set_rates(self) -> None:
-        config, step = self.config, self.step
-        warmup = round(config.warmup_epochs * self.steps_per_epoch)
-        lr = cosine(step, self.steps, scaled_lr(config.lr, config.batch), config.lr_end, warmup)
-        decay = cosine(step, self.steps, config.weight_decay, config.weight_decay_end)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["lr_scale"]
-            group["weight_decay"] = decay if group["decays"] else 0.0
-        self.lr, self.decay = lr, decay
-
-    def _clip(self) -> torch.Tensor:
-        return self.accelerator.clip_grad_norm_(self.student.parameters(), self.config.clip or math.inf)
-
-    def _masks(self) -> torch.Tensor | None:
-        """(B, G, h * w) bool for the whole batch, or None without iBOT."""
-        config = self.config
-        if not config.ibot_weight:
-            return None
-        side = config.global_size // self.patch
-        masks = block_masks(
-            config.batch * GLOBALS,
-            (side, side),
-            config.mask_probability,
-            config.mask_ratio,
-            self._rng(MASKS, self.step),
-        )
-        return torch.from_numpy(masks).unflatten(0, (config.batch, GLOBALS))
-
-    def _parts(self) -> Iterator[tuple[slice, slice]]:
-        """For each part of the step: which of this process's images, and which of the whole batch they are."""
-        size = self.config.batch // self.config.accumulate
-        own = size // distributed.processes()
-        for part in range(self.config.accumulate):
-            first = part * size + own * self.accelerator.process_index
-            yield slice(part * own, (part + 1) * own), slice(first, first + own)
-
-    def _heads(self) -> list:
-        return [head for head in (self.student_net.head, self.student_net.patch_head) if head is not None]
-
-    def _autocast(self):
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
-
-    def _rng(self, stream: int, *numbers: int) -> np.random.Generator:
-        return np.random.default_rng([self.config.seed, stream, *numbers])
-
-    def _seed(self, stream: int, *numbers: int) -> int:
-        return int(self._rng(stream, *numbers).integers(2**63))
-
-    # --- the run around it
-
-    def train(self, checkpoint=None) -> None:
-        """All steps that are left, then the export."""
-        if checkpoint is not None:
+        if checkpoint:
             self._restore(checkpoint)
-            self._log(f"resumed at step {self.step} of {self.steps}")
-        elif self.main:
-            self.run.truncate_metrics(-1)
-        self._describe()
+        if self.main:
+            run.truncate_metrics(self.step if checkpoint else -1)
+            run.log(f"resumed at step {self.step} of {self.steps}" if checkpoint else self._in_words())
+        self.accelerator.wait_for_everyone()
+
+    def train(self, asked_to_stop: Callable[[], bool] = lambda: False) -> None:
+        """All steps that are left. Raises Stopped, with a checkpoint made, when somebody asks for it."""
         if self.step == 0:
             self._look()
         clock = Clock(self.config.checkpoint_minutes)
-        with stop_signals() as stopped:
-            for images, aspects in batches(self.data, self._order(), workers=self._workers()):
-                clock.got_data()
-                seen = self.train_step(images, aspects)
-                self.step += 1
-                clock.stepped(self.config.batch)
-                self._record(seen, clock)
-                done = self.step == self.steps
-                if self._due(self.config.knn_every) or self._due(self.config.snapshot_every) or done:
-                    self._look()
-                stop = self._agreed(stopped.is_set() or (self.main and self.run.stop_requested()))
-                if stop or done or self._agreed(self.main and clock.checkpoint_due()):
-                    self._save()
-                if stop and not done:
-                    self._end("stopped", f"stopped at step {self.step} of {self.steps}")
-                    return
-                clock.ready()
-        self._end("finished", "finished")
+        for images, aspects in batches(self.data, self._order(), workers=self._workers()):
+            clock.got_data()
+            seen = self.dino.step(images, aspects, self.step)
+            self.step += 1
+            clock.stepped(self.config.batch)
+            self._record(seen, clock)
+            done = self.step == self.steps
+            if done or self._due(self.config.knn_every) or self._due(self.config.snapshot_every):
+                self._look()
+            stop = self._agreed(asked_to_stop() and not done)
+            if stop or done or self._agreed(clock.checkpoint_due()):
+                self._save()
+            if stop:
+                raise Stopped
+            clock.ready()
+        if self.main:
+            self.run.log("finished")
+            self.run.set_status("finished", step=self.step, steps=self.steps, eta=0)
 
-    def _record(self, seen: dict, clock: Clock) -> None:
-        for name, value in {**seen["losses"], "norm": seen["norm"]}.items():
+    def _order(self) -> Iterator[np.ndarray]:
+        """For each step that is left, the images that this process has in it; every epoch in a new order."""
+        parts = [everywhere for _, everywhere in self.dino.parts()]
+        shuffled = None
+        for step in range(self.step, self.steps):
+            epoch, place = divmod(step, self.epoch)
+            if place == 0 or shuffled is None:
+                shuffled = generator(self.config, ORDER, epoch).permutation(len(self.data))
+            batch = shuffled[place * self.config.batch : (place + 1) * self.config.batch]
+            yield np.concatenate([batch[part] for part in parts])
+
+    def _record(self, seen: Seen, clock: Clock) -> None:
+        for name, value in {**seen.losses, "gradient_norm": seen.norm}.items():
             self.window.setdefault(name, []).append(value)
+        self.used[seen.targets.flatten(0, 1).argmax(-1)] = True
         if self.step % self.config.log_every and self.step != self.steps:
             if clock.beat_due():
-                self._status("running", eta=clock.eta(self.steps - self.step))
+                self._beat(clock)
             return
-        means = distributed.mean(torch.stack([torch.stack(list(v)).mean() for v in self.window.values()])).tolist()
-        means = dict(zip(self.window, means, strict=True))
+        names, values = zip(*self.window.items(), strict=True)
+        means = distributed.mean(torch.stack([torch.stack(list(v)).float().mean() for v in values])).tolist()
+        means = dict(zip(names, means, strict=True))
         self.window.clear()
         record = {
             "step": self.step,
-            "epoch": self.step / self.steps_per_epoch,
+            "epoch": self.step / self.epoch,
             "loss": means.pop("total"),
-            "gradient_norm": means.pop("norm"),
+            "gradient_norm": means.pop("gradient_norm"),
             **{f"loss_{name}": value for name, value in means.items()},
-            **health.figures(seen["targets"], seen["tokens"]),
+            **health.figures(seen.targets, seen.tokens),
             "prototypes_used": float((distributed.total(self.used.float()) > 0).float().mean()),
-            "lr": self.lr,
-            "weight_decay": self.decay,
+            "lr": self.dino.lr,
+            "weight_decay": self.dino.weight_decay,
         }
-        if self.step % self.steps_per_epoch < self.config.log_every:
+        if self.step % self.epoch < self.config.log_every:  # an epoch has just ended
             self.used.zero_()
         alarm = self.watch.alarm(record)
-        record |= {"alarm": alarm} if alarm else {}
-        record |= {"speed": clock.speed(), "waiting": clock.waiting(), "memory_mb": memory_mb(self.device)}
-        if alarm:
-            self._log(alarm)
         if self.main:
-            self.run.add_metrics(record)
-            if self.progress:
-                self.progress(record)
-        self._status("running", eta=clock.eta(self.steps - self.step), message=alarm or "")
+            record["alarm"] = alarm
+            if alarm:
+                self.run.log(f"step {self.step}: {alarm}")
+            measured = {"speed": clock.speed(), "waiting": clock.waiting(), "memory_mb": memory_mb(self.dino.device)}
+            self._tell(record | measured)
+        self._beat(clock, alarm or "")
+
+    def _beat(self, clock: Clock, message: str = "") -> None:
+        if self.main:
+            eta = clock.eta(self.steps - self.step)
+            self.run.set_status("running", step=self.step, steps=self.steps, eta=eta, message=message)
+
+    def _tell(self, record: dict) -> None:
+        self.run.add_metrics(record)
+        if self.progress:
+            self.progress({"steps": self.steps, **record})
 
     def _due(self, epochs: float) -> bool:
         """Whether a multiple of `epochs` was passed in the step just made."""
-        every = epochs * self.steps_per_epoch
+        every = epochs * self.epoch
         return every > 0 and self.step // every > (self.step - 1) // every
 
     def _look(self) -> None:
         """k-NN accuracy and snapshots of the teacher, by the main process."""
         if self.main:
-            backbone = monitor.view(self.teacher_net.backbone, self.run.name, self.mean, self.std)
+            teacher = monitor.view(self.dino.teacher.backbone, self.run.name, self.dino.mean, self.dino.std)
             if self.neighbours:
-                epoch = self.step / self.steps_per_epoch
-                record = {"step": self.step, "epoch": epoch, "knn": self.neighbours.accuracy(backbone)}
-                self.run.add_metrics(record)
-                if self.progress:
-                    self.progress(record)
+                accuracy = self.neighbours.accuracy(teacher)
+                self._tell({"step": self.step, "epoch": self.step / self.epoch, "knn": accuracy})
             folder = self.run.folder / "snapshots" / f"step-{self.step:08}"
-            try:
-                monitor.snapshot(backbone, self.probes, 2 * self.config.global_size, folder)
-            except OSError as error:
-                raise RunError(f"The snapshot in {folder} cannot be written: {error.strerror or error}.") from None
+            with _writing(f"The snapshot in {folder}"):
+                monitor.snapshot(teacher, self.probes, 2 * self.config.global_size, folder)
         self.accelerator.wait_for_everyone()
 
     def _save(self) -> None:
+        used = distributed.total(self.used.float()) > 0
+        window = {name: distributed.mean(torch.stack(list(v)).float()).tolist() for name, v in self.window.items()}
         if self.main:
-            parts = {
-                "student": self.student_net.state_dict(),
-                "teacher": self.teacher_net.state_dict(),
-                "optimizer": {f"{i}.{k}": v for i, s in self._optimizer_states() for k, v in s.items()},
-                "centres": {"dino": self.dino.centring.centre, "ibot": self.ibot.centring.centre, "used": self.used},
-            }
-            window = {name: [float(v) for v in values] for name, values in self.window.items()}
             state = {
-                "step": self.step,
                 "images": len(self.data),
                 "config": self.config.to_dict(),
                 "window": window,
                 "alarm_since": self.watch.since,
             }
-            self.run.save_checkpoint(self.step, parts, state)
-            export(self.teacher_net.backbone, self.run.export_folder, self.mean, self.std, self.config.global_size)
+            self.run.save_checkpoint(self.step, {**self.dino.tensors(), "health": {"used": used}}, state)
+            with _writing(f"The export of {self.run.name}"):
+                dino = self.dino
+                export(dino.teacher.backbone, self.run.export_folder, dino.mean, dino.std, self.config.global_size)
         self.accelerator.wait_for_everyone()
 
-    def _optimizer_states(self) -> list[tuple[int, dict]]:
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        return [(i, self.optimizer.state[p]) for i, p in enumerate(parameters) if p in self.optimizer.state]
-
-    def _restore(self, checkpoint) -> None:
+    def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
-        changed = {k for k, v in self.config.to_dict().items() if state["config"].get(k, v) != v}
+        now = self.config.to_dict()
+        changed = sorted(name for name, value in state["config"].items() if now.get(name) != value)
         if changed:
             raise ConfigError(
-                f"{', '.join(sorted(changed))} of this run changed since its checkpoint was made; start a new run, "
-                f"from this one if you like (start {self.run.folder})."
+                f"{', '.join(changed)} changed since the checkpoint of {self.run.name} was made; a run goes on with "
+                "what it began with. A new run can start from this one's teacher (--start)."
             )
         if state["images"] != len(self.data):
             raise DataError(
-                f"The data of this run has {len(self.data)} images now, {state['images']} when its checkpoint was made."
+                f"The data of {self.run.name} has {len(self.data)} images now, and had {state['images']} when its "
+                "checkpoint was made: the order of the images would be another."
             )
-        self.student_net.load_state_dict(checkpoint.tensors("student"))
-        self.teacher_net.load_state_dict(checkpoint.tensors("teacher"))
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        for key, value in checkpoint.tensors("optimizer").items():
-            index, name = key.split(".", 1)
-            # Adam's step counter lives where its other state does when it is fused.
-            self.optimizer.state[parameters[int(index)]][name] = value.to(self.device)
-        centres = checkpoint.tensors("centres", self.device)
-        self.dino.centring.centre.copy_(centres["dino"])
-        self.ibot.centring.centre.copy_(centres["ibot"])
-        self.used.copy_(centres["used"])
-        self.window = {
-            k: [torch.tensor(v, device=self.device) for v in values] for k, values in state["window"].items()
-        }
+        self.dino.load({key: checkpoint.tensors(key) for key in checkpoint.keys if key != "health"})
+        device = self.dino.device
+        self.used.copy_(checkpoint.tensors("health")["used"])
+        self.window = {k: [torch.tensor(v, device=device) for v in values] for k, values in state["window"].items()}
         self.watch.since = state["alarm_since"]
-        self.step = checkpoint.step
-        if self.main:
-            self.run.truncate_metrics(self.step)
-        self.accelerator.wait_for_everyone()
-
-    def _order(self) -> Iterator[np.ndarray]:
-        """For each step that is left, the images that this process has in it; every epoch in a new order."""
-        own = [everywhere for _, everywhere in self._parts()]
-        shuffled = None
-        for step in range(self.step, self.steps):
-            epoch, place = divmod(step, self.steps_per_epoch)
-            if place == 0 or shuffled is None:
-                shuffled = self._rng(ORDER, epoch).permutation(len(self.data))
-            batch = shuffled[place * self.config.batch : (place + 1) * self.config.batch]
-            yield np.concatenate([batch[part] for part in own])
 
     def _decode(self, pictures: Pictures, size: int) -> Decoded:
-        config = self.config
-        data = Decoded(pictures, size, memory=int(config.memory_gb * 2**30), max_broken=config.max_broken)
-        for name, reason in data.broken:
-            self._log(f"skipped {name}: {reason}")
+        data = Decoded(pictures, size, memory=int(self.config.memory_gb * 2**30), max_broken=self.config.max_broken)
+        if self.main:
+            for name, reason in data.broken:
+                self.run.log(f"skipped {name}: {reason}")
         return data
 
+    def _steps_in_epoch(self) -> int:
+        config, processes = self.config, distributed.processes()
+        if config.batch % (config.accumulate * processes):
+            raise ConfigError(
+                f"batch ({config.batch}) must be a multiple of accumulate ({config.accumulate}) times the number of "
+                f"processes ({processes})."
+            )
+        if len(self.data) < max(2, config.batch):
+            images = "image" if len(self.data) == 1 else "images"
+            raise DataError(
+                f"There are {len(self.data)} {images}, fewer than the {config.batch} of one batch: lower batch, or "
+                "bring more images."
+            )
+        return len(self.data) // config.batch
+
     def _neighbours(self) -> monitor.Neighbours | None:
-        if not self.main or not (self.config.validation or not self.config.data):
+        if not self.main or (self.config.data and not self.config.validation):
             return None
         held_out = find(self.config.validation) if self.config.validation else demo("held-out")
-        return monitor.Neighbours(
-            self.data, self._decode(held_out, self.data.size), self.config.global_size, self.config.seed
-        )
+        decoded = self._decode(held_out, self.data.size)
+        return monitor.Neighbours(self.data, decoded, self.config.global_size, self.config.seed)
 
     def _probes(self) -> list[Image.Image]:
         if self.config.probe_images:
@@ -443,31 +261,61 @@ class Pretraining:
         return [self.data.pictures.open(i) for i in places]
 
     def _workers(self) -> int:
-        if self.config.workers >= 0:
-            return self.config.workers
-        return max(1, (psutil.cpu_count(logical=False) or 2) - 1)
+        return self.config.workers if self.config.workers >= 0 else max(1, (os.cpu_count() or 2) - 1)
 
-    def _describe(self) -> None:
-        count = sum(p.numel() for p in self.teacher_net.backbone.parameters())
-        self._log(
-            f"{len(self.data)} images, {self.steps} steps of {self.config.batch} images, a backbone of "
-            f"{count / 1e6:.2f} million parameters, {distributed.processes()} processes on {self.device.type}, "
-            f"{'bfloat16' if self.bfloat16 else 'float32'}, images {'in memory' if self.data.cached else 'streamed'}"
+    def _in_words(self) -> str:
+        weights = sum(p.numel() for p in self.dino.teacher.backbone.parameters()) / 1e6
+        size, precision = self.data.size, "bfloat16" if self.dino.bfloat16 else "float32"
+        return (
+            f"{len(self.data)} images kept at {size} px {'in memory' if self.data.cached else 'on the disk'}, "
+            f"{self.steps} steps of {self.config.batch}, a backbone of {weights:.2f} million weights, "
+            f"{precision} on {distributed.processes()} x {self.dino.device.type}"
         )
 
     def _agreed(self, mine: bool) -> bool:
-        """Whether any process says so."""
-        return bool(distributed.total(torch.tensor(float(mine), device=self.device)) > 0)
+        """Whether the main process says so: it has the clock and the stop file, and all must do the same."""
+        return bool(distributed.total(torch.tensor(float(self.main and mine), device=self.dino.device)) > 0)
 
-    def _log(self, text: str) -> None:
-        if self.main:
-            self.run.log(text)
 
-    def _status(self, state: str, **fields) -> None:
-        if self.main:
-            about = {"step": self.step, "steps": self.steps} if hasattr(self, "step") else {}
-            self.run.set_status(state, **about, **fields)
+def store_size(config: PretrainConfig, pictures: Pictures) -> int:
+    """Pixels of the squares that images are kept as: twice the global crops, or what they have if that is less.
 
-    def _end(self, state: str, message: str) -> None:
-        self._log(message)
-        self._status(state, message=message, eta=0)
+    Twice, because then even the whole image is made smaller by 2 at most, which bilinear sampling does well.
+    """
+    if config.store_size:
+        return config.store_size
+    sides = []
+    for i in np.linspace(0, len(pictures) - 1, min(32, len(pictures))).astype(int):
+        with suppress(DinovizError):  # broken ones are counted when all are decoded
+            sides.append(max(pictures.open(i).size))
+    return min(2 * config.global_size, max(int(np.median(sides)), config.global_size // 2) if sides else 1)
+
+
+@contextmanager
+def _writing(what: str) -> Iterator[None]:
+    """What cannot be written becomes one sentence."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{what} cannot be written: {getattr(error, 'strerror', None) or error}.") from None
+
+
+def export_checkpoint(run: Run, folder: Path, who: str = "teacher") -> tuple[Path, int]:
+    """Write the teacher or the student of a run's last checkpoint in transformers' format.
+
+    Returns the folder and the checkpoint's step. Raises RunError if there is no checkpoint or it cannot be written.
+    """
+    checkpoint = run.checkpoint()
+    if checkpoint is None or who not in checkpoint.keys:
+        raise RunError(f"{run.name} has no checkpoint of a {who} yet.")
+    config = PretrainConfig.from_dict(run.config)
+    backbone, mean, std = first_backbone(config)
+    weights = {
+        name.removeprefix("backbone."): tensor
+        for name, tensor in checkpoint.tensors(who).items()
+        if name.startswith("backbone.")
+    }
+    backbone.load_state_dict(weights)
+    with _writing(f"The export in {folder}"):
+        export(backbone, folder, mean, std, config.global_size)
+    return folder, checkpoint.step

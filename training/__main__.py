@@ -1,0 +1,346 @@
+"""Train without the app: `python -m training pretrain photos --preset tiny --name mine`.
+
+Every run is a folder below `runs` (or $DINOVIZ_RUNS); the app and `dinoviz.load` open it by that folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from dinoviz.errors import DinovizError
+
+PRETRAIN_HELP = """\
+Teach a vision transformer from images without labels, as DINO and DINOv2 do: a student sees small and large crops of
+an image and learns to say of them what a teacher, its own moving average, says of the large ones.
+
+  python -m training pretrain --demo --preset micro                a CPU minute, no data needed
+  python -m training pretrain photos --preset tiny --name mine     from scratch, on a folder of images
+  python -m training pretrain photos --start dinov2-small --lr 5e-5 --freeze-layers 6    go on from a model
+  accelerate launch -m training pretrain photos --preset small     on all the devices there are
+
+What to watch: the loss falls slowly and noisily, for the teacher moves too; k-NN accuracy is what counts. The
+teacher's entropy should fall below log(prototypes) and stay above 0: at either end it says the same of all images.
+"""
+FINETUNE_HELP = """\
+Make a classifier of your own classes: a folder for each class, images in it.
+
+  python -m training finetune photos --way linear      a new head on frozen features: a minute, and hard to beat
+  python -m training finetune photos --way lora        small matrices beside the frozen weights
+  python -m training finetune photos --way full        all weights, the lower ones more slowly
+
+--test is a folder that is looked at once, at the end; a part of the data decides when to stop.
+"""
+PROBE_HELP = """\
+Train a depth probe: a small head that reads metres off the frozen patches. DATA has rgb/ID.jpg and depth/ID.png
+(16 bits, millimetres).
+"""
+EVALUATE_HELP = """\
+How much a model's features know of labelled images, by DINO's own measures: weighted k-NN and a linear classifier.
+
+  python -m training evaluate photos/train --test photos/val --model dinov2-small
+  python -m training evaluate photos/train --test photos/val --model runs/mine
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; 0 if all went well, 2 with one line on standard error for what the user can mend."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options) or 0
+    except DinovizError as error:
+        print(f"training: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("training: stopped at once; `resume` goes on from the last checkpoint.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    from training.arguments import add_settings
+    from training.config import PRESETS, PretrainConfig
+    from training.task_config import EvaluateConfig, FinetuneConfig, ProbeConfig
+
+    parser = argparse.ArgumentParser(prog="python -m training", description="Train a DINO, and what stands on one.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable, help: str, description: str = "") -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name,
+            help=help,
+            description=description or help,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        added.set_defaults(command=run)
+        return added
+
+    pretrain = command("pretrain", _pretrain, "self-distillation on images without labels", PRETRAIN_HELP)
+    presets = "; ".join(f"{name}: {preset.about}" for name, preset in PRESETS.items())
+    pretrain.add_argument("--preset", help=f"settings that go together ({presets})")
+    pretrain.add_argument("--demo", action="store_true", help="train on the built-in pictures")
+    add_settings(pretrain, PretrainConfig, positional=("data",))
+    finetune = command("finetune", _finetune, "a classifier from labelled images", FINETUNE_HELP)
+    finetune.add_argument("--demo", action="store_true", help="train on the built-in pictures")
+    add_settings(finetune, FinetuneConfig, positional=("data",))
+    probe = command("probe", _probe, "a depth probe on a frozen backbone", PROBE_HELP)
+    add_settings(probe, ProbeConfig, positional=("data",))
+    for each in (pretrain, finetune, probe):
+        each.add_argument("--name", help="the run's name; by default the time it starts")
+    evaluate = command("evaluate", _evaluate, "k-NN and linear accuracy of a model or run", EVALUATE_HELP)
+    evaluate.add_argument("--demo", action="store_true", help="evaluate on the built-in pictures")
+    evaluate.add_argument("--out", type=Path, metavar="FILE", help="write all figures there as JSON")
+    add_settings(evaluate, EvaluateConfig, positional=("data",))
+    for name, run, help in (
+        ("resume", _resume, "go on with a run that was stopped or killed"),
+        ("stop", _stop, "ask a run to end at its next step"),
+        ("export", _export, "write a pretraining run's network in transformers' format"),
+    ):
+        command(name, run, help).add_argument("name", help="of the run, or its folder")
+    export = commands.choices["export"]
+    export.add_argument("--out", type=Path, metavar="FOLDER", help="by default RUN/export")
+    export.add_argument("--student", action="store_true", help="the student instead of the teacher")
+    command("list", _list, "the runs there are")
+    return parser
+
+
+def _pretrain(options: argparse.Namespace) -> int | None:
+    from training.config import PretrainConfig, pretrain_preset
+    from training.pretrain import pretrain
+
+    preset = pretrain_preset(options.preset) if options.preset else {}
+    return _start(options, PretrainConfig, "pretrain", lambda *args: pretrain(*args, _Bar()), preset)
+
+
+def _finetune(options: argparse.Namespace) -> int | None:
+    from training.finetune import finetune
+    from training.task_config import FinetuneConfig
+
+    return _start(options, FinetuneConfig, "finetune", lambda *args: _say(finetune(*args, _Stages())))
+
+
+def _probe(options: argparse.Namespace) -> int | None:
+    from training.probe import probe
+    from training.task_config import ProbeConfig
+
+    return _start(options, ProbeConfig, "probe", lambda *args: _say(probe(*args, _Stages())))
+
+
+def _start(
+    options: argparse.Namespace, kind: type, name: str, work: Callable, preset: dict | None = None
+) -> int | None:
+    """Make the run and do its work in it; with several processes, the main one makes it."""
+    from training.arguments import save, settings_of
+    from training.runs import Run, check_name, root
+    from training.settings import ConfigError
+
+    config = settings_of(options, kind, preset)
+    if options.save_config:
+        save(config, options.save_config)
+        print(f"training: the settings are in {options.save_config}")
+        return None
+    demo = getattr(options, "demo", False)
+    if bool(config.data) == demo:
+        raise ConfigError("Name the images to train on, or --demo for the built-in ones; not both." if demo else
+                          "Name the images to train on: a folder, a zip file or a list.")  # fmt: skip
+    _quiet()
+    run_name = check_name(
+        options.name or f"{getattr(options, 'preset', None) or name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    )
+    state = _processes()
+    if state is None or state.is_main_process:
+        run = Run.create(run_name, name, _absolute(config).to_dict())
+        print(f"training: the run is {run.folder}; `python -m training stop {run.name}` ends it where it can go on")
+    if state is not None:
+        state.wait_for_everyone()
+        run = Run(root() / run_name)
+    work(_absolute(config), run)
+    if state is None or state.is_main_process:
+        _goodbye(run)
+    return None
+
+
+def _processes():
+    """accelerate's view of the processes, if there is more than one; None otherwise."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    from accelerate import PartialState
+
+    from dinoviz.models import pick_device
+
+    return PartialState(cpu=pick_device().type == "cpu")
+
+
+def _absolute(config):
+    """Paths as they will still be right when the run is resumed from another folder."""
+    names = [f.name for f in dataclasses.fields(config) if f.name in ("data", "validation", "test", "probe_images")]
+    values = {}
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, tuple):
+            values[name] = tuple(str(Path(each).absolute()) for each in value)
+        elif isinstance(value, str) and value:
+            values[name] = str(Path(value).absolute())
+    return dataclasses.replace(config, **values)
+
+
+def _resume(options: argparse.Namespace) -> None:
+    from training.runs import Run, RunError
+
+    _quiet()
+    run = Run.open(options.name)
+    if run.status()["state"] in ("starting", "running"):
+        raise RunError(f"{run.name} is at work already; `python -m training stop {run.name}` ends it.")
+    if run.status()["state"] == "finished":
+        raise RunError(f"{run.name} is finished; a new run can start from it: pretrain --start {run.folder}.")
+    if run.kind == "pretrain":
+        from training.pretrain import resume
+
+        run.clear_stop()
+        resume(run, _Bar())
+    elif run.kind == "finetune":
+        from training.finetune import resume
+
+        _say(resume(run, _Stages()))
+    else:
+        raise RunError(f"{run.name} is a run of kind {run.kind!r}, which cannot be resumed; start it again.")
+    _goodbye(run)
+
+
+def _stop(options: argparse.Namespace) -> None:
+    from training.runs import Run
+
+    run = Run.open(options.name)
+    run.request_stop()
+    print(f"training: {run.name} will stop at its next step")
+
+
+def _export(options: argparse.Namespace) -> None:
+    from training.pretrain import export_checkpoint
+    from training.runs import Run
+
+    _quiet()
+    run = Run.open(options.name)
+    folder, step = export_checkpoint(run, options.out or run.export_folder, "student" if options.student else "teacher")
+    print(f"training: step {step} of {run.name} is in {folder}; dinoviz.load opens it")
+
+
+def _list(options: argparse.Namespace) -> None:
+    from training.runs import list_runs, root
+
+    runs = list_runs()
+    if not runs:
+        print(f"training: there are no runs in {root()} yet")
+        return
+    print(f"{'name':32} {'kind':9} {'state':9} {'step':>15}  last figures")
+    for run in runs:
+        status = run.status()
+        figures: dict = {}
+        for record in run.metrics():
+            figures |= record
+        shown = ", ".join(
+            f"{k} {figures[k]:.3g}" for k in ("loss", "knn", "top1", "rmse") if figures.get(k) is not None
+        )
+        step = f"{status.get('step', '-')} of {status.get('steps', '-')}"
+        print(f"{run.name:32} {run.kind:9} {status['state']:9} {step:>15}  {shown}")
+        if status.get("message") and status["state"] in ("failed", "running"):
+            print(textwrap.indent(textwrap.fill(status["message"], 100), "    "))
+
+
+def _evaluate(options: argparse.Namespace) -> int | None:
+    from training.arguments import save, settings_of
+    from training.evaluate import evaluate
+    from training.settings import ConfigError
+    from training.task_config import EvaluateConfig
+
+    config = settings_of(options, EvaluateConfig)
+    if options.save_config:
+        save(config, options.save_config)
+        return None
+    if bool(config.data) == options.demo:
+        raise ConfigError("Name the labelled images, or --demo for the built-in ones.")
+    _quiet()
+    figures = evaluate(config, _Stages())
+    print(f"{figures['model']}: {figures['source']}")
+    print(f"layers {figures['layers']}, {figures['train']} images to know, {figures['test']} to tell")
+    for k, scores in figures["knn"].items():
+        print(f"{k}-NN top-1 {scores['top1']:.1%}")
+    if "linear" in figures:
+        print(f"linear top-1 {figures['linear']['top1']:.1%}")
+    print(figures["protocol"])
+    if options.out:
+        from dinoviz.files import whole
+
+        with whole(options.out) as part:
+            part.write_text(json.dumps(figures, indent=2), encoding="utf-8")
+    return None
+
+
+def _say(result: dict | None) -> None:
+    if result:
+        print(json.dumps({k: v for k, v in result.items() if isinstance(v, int | float | str)}, indent=2))
+
+
+def _goodbye(run) -> None:
+    status = run.status()
+    print(f"training: {run.name} is {status['state']} at step {status.get('step', 0)} of {status.get('steps', 0)}")
+
+
+def _quiet() -> None:
+    from dinoviz.models import quiet_transformers
+
+    quiet_transformers()
+
+
+class _Bar:
+    """A bar over the steps of a pretraining, with the figures to watch beside it."""
+
+    def __init__(self):
+        self.bar, self.alarm, self.knn = None, "", ""
+
+    def __call__(self, record: dict) -> None:
+        from tqdm import tqdm
+
+        if self.bar is None:
+            self.bar = tqdm(total=record["steps"], initial=record["step"], unit="step", dynamic_ncols=True)
+        self.bar.update(record["step"] - self.bar.n)
+        if "knn" in record:
+            self.knn = f", k-NN {record['knn']:.1%}"
+        if "loss" in record:
+            self.bar.set_postfix_str(f"loss {record['loss']:.3f}, entropy {record['teacher_entropy']:.2f}{self.knn}")
+            if record["alarm"] and record["alarm"] != self.alarm:
+                self.bar.write(f"training: {record['alarm']}", file=sys.stderr)
+            self.alarm = record["alarm"]
+        if record["step"] == record["steps"] and "loss" not in record:
+            self.bar.close()
+
+
+class _Stages:
+    """A bar for each stage of a task that says (done, of how many, doing what)."""
+
+    def __init__(self):
+        self.bar, self.what = None, ""
+
+    def __call__(self, done: int, of: int, what: str) -> None:
+        from tqdm import tqdm
+
+        if what != self.what:
+            if self.bar is not None:
+                self.bar.close()
+            self.bar, self.what = tqdm(total=of, desc=what, dynamic_ncols=True), what
+        self.bar.update(done - self.bar.n)
+        if done == of:
+            self.bar.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
