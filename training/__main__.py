@@ -156,32 +156,42 @@ def _start(
     run_name = check_name(
         options.name or f"{getattr(options, 'preset', None) or name}-{time.strftime('%Y%m%d-%H%M%S')}"
     )
-    state = _processes()
-    if state is None or state.is_main_process:
-        run = Run.create(run_name, name, _absolute(config).to_dict())
-        print(f"training: the run is {run.folder}; `python -m training stop {run.name}` ends it where it can go on")
-    if state is not None:
-        state.wait_for_everyone()
-        run = Run(root() / run_name)
-    work(_absolute(config), run)
-    if state is None or state.is_main_process:
+    config = _absolute(config)
+    if _alone():
+        run = _create(run_name, name, config)
+        work(config, run)
+        _goodbye(run)
+        return None
+    from accelerate.utils import broadcast_object_list
+
+    from training.distributed import state
+
+    if state().is_main_process:
+        run = _create(run_name, name, config)
+    run = Run(root() / broadcast_object_list([run_name])[0])  # made of the time, it may be another in each process
+    work(config, run)
+    if state().is_main_process:
         _goodbye(run)
     return None
 
 
-def _processes():
-    """accelerate's view of the processes, if there is more than one; None otherwise."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return None
-    from accelerate import PartialState
+def _create(name: str, kind: str, config):
+    from training.runs import Run
 
-    from dinoviz.models import pick_device
+    run = Run.create(name, kind, config.to_dict())
+    print(f"training: the run is {run.folder}; `python -m training stop {run.name}` ends it where it can go on")
+    return run
 
-    return PartialState(cpu=pick_device().type == "cpu")
+
+def _alone() -> bool:
+    """Whether this process trains by itself; `accelerate launch` tells its processes how many they are."""
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1
 
 
 def _absolute(config):
     """Paths as they will still be right when the run is resumed from another folder."""
+    from dinoviz.models import KNOWN
+
     names = [f.name for f in dataclasses.fields(config) if f.name in ("data", "validation", "test", "probe_images")]
     values = {}
     for name in names:
@@ -190,30 +200,32 @@ def _absolute(config):
             values[name] = tuple(str(Path(each).absolute()) for each in value)
         elif isinstance(value, str) and value:
             values[name] = str(Path(value).absolute())
+    for name in ("start", "model"):  # a folder, or a name that there is no folder of
+        value = getattr(config, name, "")
+        if value and value not in KNOWN and Path(value).exists():
+            values[name] = str(Path(value).absolute())
     return dataclasses.replace(config, **values)
 
 
 def _resume(options: argparse.Namespace) -> None:
     from training.runs import Run, RunError
+    from training.stopping import reopen
 
     _quiet()
     run = Run.open(options.name)
-    if run.status()["state"] in ("starting", "running"):
-        raise RunError(f"{run.name} is at work already; `python -m training stop {run.name}` ends it.")
-    if run.status()["state"] == "finished":
-        raise RunError(f"{run.name} is finished; a new run can start from it: pretrain --start {run.folder}.")
     if run.kind == "pretrain":
         from training.pretrain import resume
 
-        run.clear_stop()
         resume(run, _Bar())
     elif run.kind == "finetune":
         from training.finetune import resume
 
+        reopen(run, "finetune")
         _say(resume(run, _Stages()))
     else:
         raise RunError(f"{run.name} is a run of kind {run.kind!r}, which cannot be resumed; start it again.")
-    _goodbye(run)
+    if _alone() or os.environ.get("RANK") == "0":
+        _goodbye(run)
 
 
 def _stop(options: argparse.Namespace) -> None:
@@ -225,7 +237,7 @@ def _stop(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from training.pretrain import export_checkpoint
+    from training.export import export_checkpoint
     from training.runs import Run
 
     _quiet()

@@ -15,6 +15,15 @@ def processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def state():
+    """accelerate's view of the processes; on a machine without a GPU it talks by the CPU."""
+    from accelerate import PartialState
+
+    from dinoviz import models
+
+    return PartialState(cpu=models.pick_device().type == "cpu")
+
+
 def total(values: torch.Tensor) -> torch.Tensor:
     """The sum over processes, without gradients; `values` is not changed."""
     if processes() == 1:

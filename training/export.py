@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+
+from training.config import PretrainConfig
+from training.runs import Run, RunError
 
 
 def export(
@@ -47,3 +52,35 @@ def export(
         folder.replace(old)
     part.replace(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def export_checkpoint(run: Run, folder: Path, who: str = "teacher") -> tuple[Path, int]:
+    """Write the teacher or the student of a run's last checkpoint in transformers' format.
+
+    Returns the folder and the checkpoint's step. Raises RunError if there is no checkpoint or it cannot be written.
+    """
+    from training.dino import first_backbone  # and not above: fine-tuning needs nothing of what that imports
+
+    checkpoint = run.checkpoint()
+    if checkpoint is None or who not in checkpoint.keys:
+        raise RunError(f"{run.name} has no checkpoint of a {who} yet.")
+    config = PretrainConfig.from_dict(run.config)
+    backbone, mean, std = first_backbone(config)
+    weights = {
+        name.removeprefix("backbone."): tensor
+        for name, tensor in checkpoint.tensors(who).items()
+        if name.startswith("backbone.")
+    }
+    backbone.load_state_dict(weights)
+    with writing(f"The export in {folder}"):
+        export(backbone, folder, mean, std, config.global_size)
+    return folder, checkpoint.step
+
+
+@contextmanager
+def writing(what: str) -> Iterator[None]:
+    """What cannot be written becomes one sentence, a RunError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{what} cannot be written: {getattr(error, 'strerror', None) or error}.") from None

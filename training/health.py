@@ -24,6 +24,15 @@ class DivergedError(DinovizError):
     """The numbers of a run are none any more; the message names the likely cause."""
 
 
+def check_number(value: float, step: int) -> None:
+    """Raises DivergedError unless a loss or the norm of a gradient is finite."""
+    if not math.isfinite(value):
+        raise DivergedError(
+            f"The loss or its gradient is no longer a number at step {step}. The learning rate is probably too high: "
+            "lower lr, or make warmup_epochs longer."
+        )
+
+
 @torch.no_grad()
 def figures(targets: torch.Tensor, tokens: torch.Tensor) -> dict[str, float]:
     """What the teacher's targets (G, B, K) and the student's CLS tokens (G, B, D) of one step tell, over all processes.
@@ -33,15 +42,16 @@ def figures(targets: torch.Tensor, tokens: torch.Tensor) -> dict[str, float]:
     0 when all images get the same one. embedding_spread: standard deviation over the batch of L2-normalised CLS tokens,
     times sqrt(D): 1 for random directions, 0 when all are the same.
     """
-    p = targets.flatten(0, 1).double()
-    entropy = distributed.mean(torch.special.entr(p).sum(-1).mean())
+    exact = torch.float32 if targets.device.type == "mps" else torch.float64  # which MPS does not have
+    p = targets.flatten(0, 1).to(exact)
+    entropy = distributed.mean(-torch.xlogy(p, p).sum(-1).mean())
     marginal = distributed.mean(p.mean(0))
-    unit = F.normalize(distributed.gathered(tokens.detach()).double().flatten(0, 1), dim=-1)
+    unit = F.normalize(distributed.gathered(tokens.detach()).to(exact).flatten(0, 1), dim=-1)
     spread = unit.std(0, unbiased=False).mean() * unit.shape[-1] ** 0.5
     return {
         "teacher_entropy": float(entropy),
         "teacher_kl": math.log(p.shape[-1]) - float(entropy),
-        "teacher_information": float(torch.special.entr(marginal).sum() - entropy),
+        "teacher_information": float(-torch.xlogy(marginal, marginal).sum() - entropy),
         "embedding_spread": float(spread),
     }
 
@@ -62,14 +72,11 @@ class Watch:
     def alarm(self, record: dict) -> str | None:
         """One or two sentences if a bad state has lasted, else None.
 
-        record: step, loss and what `figures` gives. Raises DivergedError where the loss is no number.
+        record: step, loss, gradient_norm and what `figures` gives. Raises DivergedError where one is no number.
         """
         step = record["step"]
-        if not math.isfinite(record["loss"]):
-            raise DivergedError(
-                f"The loss is no longer a number at step {step}. The learning rate is probably too high: lower lr, "
-                "or make warmup_epochs longer."
-            )
+        check_number(record["loss"], step)
+        check_number(record["gradient_norm"], step)
         wrong = self._wrong(record)
         self.since = {name: self.since.get(name, step) for name in wrong}
         lasting = [name for name, start in self.since.items() if step - start >= PATIENCE * self.steps]

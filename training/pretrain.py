@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 
 from dinoviz import models
 from dinoviz.errors import DinovizError, Stopped
 from dinoviz.images import open_image
-from training import distributed, health, monitor
+from training import advice, distributed, health, monitor
 from training.augment import GLOBALS
 from training.checkpoints import Checkpoint
 from training.clock import Clock, memory_mb
 from training.config import PretrainConfig
 from training.data import DataError, Decoded, Pictures, batches, demo, find
-from training.dino import ORDER, Distillation, Seen, first_backbone, generator
-from training.export import export
-from training.runs import Run, RunError
+from training.dino import ORDER, Distillation, Seen, generator
+from training.export import export, writing
+from training.runs import Run
 from training.settings import ConfigError
-from training.stopping import working
+from training.stopping import reopen, working
 
 PROBES = 4
 Progress = Callable[[dict], None]
@@ -43,17 +42,19 @@ def pretrain(config: PretrainConfig, run: Run, progress: Progress | None = None)
 
 
 def resume(run: Run, progress: Progress | None = None) -> None:
-    """Go on from the last whole checkpoint, or from the start if there is none yet. Raises as `pretrain` does."""
-    if run.kind != "pretrain":
-        raise RunError(f"{run.name} is a run of kind {run.kind!r}, not 'pretrain'.")
+    """Go on from the last whole checkpoint, or from the start if there is none yet.
+
+    Raises as `pretrain` does, and RunError for a run of another kind, at work or finished.
+    """
+    state = distributed.state()
+    if state.is_main_process:  # the others would find it at work already
+        reopen(run, "pretrain")
+    state.wait_for_everyone()
     _work(PretrainConfig.from_dict(run.config), run, progress, run.checkpoint())
 
 
 def _work(config: PretrainConfig, run: Run, progress: Progress | None, checkpoint: Checkpoint | None) -> None:
-    from accelerate import PartialState
-
-    main = PartialState(cpu=models.pick_device().type == "cpu").is_main_process
-    with working(run, writes=main) as asked_to_stop:
+    with working(run, writes=distributed.state().is_main_process) as asked_to_stop:
         try:
             Pretraining(config, run, progress, checkpoint).train(asked_to_stop)
         except torch.OutOfMemoryError:
@@ -77,12 +78,14 @@ class Pretraining:
         if self.main:
             run.set_status("running", step=self.step, message="reading the images")
         pictures = find(config.data) if config.data else demo("train")
-        self.data = self._decode(pictures, store_size(config, pictures))
+        side = advice.typical_side(pictures)
+        self.data = self._decode(pictures, advice.store_size(config, side))
         self.epoch = self._steps_in_epoch()
         self.steps = max(1, round(config.epochs * self.epoch))
         self.dino = Distillation(config, self.accelerator, self.steps, self.epoch)
         self.window: dict[str, list[torch.Tensor]] = {}  # since the last record
-        self.used = torch.zeros(config.prototypes, dtype=torch.bool, device=self.accelerator.device)
+        # The step after which a prototype was the strongest of a target; 0 for never.
+        self.used = torch.zeros(config.prototypes, dtype=torch.int64, device=self.accelerator.device)
         self.watch = health.Watch(config.prototypes, GLOBALS * config.batch, self.steps)
         self.neighbours = self._neighbours()
         self.probes = self._probes()
@@ -91,12 +94,14 @@ class Pretraining:
         if self.main:
             run.truncate_metrics(self.step if checkpoint else -1)
             run.log(f"resumed at step {self.step} of {self.steps}" if checkpoint else self._in_words())
+            for warning in [] if checkpoint else advice.warnings(config, side, len(self.data)):
+                run.log(warning)
         self.accelerator.wait_for_everyone()
 
     def train(self, asked_to_stop: Callable[[], bool] = lambda: False) -> None:
         """All steps that are left. Raises Stopped, with a checkpoint made, when somebody asks for it."""
         if self.step == 0:
-            self._look()
+            self._look(neighbours=True, snapshot=True)
         clock = Clock(self.config.checkpoint_minutes)
         for images, aspects in batches(self.data, self._order(), workers=self._workers()):
             clock.got_data()
@@ -105,10 +110,11 @@ class Pretraining:
             clock.stepped(self.config.batch)
             self._record(seen, clock)
             done = self.step == self.steps
-            if done or self._due(self.config.knn_every) or self._due(self.config.snapshot_every):
-                self._look()
-            stop = self._agreed(asked_to_stop() and not done)
-            if stop or done or self._agreed(clock.checkpoint_due()):
+            neighbours, snapshot = (done or self._due(c) for c in (self.config.knn_every, self.config.snapshot_every))
+            if neighbours or snapshot:
+                self._look(neighbours, snapshot)
+            stop, save = self._agreed(asked_to_stop() and not done, clock.checkpoint_due())
+            if stop or done or save:
                 self._save()
             if stop:
                 raise Stopped
@@ -131,7 +137,7 @@ class Pretraining:
     def _record(self, seen: Seen, clock: Clock) -> None:
         for name, value in {**seen.losses, "gradient_norm": seen.norm}.items():
             self.window.setdefault(name, []).append(value)
-        self.used[seen.targets.flatten(0, 1).argmax(-1)] = True
+        self.used[seen.targets.flatten(0, 1).argmax(-1)] = self.step
         if self.step % self.config.log_every and self.step != self.steps:
             if clock.beat_due():
                 self._beat(clock)
@@ -147,12 +153,10 @@ class Pretraining:
             "gradient_norm": means.pop("gradient_norm"),
             **{f"loss_{name}": value for name, value in means.items()},
             **health.figures(seen.targets, seen.tokens),
-            "prototypes_used": float((distributed.total(self.used.float()) > 0).float().mean()),
+            "prototypes_used": self._prototypes_used(),
             "lr": self.dino.lr,
             "weight_decay": self.dino.weight_decay,
         }
-        if self.step % self.epoch < self.config.log_every:  # an epoch has just ended
-            self.used.zero_()
         alarm = self.watch.alarm(record)
         if self.main:
             record["alarm"] = alarm
@@ -161,6 +165,11 @@ class Pretraining:
             measured = {"speed": clock.speed(), "waiting": clock.waiting(), "memory_mb": memory_mb(self.dino.device)}
             self._tell(record | measured)
         self._beat(clock, alarm or "")
+
+    def _prototypes_used(self) -> float:
+        """The share that was the strongest of some target within the last epoch, or since the last record."""
+        recent = max(self.epoch, self.config.log_every)
+        return float((distributed.largest(self.used) > max(0, self.step - recent)).float().mean())
 
     def _beat(self, clock: Clock, message: str = "") -> None:
         if self.main:
@@ -177,30 +186,34 @@ class Pretraining:
         every = epochs * self.epoch
         return every > 0 and self.step // every > (self.step - 1) // every
 
-    def _look(self) -> None:
-        """k-NN accuracy and snapshots of the teacher, by the main process."""
+    def _look(self, neighbours: bool, snapshot: bool) -> None:
+        """k-NN accuracy and a snapshot of the teacher, by the main process."""
         if self.main:
             teacher = monitor.view(self.dino.teacher.backbone, self.run.name, self.dino.mean, self.dino.std)
-            if self.neighbours:
+            if neighbours and self.neighbours:
                 accuracy = self.neighbours.accuracy(teacher)
                 self._tell({"step": self.step, "epoch": self.step / self.epoch, "knn": accuracy})
-            folder = self.run.folder / "snapshots" / f"step-{self.step:08}"
-            with _writing(f"The snapshot in {folder}"):
-                monitor.snapshot(teacher, self.probes, 2 * self.config.global_size, folder)
+            if snapshot:
+                folder = self.run.folder / "snapshots" / f"step-{self.step:08}"
+                with writing(f"The snapshot in {folder}"):
+                    monitor.snapshot(teacher, self.probes, 2 * self.config.global_size, folder)
         self.accelerator.wait_for_everyone()
 
     def _save(self) -> None:
-        used = distributed.total(self.used.float()) > 0
+        used = distributed.largest(self.used)
         window = {name: distributed.mean(torch.stack(list(v)).float()).tolist() for name, v in self.window.items()}
+        for value in chain.from_iterable(window.values()):
+            health.check_number(value, self.step)  # the last good checkpoint must not make room for a spoilt one
         if self.main:
             state = {
                 "images": len(self.data),
+                "names": _digest(self.data.pictures.names),
                 "config": self.config.to_dict(),
                 "window": window,
                 "alarm_since": self.watch.since,
             }
             self.run.save_checkpoint(self.step, {**self.dino.tensors(), "health": {"used": used}}, state)
-            with _writing(f"The export of {self.run.name}"):
+            with writing(f"The export of {self.run.name}"):
                 dino = self.dino
                 export(dino.teacher.backbone, self.run.export_folder, dino.mean, dino.std, self.config.global_size)
         self.accelerator.wait_for_everyone()
@@ -218,6 +231,11 @@ class Pretraining:
             raise DataError(
                 f"The data of {self.run.name} has {len(self.data)} images now, and had {state['images']} when its "
                 "checkpoint was made: the order of the images would be another."
+            )
+        if state["names"] != _digest(self.data.pictures.names):
+            raise DataError(
+                f"The images of {self.run.name} have other names than when its checkpoint was made: the order of the "
+                "images would be another."
             )
         self.dino.load({key: checkpoint.tensors(key) for key in checkpoint.keys if key != "health"})
         device = self.dino.device
@@ -240,9 +258,10 @@ class Pretraining:
                 f"processes ({processes})."
             )
         if len(self.data) < max(2, config.batch):
-            images = "image" if len(self.data) == 1 else "images"
+            if len(self.data) == 1:
+                raise DataError("There is one image, and training needs 2 at least: bring more images.")
             raise DataError(
-                f"There are {len(self.data)} {images}, fewer than the {config.batch} of one batch: lower batch, or "
+                f"There are {len(self.data)} images, fewer than the {config.batch} of one batch: lower batch, or "
                 "bring more images."
             )
         return len(self.data) // config.batch
@@ -272,50 +291,13 @@ class Pretraining:
             f"{precision} on {distributed.processes()} x {self.dino.device.type}"
         )
 
-    def _agreed(self, mine: bool) -> bool:
-        """Whether the main process says so: it has the clock and the stop file, and all must do the same."""
-        return bool(distributed.total(torch.tensor(float(self.main and mine), device=self.dino.device)) > 0)
+    def _agreed(self, *mine: bool) -> list[bool]:
+        """What the main process says: it has the clock and the stop file, and all must do the same."""
+        if distributed.processes() == 1:  # no detour by the device, which would have to finish its step for it
+            return list(mine)
+        told = torch.tensor([float(self.main and each) for each in mine], device=self.dino.device)
+        return [each > 0 for each in distributed.total(told).tolist()]
 
 
-def store_size(config: PretrainConfig, pictures: Pictures) -> int:
-    """Pixels of the squares that images are kept as: twice the global crops, or what they have if that is less.
-
-    Twice, because then even the whole image is made smaller by 2 at most, which bilinear sampling does well.
-    """
-    if config.store_size:
-        return config.store_size
-    sides = []
-    for i in np.linspace(0, len(pictures) - 1, min(32, len(pictures))).astype(int):
-        with suppress(DinovizError):  # broken ones are counted when all are decoded
-            sides.append(max(pictures.open(i).size))
-    return min(2 * config.global_size, max(int(np.median(sides)), config.global_size // 2) if sides else 1)
-
-
-@contextmanager
-def _writing(what: str) -> Iterator[None]:
-    """What cannot be written becomes one sentence."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"{what} cannot be written: {getattr(error, 'strerror', None) or error}.") from None
-
-
-def export_checkpoint(run: Run, folder: Path, who: str = "teacher") -> tuple[Path, int]:
-    """Write the teacher or the student of a run's last checkpoint in transformers' format.
-
-    Returns the folder and the checkpoint's step. Raises RunError if there is no checkpoint or it cannot be written.
-    """
-    checkpoint = run.checkpoint()
-    if checkpoint is None or who not in checkpoint.keys:
-        raise RunError(f"{run.name} has no checkpoint of a {who} yet.")
-    config = PretrainConfig.from_dict(run.config)
-    backbone, mean, std = first_backbone(config)
-    weights = {
-        name.removeprefix("backbone."): tensor
-        for name, tensor in checkpoint.tensors(who).items()
-        if name.startswith("backbone.")
-    }
-    backbone.load_state_dict(weights)
-    with _writing(f"The export in {folder}"):
-        export(backbone, folder, mean, std, config.global_size)
-    return folder, checkpoint.step
+def _digest(names: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -26,9 +27,32 @@ def working(run: Run, *, writes: bool = True) -> Iterator[Callable[[], bool]]:
         if writes:
             run.log("Stopped, as was asked.")
             run.set_status("stopped", eta=None)
+    except KeyboardInterrupt:  # the second Ctrl-C
+        if writes:
+            run.log("Ended at once, as was asked.")
+            with suppress(RunError):
+                run.set_status("stopped", eta=None)
+        raise
     except BaseException as error:
         if writes:
             run.log(str(error) if isinstance(error, DinovizError) else traceback.format_exc())
             with suppress(RunError):  # on a full disk not even this can be written; the error itself says so
                 run.set_status("failed", message=str(error) or type(error).__name__)
         raise
+
+
+def reopen(run: Run, kind: str) -> None:
+    """Make a run that ended early ready to go on: it is at work from here, and nobody has asked it to stop.
+
+    Raises RunError for a run of another kind, one that is at work, and one that is finished.
+    """
+    if run.kind != kind:
+        raise RunError(f"{run.name} is a run of kind {run.kind!r}, not {kind!r}.")
+    status = run.status()
+    # The app writes down the process that it starts before that comes here.
+    if status["state"] in ("starting", "running") and status.get("pid") != os.getpid():
+        raise RunError(f"{run.name} is at work already; `python -m training stop {run.name}` ends it.")
+    if status["state"] == "finished":
+        raise RunError(f"{run.name} is finished; a new run can start from it: pretrain --start {run.folder}.")
+    run.clear_stop()
+    run.set_status("starting")
