@@ -23,6 +23,7 @@ from training.config import PretrainConfig
 from training.losses import Centring, DINOLoss, IBOTPatchLoss, KoLeoLoss
 from training.masking import block_masks
 from training.networks import Scores, ema_update, new_backbone, parameter_groups, student_and_teacher
+from training.precision import autocast
 from training.schedules import cosine, linear, scaled_lr
 from training.settings import ConfigError
 
@@ -73,9 +74,7 @@ class Distillation:
         self.dino = DINOLoss(centrings[0], config.student_temperature).to(self.device)
         self.ibot = IBOTPatchLoss(centrings[1], config.student_temperature).to(self.device)
         self.koleo = KoLeoLoss()
-        self.bfloat16 = config.precision == "bfloat16" or (
-            config.precision == "auto" and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
-        )
+        self.autocast = autocast(self.device, config.precision)
 
     def step(self, images: torch.Tensor, aspects: torch.Tensor, step: int) -> Seen:
         """images (b, 3, S, S) uint8 and aspects (b,): this process's part of the batch of a step, counted from 0."""
@@ -90,7 +89,7 @@ class Distillation:
             torch.manual_seed(self._drop_seed(step, part))
             last = part == config.accumulate - 1
             with nullcontext() if last else self.accelerator.no_sync(self._student):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+                with self.autocast():
                     with torch.no_grad():
                         taught = self._teacher(crops[:1], own.stop - own.start, mask)
                     said = self._student(crops, own.stop - own.start, mask, hide=True)

@@ -22,6 +22,7 @@ from training.config import PretrainConfig
 from training.data import DataError, Decoded, Pictures, batches, demo, find
 from training.dino import ORDER, Distillation, Seen, generator
 from training.export import export, writing
+from training.precision import in_bfloat16
 from training.runs import Run
 from training.settings import ConfigError
 from training.stopping import reopen, working
@@ -284,7 +285,10 @@ class Pretraining:
 
     def _in_words(self) -> str:
         weights = sum(p.numel() for p in self.dino.teacher.backbone.parameters()) / 1e6
-        size, precision = self.data.size, "bfloat16" if self.dino.bfloat16 else "float32"
+        size, precision = (
+            self.data.size,
+            "bfloat16" if in_bfloat16(self.dino.device, self.config.precision) else "float32",
+        )
         return (
             f"{len(self.data)} images kept at {size} px {'in memory' if self.data.cached else 'on the disk'}, "
             f"{self.steps} steps of {self.config.batch}, a backbone of {weights:.2f} million weights, "

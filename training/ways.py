@@ -6,7 +6,6 @@ Each has the same face for the loop in `finetune`: what is trained, what a batch
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
@@ -14,6 +13,7 @@ from torch import nn
 from dinoviz.backbone import Backbone
 from training.data import Decoded, Pictures, batches
 from training.networks import blocks, parameter_groups
+from training.precision import autocast
 from training.task_config import FinetuneConfig
 from training.transforms import centre_squares, random_crops
 
@@ -137,14 +137,6 @@ class Network:
 def preparation(backbone: Backbone) -> Callable[[torch.Tensor], torch.Tensor]:
     """What brings pixels in [0, 1] to what the backbone was trained on."""
     return lambda pixels: (pixels - backbone._mean) / backbone._std
-
-
-def autocast(device: torch.device, precision: str) -> Callable[[], AbstractContextManager]:
-    """bfloat16 where asked for, or by itself on a GPU that has it."""
-    fit = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    if precision == "bfloat16" or (precision == "auto" and fit):
-        return lambda: torch.autocast(device.type, torch.bfloat16)
-    return nullcontext
 
 
 def logits_of(network: nn.Module, prepare: Callable, held: Held) -> torch.Tensor:
