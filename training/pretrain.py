@@ -285,14 +285,11 @@ class Pretraining:
 
     def _in_words(self) -> str:
         weights = sum(p.numel() for p in self.dino.teacher.backbone.parameters()) / 1e6
-        size, precision = (
-            self.data.size,
-            "bfloat16" if in_bfloat16(self.dino.device, self.config.precision) else "float32",
-        )
+        half = in_bfloat16(self.dino.device, self.config.precision)
         return (
-            f"{len(self.data)} images kept at {size} px {'in memory' if self.data.cached else 'on the disk'}, "
+            f"{len(self.data)} images kept at {self.data.size} px {'in memory' if self.data.cached else 'on the disk'}, "
             f"{self.steps} steps of {self.config.batch}, a backbone of {weights:.2f} million weights, "
-            f"{precision} on {distributed.processes()} x {self.dino.device.type}"
+            f"{'bfloat16' if half else 'float32'} on {distributed.processes()} x {self.dino.device.type}"
         )
 
     def _agreed(self, *mine: bool) -> list[bool]:
