@@ -287,7 +287,7 @@ class Pretraining:
         weights = sum(p.numel() for p in self.dino.teacher.backbone.parameters()) / 1e6
         half = in_bfloat16(self.dino.device, self.config.precision)
         return (
-            f"{len(self.data)} images kept at {self.data.size} px {'in memory' if self.data.cached else 'on the disk'}, "
+            f"{len(self.data)} images of {self.data.size} px {'in memory' if self.data.cached else 'on the disk'}, "
             f"{self.steps} steps of {self.config.batch}, a backbone of {weights:.2f} million weights, "
             f"{'bfloat16' if half else 'float32'} on {distributed.processes()} x {self.dino.device.type}"
         )
