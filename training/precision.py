@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from training.linear import quick_linear
+
 
 def autocast(device: torch.device, precision: str) -> Callable[[], AbstractContextManager]:
     """What to compute in: a context for forward passes.
@@ -16,7 +18,7 @@ def autocast(device: torch.device, precision: str) -> Callable[[], AbstractConte
     updates stay float32 in any case.
     """
     if not in_bfloat16(device, precision):
-        return nullcontext
+        return quick_linear if device.type == "cpu" else nullcontext
     return _bfloat16_on_cpu if device.type == "cpu" else lambda: torch.autocast(device.type, torch.bfloat16)
 
 
