@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -50,16 +51,45 @@ class DINO(nn.Module):
 
         masks: (G * images, h * w) bool, the patches that iBOT asks for; hide: whether they are masked in the input.
         """
-        tokens = [self._tokens(batch, masks if hide and i == 0 else None) for i, batch in enumerate(crops)]
+        tokens = [
+            self._tokens(batch, masks if hide and i == 0 else None, patches=masks is not None and i == 0)
+            for i, batch in enumerate(crops)
+        ]
         cls = torch.cat([t[:, 0] for t in tokens])  # one pass of the head over the crops of all sizes
         patches = None
         if masks is not None:
             patches = (self.patch_head or self.head)(tokens[0][:, -masks.shape[1] :][masks])
         return Scores(self.head(cls).unflatten(0, (-1, images)), tokens[0][:, 0].unflatten(0, (-1, images)), patches)
 
-    def _tokens(self, pixels: torch.Tensor, masks: torch.Tensor | None) -> torch.Tensor:
+    def _tokens(self, pixels: torch.Tensor, masks: torch.Tensor | None, patches: bool) -> torch.Tensor:
         extra = {} if masks is None else {"bool_masked_pos": masks}
-        return self.backbone(pixels, **extra, **self._kwargs).last_hidden_state
+        with nullcontext() if patches else _cls_alone(self.backbone):
+            return self.backbone(pixels, **extra, **self._kwargs).last_hidden_state
+
+
+@contextmanager
+def _cls_alone(backbone: nn.Module) -> Iterator[None]:
+    """Within it the last block computes what becomes of the CLS token only: all that DINO's own loss asks for.
+
+    The patches are keys and values there, and nothing comes after; two thirds of that block's work are left out, with
+    the same result. Where the family's blocks are of another build, or are compiled, nothing changes.
+    """
+    if backbone.config.model_type not in ("dinov2", "dinov2_with_registers") or torch.compiler.is_compiling():
+        yield
+        return
+    last = blocks(backbone)[-1]
+
+    def forward(hidden_states: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        attended = last.attention(last.norm1(hidden_states), *args, **kwargs)
+        attended = attended if torch.is_tensor(attended) else attended[0]
+        x = hidden_states[:, :1] + last.drop_path(last.layer_scale1(attended[:, :1]))
+        return x + last.drop_path(last.layer_scale2(last.mlp(last.norm2(x))))
+
+    last.forward = forward  # of this one object, in front of its class's
+    try:
+        yield
+    finally:
+        del last.forward
 
 
 class DropPath(nn.Module):

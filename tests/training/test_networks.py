@@ -1,6 +1,7 @@
 """Student and teacher: what they compute, what is trained at which rate, and how the teacher follows."""
 
 import re
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -54,6 +55,44 @@ def test_scores_are_those_of_the_crops_one_by_one():
         torch.testing.assert_close(scores.cls[at // 3, at % 3], dino.head(cls), atol=1e-5, rtol=0)
         if at < 6:
             torch.testing.assert_close(scores.tokens[at // 3, at % 3], cls, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("registers", [0, 2])
+@pytest.mark.parametrize("drop_path", [0.0, 0.5])
+def test_without_patches_to_compare_the_cls_tokens_and_all_gradients_are_still_those_of_a_whole_pass(
+    registers, drop_path, monkeypatch
+):
+    """The last block then leaves out what becomes of the patches."""
+    student, teacher = pair(registers=registers, drop_path=drop_path)
+    batches = crops_of(3, {16: 2, 8: 4})
+
+    def results() -> list[torch.Tensor]:
+        torch.manual_seed(2)
+        scores = student(batches, 3)
+        student.zero_grad()
+        (scores.cls.square().sum() + scores.tokens.square().sum()).backward()
+        trained = [p for p in student.parameters() if p.requires_grad]
+        assert all(p.grad is not None for p in trained)  # DDP would wait for it
+        return [scores.cls, scores.tokens, *[p.grad.clone() for p in trained], teacher(batches[:1], 3).cls]
+
+    sizes = []
+    hook = networks.blocks(student.backbone)[-1].register_forward_hook(lambda _, __, out: sizes.append(out.shape[1]))
+    short = results()
+    assert sizes == [1, 1]
+    monkeypatch.setattr(networks, "_cls_alone", lambda _: nullcontext())
+    for mine, wanted in zip(short, results(), strict=True):
+        torch.testing.assert_close(mine, wanted, atol=1e-5, rtol=1e-4)
+    assert sizes[2:] == [1 + registers + 16, 1 + registers + 4]
+    hook.remove()
+
+
+def test_others_still_see_all_tokens_of_the_backbone():
+    """Snapshots and k-NN look at the same module, and it is exported."""
+    teacher = pair()[1]
+    (batch,) = crops_of(1, {16: 2})
+    teacher([batch], 1)
+    assert teacher.backbone(batch).last_hidden_state.shape == (2, 17, 24)
+    assert "forward" not in vars(networks.blocks(teacher.backbone)[-1])
 
 
 @pytest.mark.parametrize("registers", [0, 2])
