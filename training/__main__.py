@@ -13,6 +13,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from dinoviz.errors import DinovizError
@@ -118,21 +119,21 @@ def _pretrain(options: argparse.Namespace) -> int | None:
     from training.pretrain import pretrain
 
     preset = pretrain_preset(options.preset) if options.preset else {}
-    return _start(options, PretrainConfig, "pretrain", lambda *args: pretrain(*args, _Bar()), preset)
+    return _start(options, PretrainConfig, "pretrain", _shown(pretrain, _Bar()), preset)
 
 
 def _finetune(options: argparse.Namespace) -> int | None:
     from training.finetune import finetune
     from training.task_config import FinetuneConfig
 
-    return _start(options, FinetuneConfig, "finetune", lambda *args: _say(finetune(*args, _Stages())))
+    return _start(options, FinetuneConfig, "finetune", lambda *args: _say(_shown(finetune, _Stages())(*args)))
 
 
 def _probe(options: argparse.Namespace) -> int | None:
     from training.probe import probe
     from training.task_config import ProbeConfig
 
-    return _start(options, ProbeConfig, "probe", lambda *args: _say(probe(*args, _Stages())))
+    return _start(options, ProbeConfig, "probe", lambda *args: _say(_shown(probe, _Stages())(*args)))
 
 
 def _start(
@@ -216,12 +217,12 @@ def _resume(options: argparse.Namespace) -> None:
     if run.kind == "pretrain":
         from training.pretrain import resume
 
-        resume(run, _Bar())
+        _shown(resume, _Bar())(run)
     elif run.kind == "finetune":
         from training.finetune import resume
 
         reopen(run, "finetune")
-        _say(resume(run, _Stages()))
+        _say(_shown(resume, _Stages())(run))
     else:
         raise RunError(f"{run.name} is a run of kind {run.kind!r}, which cannot be resumed; start it again.")
     if _alone() or os.environ.get("RANK") == "0":
@@ -281,7 +282,7 @@ def _evaluate(options: argparse.Namespace) -> int | None:
     if bool(config.data) == options.demo:
         raise ConfigError("Name the labelled images, or --demo for the built-in ones.")
     _quiet()
-    figures = evaluate(config, _Stages())
+    figures = _shown(evaluate, _Stages())(config)
     print(f"{figures['model']}: {figures['source']}")
     print(f"layers {figures['layers']}, {figures['train']} images to know, {figures['test']} to tell")
     for k, scores in figures["knn"].items():
@@ -295,6 +296,16 @@ def _evaluate(options: argparse.Namespace) -> int | None:
         with whole(options.out) as part:
             part.write_text(json.dumps(figures, indent=2), encoding="utf-8")
     return None
+
+
+def _shown(work: Callable, bar: _Bar | _Stages) -> Callable:
+    """The work with its bar, which is off the terminal before anything else is said."""
+
+    def with_bar(*args):
+        with closing(bar):
+            return work(*args, bar)
+
+    return with_bar
 
 
 def _say(result: dict | None) -> None:
@@ -332,7 +343,9 @@ class _Bar:
             if record["alarm"] and record["alarm"] != self.alarm:
                 self.bar.write(f"training: {record['alarm']}", file=sys.stderr)
             self.alarm = record["alarm"]
-        if record["step"] == record["steps"] and "loss" not in record:
+
+    def close(self) -> None:
+        if self.bar is not None:
             self.bar.close()
 
 
@@ -351,6 +364,10 @@ class _Stages:
             self.bar, self.what = tqdm(total=of, desc=what, dynamic_ncols=True), what
         self.bar.update(done - self.bar.n)
         if done == of:
+            self.bar.close()
+
+    def close(self) -> None:
+        if self.bar is not None:
             self.bar.close()
 
 

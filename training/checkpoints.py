@@ -59,10 +59,8 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], s
             part.mkdir(parents=True)
             _fill(part, step, tensors, state)
             _put(part, final)
-    except OSError as error:
-        raise CheckpointError(error.strerror or str(error)) from None
-    except SafetensorError as error:  # which it also raises for a full disk
-        raise CheckpointError(re.sub(r"^.*?I/O error: | \(os error \d+\)", "", str(error))) from None
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(why(error)) from None
     _delete_others(folder, final)
     return final
 
@@ -75,6 +73,11 @@ def newest(folder: Path, refused: Callable[[str], None] = lambda text: None) -> 
         except CheckpointError as error:
             refused(f"The checkpoint {each.name} is passed over: {error}.")
     return None
+
+
+def why(error: OSError | SafetensorError) -> str:
+    """Why a file cannot be written, in the system's words; safetensors has its own error for a full disk."""
+    return getattr(error, "strerror", None) or re.sub(r"^.*?I/O error: | \(os error \d+\)", "", str(error))
 
 
 def _fill(part: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], state: dict) -> None:

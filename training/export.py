@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
+from training.checkpoints import why
 from training.config import PretrainConfig
 from training.runs import Run, RunError
 
@@ -83,4 +84,4 @@ def writing(what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise RunError(f"{what} cannot be written: {getattr(error, 'strerror', None) or error}.") from None
+        raise RunError(f"{what} cannot be written: {why(error)}.") from None

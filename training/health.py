@@ -96,7 +96,7 @@ class Watch:
             else:
                 wrong["constant"] = (
                     "Collapsed: the teacher gives every image the same answer and prefers the same prototypes. "
-                    "Nothing balances them: use centring ema or sinkhorn, or a lower centre_momentum; a smaller lr may "
+                    "They are not balanced: use centring ema or sinkhorn, or a lower centre_momentum; a smaller lr may "
                     "help."
                 )
         if record["embedding_spread"] < SPREAD:

@@ -119,7 +119,8 @@ def test_compiled_it_runs_the_same_course(images, tmp_path):
     plain, compiled = (
         losses(trained(settings(images, compile=c, epochs=0.5), tmp_path, str(c))) for c in (False, True)
     )
-    assert [r["loss"] for r in compiled] == pytest.approx([r["loss"] for r in plain], rel=1e-4)
+    # Fused operations round otherwise, and a teacher temperature of 0.04 makes 25 times more of it.
+    assert [r["loss"] for r in compiled] == pytest.approx([r["loss"] for r in plain], rel=5e-3)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
