@@ -144,6 +144,16 @@ def test_hue_is_colorsys(cat, turn):
     np.testing.assert_allclose(found, reference.hue_shifted(to_array(cat[0]) / 255, turn), atol=1e-4)
 
 
+@pytest.mark.parametrize("turn", [-0.9, 0.0, 0.25])
+def test_hue_of_greys_corners_and_edges_of_the_cube(turn):
+    """Where channels are equal, hues are a matter of cases."""
+    levels = np.stack(np.meshgrid([0, 128, 255], [0, 128, 255], [0, 128, 255]), axis=-1).reshape(27, 3)
+    colours = levels[np.arange(48 * 48) % 27].reshape(48, 48, 3).astype(np.uint8)
+    palette = torch.from_numpy(colours).permute(2, 0, 1)[None]
+    found = changed(palette, jitter=True, factors=torch.tensor([1.0, 1.0, 1.0, turn]))
+    np.testing.assert_allclose(found, reference.hue_shifted(colours / 255, turn), atol=1e-4)
+
+
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 1, 0, 2), (2, 3, 1, 0)])
 def test_the_four_colour_operations_come_in_the_order_drawn_each_clipped(cat, order):
     factors = torch.tensor([1.4, 1.3, 0.8, 0.1])
