@@ -1,6 +1,6 @@
 """All benchmarks, one after the other: `make bench`."""
 
-from tests.benchmarks import encode, pca_stability, segmentation, video
+from tests.benchmarks import encode, pca_stability, segmentation, training_speed, video
 
 if __name__ == "__main__":
     encode.main()
@@ -10,3 +10,5 @@ if __name__ == "__main__":
     segmentation.main()
     print()
     video.main()
+    print()
+    training_speed.main()
