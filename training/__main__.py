@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import sys
 import textwrap
 import time
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 
 from dinoviz.errors import DinovizError
+from training.bars import Bar, Stages, shown
 
 PRETRAIN_HELP = """\
 Teach a vision transformer from images without labels, as DINO and DINOv2 do: a student sees small and large crops of
@@ -67,12 +68,19 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """One line for what cannot be understood; the list of all options would push it off the screen."""
+
+    def error(self, message: str):
+        self.exit(2, f"training: {message}; `{self.prog} --help` explains.\n")
+
+
 def _parser() -> argparse.ArgumentParser:
     from training.arguments import add_settings
     from training.config import PRESETS, PretrainConfig
     from training.task_config import EvaluateConfig, FinetuneConfig, ProbeConfig
 
-    parser = argparse.ArgumentParser(prog="python -m training", description="Train a DINO, and what stands on one.")
+    parser = _Parser(prog="python -m training", description="Train a DINO, and what stands on one.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable, help: str, description: str = "") -> argparse.ArgumentParser:
@@ -119,21 +127,21 @@ def _pretrain(options: argparse.Namespace) -> int | None:
     from training.pretrain import pretrain
 
     preset = pretrain_preset(options.preset) if options.preset else {}
-    return _start(options, PretrainConfig, "pretrain", _shown(pretrain, _Bar()), preset)
+    return _start(options, PretrainConfig, "pretrain", shown(pretrain, Bar()), preset)
 
 
 def _finetune(options: argparse.Namespace) -> int | None:
     from training.finetune import finetune
     from training.task_config import FinetuneConfig
 
-    return _start(options, FinetuneConfig, "finetune", lambda *args: _say(_shown(finetune, _Stages())(*args)))
+    return _start(options, FinetuneConfig, "finetune", lambda *args: _say(shown(finetune, Stages())(*args)))
 
 
 def _probe(options: argparse.Namespace) -> int | None:
     from training.probe import probe
     from training.task_config import ProbeConfig
 
-    return _start(options, ProbeConfig, "probe", lambda *args: _say(_shown(probe, _Stages())(*args)))
+    return _start(options, ProbeConfig, "probe", lambda *args: _say(shown(probe, Stages())(*args)))
 
 
 def _start(
@@ -154,10 +162,11 @@ def _start(
         raise ConfigError("Name the images to train on, or --demo for the built-in ones; not both." if demo else
                           "Name the images to train on: a folder, a zip file or a list.")  # fmt: skip
     _quiet()
-    run_name = check_name(
-        options.name or f"{getattr(options, 'preset', None) or name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    )
+    run_name = check_name(options.name or _name_of_now(getattr(options, "preset", None) or name))
     config = _absolute(config)
+    for each in [config.data] if isinstance(config.data, str) else config.data:
+        if each and not Path(each).exists():  # told before the name is taken by a run that cannot be
+            raise ConfigError(f"{each}: there is no such file or folder.")
     if _alone():
         run = _create(run_name, name, config)
         work(config, run)
@@ -174,6 +183,16 @@ def _start(
     if state().is_main_process:
         _goodbye(run)
     return None
+
+
+def _name_of_now(kind: str) -> str:
+    from training.runs import root
+
+    names = itertools.count(2)
+    now = name = f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+    while (root() / name).exists():
+        name = f"{now}-{next(names)}"
+    return name
 
 
 def _create(name: str, kind: str, config):
@@ -217,12 +236,12 @@ def _resume(options: argparse.Namespace) -> None:
     if run.kind == "pretrain":
         from training.pretrain import resume
 
-        _shown(resume, _Bar())(run)
+        shown(resume, Bar())(run)
     elif run.kind == "finetune":
         from training.finetune import resume
 
         reopen(run, "finetune")
-        _say(_shown(resume, _Stages())(run))
+        _say(shown(resume, Stages())(run))
     else:
         raise RunError(f"{run.name} is a run of kind {run.kind!r}, which cannot be resumed; start it again.")
     if _alone() or os.environ.get("RANK") == "0":
@@ -230,9 +249,12 @@ def _resume(options: argparse.Namespace) -> None:
 
 
 def _stop(options: argparse.Namespace) -> None:
-    from training.runs import Run
+    from training.runs import Run, RunError
 
     run = Run.open(options.name)
+    state = run.status()["state"]
+    if state not in ("starting", "running"):
+        raise RunError(f"{run.name} is not at work ({state}): there is nothing to stop.")
     run.request_stop()
     print(f"training: {run.name} will stop at its next step")
 
@@ -282,7 +304,7 @@ def _evaluate(options: argparse.Namespace) -> int | None:
     if bool(config.data) == options.demo:
         raise ConfigError("Name the labelled images, or --demo for the built-in ones.")
     _quiet()
-    figures = _shown(evaluate, _Stages())(config)
+    figures = shown(evaluate, Stages())(config)
     print(f"{figures['model']}: {figures['source']}")
     print(f"layers {figures['layers']}, {figures['train']} images to know, {figures['test']} to tell")
     for k, scores in figures["knn"].items():
@@ -296,16 +318,6 @@ def _evaluate(options: argparse.Namespace) -> int | None:
         with whole(options.out) as part:
             part.write_text(json.dumps(figures, indent=2), encoding="utf-8")
     return None
-
-
-def _shown(work: Callable, bar: _Bar | _Stages) -> Callable:
-    """The work with its bar, which is off the terminal before anything else is said."""
-
-    def with_bar(*args):
-        with closing(bar):
-            return work(*args, bar)
-
-    return with_bar
 
 
 def _say(result: dict | None) -> None:
@@ -322,53 +334,6 @@ def _quiet() -> None:
     from dinoviz.models import quiet_transformers
 
     quiet_transformers()
-
-
-class _Bar:
-    """A bar over the steps of a pretraining, with the figures to watch beside it."""
-
-    def __init__(self):
-        self.bar, self.alarm, self.knn = None, "", ""
-
-    def __call__(self, record: dict) -> None:
-        from tqdm import tqdm
-
-        if self.bar is None:
-            self.bar = tqdm(total=record["steps"], initial=record["step"], unit="step", dynamic_ncols=True)
-        self.bar.update(record["step"] - self.bar.n)
-        if "knn" in record:
-            self.knn = f", k-NN {record['knn']:.1%}"
-        if "loss" in record:
-            self.bar.set_postfix_str(f"loss {record['loss']:.3f}, entropy {record['teacher_entropy']:.2f}{self.knn}")
-            if record["alarm"] and record["alarm"] != self.alarm:
-                self.bar.write(f"training: {record['alarm']}", file=sys.stderr)
-            self.alarm = record["alarm"]
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-
-class _Stages:
-    """A bar for each stage of a task that says (done, of how many, doing what)."""
-
-    def __init__(self):
-        self.bar, self.what = None, ""
-
-    def __call__(self, done: int, of: int, what: str) -> None:
-        from tqdm import tqdm
-
-        if what != self.what:
-            if self.bar is not None:
-                self.bar.close()
-            self.bar, self.what = tqdm(total=of, desc=what, dynamic_ncols=True), what
-        self.bar.update(done - self.bar.n)
-        if done == of:
-            self.bar.close()
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
 
 
 if __name__ == "__main__":

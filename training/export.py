@@ -58,13 +58,19 @@ def export(
 def export_checkpoint(run: Run, folder: Path, who: str = "teacher") -> tuple[Path, int]:
     """Write the teacher or the student of a run's last checkpoint in transformers' format.
 
-    Returns the folder and the checkpoint's step. Raises RunError if there is no checkpoint or it cannot be written.
+    Returns the folder and the checkpoint's step. Raises RunError if there is no checkpoint, if it cannot be written,
+    and for a folder that holds anything but an export.
     """
     from training.dino import first_backbone  # and not above: fine-tuning needs nothing of what that imports
 
     checkpoint = run.checkpoint()
     if checkpoint is None or who not in checkpoint.keys:
         raise RunError(f"{run.name} has no checkpoint of a {who} yet.")
+    folder = Path(folder).resolve()
+    with writing(f"The export in {folder}"):
+        others = [each.name for each in folder.iterdir() if not _is_exported(each)] if folder.exists() else []
+    if others:
+        raise RunError(f"{folder} holds other files ({others[0]}), which an export would replace; name a new folder.")
     config = PretrainConfig.from_dict(run.config)
     backbone, mean, std = first_backbone(config)
     weights = {
@@ -76,6 +82,10 @@ def export_checkpoint(run: Run, folder: Path, who: str = "teacher") -> tuple[Pat
     with writing(f"The export in {folder}"):
         export(backbone, folder, mean, std, config.global_size)
     return folder, checkpoint.step
+
+
+def _is_exported(path: Path) -> bool:
+    return path.name in ("config.json", "preprocessor_config.json") or path.name.startswith("model")
 
 
 @contextmanager

@@ -53,6 +53,7 @@ def reopen(run: Run, kind: str) -> None:
     if status["state"] in ("starting", "running") and status.get("pid") != os.getpid():
         raise RunError(f"{run.name} is at work already; `python -m training stop {run.name}` ends it.")
     if status["state"] == "finished":
-        raise RunError(f"{run.name} is finished; a new run can start from it: pretrain --start {run.folder}.")
+        hint = f"; a new run can start from it: pretrain --start {run.folder}" if kind == "pretrain" else ""
+        raise RunError(f"{run.name} is finished{hint}.")
     run.clear_stop()
     run.set_status("starting")
