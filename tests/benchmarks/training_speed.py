@@ -13,6 +13,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -189,6 +190,7 @@ def compare(name: str, values: dict) -> float:
 
 
 def main() -> None:
+    warnings.filterwarnings("ignore", message="This DataLoader will create")  # more processes than cores is a try
     print(f"a training step, float32, torch {torch.__version__}, {torch.get_num_threads()} threads")
     for name, values in SETTINGS.items():
         compare(name, values)
