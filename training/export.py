@@ -66,7 +66,6 @@ def export_checkpoint(run: Run, folder: Path, who: str = "teacher") -> tuple[Pat
     checkpoint = run.checkpoint()
     if checkpoint is None or who not in checkpoint.keys:
         raise RunError(f"{run.name} has no checkpoint of a {who} yet.")
-    folder = Path(folder).resolve()
     with writing(f"The export in {folder}"):
         others = [each.name for each in folder.iterdir() if not _is_exported(each)] if folder.exists() else []
     if others:
@@ -80,7 +79,7 @@ def export_checkpoint(run: Run, folder: Path, who: str = "teacher") -> tuple[Pat
     }
     backbone.load_state_dict(weights)
     with writing(f"The export in {folder}"):
-        export(backbone, folder, mean, std, config.global_size)
+        export(backbone, folder.resolve(), mean, std, config.global_size)  # "." has no name
     return folder, checkpoint.step
 
 

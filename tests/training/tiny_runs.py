@@ -1,5 +1,6 @@
 """Pretraining runs of milliseconds a step, which the tests of pretraining share."""
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from PIL import Image
 
 from training.config import PretrainConfig
-from training.data import demo
+from training.data import Pictures, demo
 from training.runs import Run
 
 # What a run measures of the machine; all else is a function of settings, data and seed.
@@ -23,9 +24,14 @@ PLAIN = {
 }  # fmt: skip
 
 
+@cache
+def _demo() -> Pictures:
+    return demo("train")
+
+
 def write_images(folder: Path, count: int, *, classes: bool = False) -> Path:
     """Images of the demo, as far apart as can be, 18 of them different; in folders of their classes if asked for."""
-    pictures = demo("train")
+    pictures = _demo()
     for i in range(count):
         index = i * (len(pictures) // count)
         name = pictures.names[index].split("/")[0] if classes else "."

@@ -1,0 +1,317 @@
+"""`python -m training`: what is typed becomes a run, and what cannot be is answered in one line."""
+
+import argparse
+import dataclasses
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dinoviz.__main__ import main as dinoviz_main
+from tests.conftest import ROOT
+from tests.training.tiny_runs import settings, write_images
+from training.__main__ import EVALUATE_HELP, FINETUNE_HELP, PRETRAIN_HELP, _parser, main
+from training.arguments import save
+from training.config import PRESETS, PretrainConfig
+from training.runs import Run, list_runs
+from training.task_config import EvaluateConfig, FinetuneConfig, ProbeConfig
+
+SETTINGS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "probe": ProbeConfig, "evaluate": EvaluateConfig}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    return write_images(tmp_path_factory.mktemp("images"), 64, classes=True)
+
+
+@pytest.fixture(scope="module")
+def tiny(images, tmp_path_factory) -> str:
+    """Settings of a run of half an epoch."""
+    path = tmp_path_factory.mktemp("settings") / "tiny.json"
+    save(settings(images, epochs=0.5), path)
+    return str(path)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    """Where one works: runs are below it, and relative paths begin there."""
+    monkeypatch.delenv("DINOVIZ_RUNS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refusal(capsys, *arguments: object) -> str:
+    """What is said of a mistake: one line, status 2."""
+    capsys.readouterr()
+    try:
+        status = main([str(each) for each in arguments])
+    except SystemExit as stopped:
+        status = stopped.code
+    assert status == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "it/s]" not in line]
+    assert line.startswith("training: ")
+    assert line.endswith(".")
+    return line
+
+
+def done(capsys, *arguments: object) -> str:
+    capsys.readouterr()
+    assert main([str(each) for each in arguments]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", SETTINGS)
+def test_the_help_of_a_command_explains_every_setting(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for field in dataclasses.fields(SETTINGS[command]):
+        assert field.metadata["help"].split(";")[0] in text, field.name
+        if field.name != "data":
+            assert f"--{field.name.replace('_', '-')}" in text
+
+
+def test_the_help_names_all_commands_and_presets(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    for command in (*SETTINGS, "resume", "stop", "export", "list"):
+        assert command in text
+    with pytest.raises(SystemExit):
+        main(["pretrain", "--help"])
+    text = capsys.readouterr().out
+    assert all(name in text for name in PRESETS)
+
+
+def commands_of(text: str) -> list[str]:
+    found = re.findall(r"^ *(?:\$ )?(?:python -m|accelerate launch .*?-m) training (.+)$", text, re.MULTILINE)
+    return [re.split(r" {3,}| +#|`", line)[0].strip() for line in found]
+
+
+@pytest.mark.parametrize("text", [PRETRAIN_HELP, FINETUNE_HELP, EVALUATE_HELP, (ROOT / "README.md").read_text()])
+def test_the_commands_that_are_shown_can_be_typed(text):
+    parser = _parser()
+    assert text.startswith("# ") or commands_of(text)
+    for command in commands_of(text):
+        assert isinstance(parser.parse_args(shlex.split(command)), argparse.Namespace), command
+
+
+def test_settings_are_saved_and_taken_back(home, capsys, tiny):
+    done(capsys, "pretrain", "photos", "--preset", "micro", "--lr", "0.25", "--no-compile", "--save-config", "a.json")
+    assert not (home / "runs").exists()
+    kept = json.loads((home / "a.json").read_text())
+    assert kept == {**PretrainConfig(**PRESETS["micro"].values).to_dict(), "data": ["photos"], "lr": 0.25}
+    done(capsys, "pretrain", "--config", "a.json", "--save-config", "b.json")
+    assert (home / "a.json").read_text() == (home / "b.json").read_text()
+
+
+def test_options_win_over_the_file_and_the_file_over_the_preset(home, capsys):
+    (home / "a.json").write_text(json.dumps({"lr": 0.25, "depth": 7}))
+    done(
+        capsys, "pretrain", "x", "--preset", "micro", "--config", "a.json", "--depth", "5", "--save-config", "b.json"
+    )  # fmt: skip
+    kept = json.loads((home / "b.json").read_text())
+    assert (kept["depth"], kept["lr"], kept["dim"]) == (5, 0.25, PRESETS["micro"].values["dim"])
+
+
+def test_a_run_is_made_and_can_be_used_everywhere(home, capsys, tiny, images, monkeypatch):
+    """Pretrain, list, export, evaluate, fine-tune, and look at it with dinoviz."""
+    said = done(capsys, "pretrain", "--config", tiny, "--name", "mine", "--validation", os.path.relpath(images))
+    assert "training: mine is finished at step 2 of 2" in said
+    run = Run.open("mine")
+    kept = Path(run.config["validation"])
+    assert kept.is_absolute()  # so that it can be resumed from anywhere
+    assert kept.resolve() == images.resolve()
+    capsys.readouterr()
+    again = home / "again.json"
+    done(capsys, "pretrain", "--config", "runs/mine/config.json", "--save-config", again)
+    assert json.loads(again.read_text()) == run.config
+    assert re.search(r"^mine +pretrain +finished +2 of 2 +loss .*, knn ", done(capsys, "list"), re.MULTILINE)
+    assert "step 2 of mine is in student; dinoviz.load opens it" in done(
+        capsys, "export", "mine", "--student", "--out", "student"
+    )
+    done(capsys, "export", "runs/mine", "--student", "--out", "student")  # an export may be replaced
+    said = done(capsys, "evaluate", images, "--model", "runs/mine", "--no-linear", "--out", "figures.json")
+    assert re.search(r"20-NN top-1 \d+\.\d%", said)
+    assert json.loads((home / "figures.json").read_text())["test"] > 0
+    said = done(
+        capsys, "finetune", images, "--model", "student", "--way", "linear", "--epochs", 2, "--name", "tuned"
+    )  # fmt: skip
+    assert "training: tuned is finished" in said
+    assert [each.name for each in list_runs()] == ["tuned", "mine"]
+    picture = next(images.rglob("*.png"))
+    assert dinoviz_main(["attention", str(picture), "--model", "runs/mine", "--resolution", "64", "--out", "maps"]) == 0
+    (made,) = (home / "maps").glob("*.png")
+    with Image.open(made) as map_:
+        assert np.asarray(map_.convert("RGB")).std() > 5
+
+
+def test_a_run_can_start_from_a_run(home, capsys, tiny):
+    done(capsys, "pretrain", "--config", tiny, "--name", "first")
+    done(capsys, "pretrain", "--config", tiny, "--name", "second", "--start", "runs/first", "--freeze-layers", 1)
+    first, second = (Run.open(name).checkpoint().tensors("teacher") for name in ("first", "second"))
+    name = "backbone.embeddings.patch_embeddings.projection.weight"
+    assert (first[name] == second[name]).all()
+    assert Run.open("second").config["start"] == str(home / "runs" / "first")
+
+
+def test_names_of_now_are_never_taken(home, capsys, tiny, monkeypatch):
+    monkeypatch.setattr("time.strftime", lambda *_: "20260101-000000")
+    for _ in range(2):
+        done(capsys, "pretrain", "--config", tiny, "--epochs", 0.25)
+    assert {run.name for run in list_runs()} == {"pretrain-20260101-000000", "pretrain-20260101-000000-2"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "Name the images to train on: a folder, a zip file or a list"),
+        (["photos", "--demo"], "or --demo for the built-in ones; not both"),
+        (["photos"], "photos: there is no such file or folder"),
+        (["empty"], "empty is empty, there are no images in it"),
+        (["texts"], "texts has 2 files, none of them an image"),
+        (["texts/a.txt"], "a.txt: 1 of 1 files that it lists do not exist: hello"),
+        (["no.zip"], "no.zip is damaged, or not a zip file"),
+        (["one"], "There is one image, and training needs 2 at least"),
+        (["two", "--batch", 64], "There are 2 images, fewer than the 64 of one batch: lower batch"),
+        (["broken"], "2 of 2 images cannot be read, too many to go on: "),
+        (["two", "--batch", 2, "--validation", "two"], "The images for k-NN need classes"),
+        (["two", "--batch", 2, "--validation", "nowhere"], "nowhere: there is no such file or folder"),
+        (["two", "--preset", "huge"], f"There is no preset 'huge'. Known are {', '.join(PRESETS)}"),
+        (["two", "--config", "none.json"], "none.json cannot be read as a configuration"),
+        (["two", "--config", "damaged.json"], "damaged.json cannot be read as a configuration"),
+        (["two", "--config", "list.json"], "list.json is no configuration: it holds a list"),
+        (["two", "--config", "unknown.json"], "There is no setting 'learning_rate'. Known are "),
+        (["two", "--config", "wrong.json"], "lr is of type float, not 'high'"),
+        (["two", "--lr", -1], "lr is at least 0, not -1"),
+        (["two", "--lr", "high"], "argument --lr: invalid float value: 'high'"),
+        (["two", "--patch", 7], "argument --patch: invalid choice: 7"),
+        (["two", "--global-size", 50], "global_size (50) must be a multiple of patch (8)"),
+        (["two", "--what"], "unrecognized arguments: --what"),
+        (["two", "--name", "a/b"], "'a/b' cannot be a run's name"),
+        (["two", "--name", "taken"], "There is already a run taken in runs; choose another name"),
+        (["two", "--batch", 2, "--start", "nothing"], "There is no model 'nothing'. Known are embedded, "),
+        (["two", "--batch", 2, "--probe-images", "gone.png"], "gone.png"),
+        (["two", "--batch", 2, "--save-config", "nowhere/a.json"], "nowhere/a.json cannot be written"),
+    ],
+)
+def test_what_cannot_be_pretrained_is_answered_in_one_line(arguments, says, home, capsys):
+    for name in ("empty", "texts", "broken"):
+        (home / name).mkdir()
+    for name in ("texts/a.txt", "texts/b.txt", "no.zip", "broken/a.png", "broken/b.png"):
+        (home / name).write_text("hello")
+    write_images(home / "one", 1)
+    write_images(home / "two", 2)
+    (home / "damaged.json").write_text('{"lr": ')
+    (home / "list.json").write_text("[1]")
+    (home / "unknown.json").write_text('{"learning_rate": 1}')
+    (home / "wrong.json").write_text('{"lr": "high"}')
+    Run.create("taken", "pretrain", {})
+    assert says in refusal(capsys, "pretrain", *arguments)
+    for run in list_runs():  # what was begun says why it ended
+        if run.name != "taken":
+            assert run.status()["state"] == "failed"
+            assert says in run.status()["message"]
+    if says.startswith("photos"):  # and the name is free for the folder that was meant
+        assert [run.name for run in list_runs()] == ["taken"]
+
+
+def test_a_zip_file_and_a_list_will_do(home, capsys, tiny, images):
+    with zipfile.ZipFile("a.zip", "w") as archive:
+        for path in sorted(images.rglob("*.png"))[:20]:
+            archive.write(path, path.relative_to(images))
+    (home / "a.txt").write_text("\n".join(str(path) for path in sorted(images.rglob("*.png"))[:20]))
+    for source in ("a.zip", "a.txt"):
+        name = source.replace(".", "-")
+        done(capsys, "pretrain", source, "--config", tiny, "--epochs", 1, "--name", name)
+        assert Run.open(name).status()["state"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["resume", "none"], "There is no run none; the runs in runs are "),
+        (["resume", "finished"], "finished is finished; a new run can start from it: pretrain --start"),
+        (["resume", "tuned"], "tuned is finished."),
+        (["resume", "busy"], "busy is at work already; `python -m training stop busy` ends it"),
+        (["resume", "probed"], "probed is a run of kind 'probe', which cannot be resumed; start it again"),
+        (["resume", "damaged"], "config.json is damaged, without it the run cannot be read"),
+        (["resume", "edited"], "There is no setting 'epoch'. Known are "),
+        (["stop", "none"], "There is no run none"),
+        (["stop", "finished"], "finished is not at work (finished): there is nothing to stop"),
+        (["export", "none"], "There is no run none"),
+        (["export", "busy"], "busy has no checkpoint of a teacher yet"),
+        (["evaluate", "flat"], "Evaluation needs labelled images"),
+        (["evaluate"], "Name the labelled images, or --demo"),
+        (["finetune", "flat"], "Fine-tuning needs labelled images"),
+        (["finetune", "flat", "--way", "magic"], "argument --way: invalid choice: 'magic'"),
+        (["probe", "flat"], "flat is no RGB-D folder: it needs the folders rgb and depth"),
+        (["probe", "nowhere"], "nowhere: there is no such file or folder"),
+        (["nonsense"], "invalid choice: 'nonsense'"),
+        ([], "the following arguments are required: COMMAND"),
+    ],
+)
+def test_what_cannot_be_done_is_answered_in_one_line(arguments, says, home, capsys):
+    write_images(home / "flat", 4)
+    for name, kind, state, config in (
+        ("finished", "pretrain", "finished", {}), ("tuned", "finetune", "finished", {}),
+        ("busy", "pretrain", "running", {}), ("probed", "probe", "stopped", {}),
+        ("damaged", "pretrain", "stopped", {}), ("edited", "pretrain", "stopped", {"epoch": 3}),
+    ):  # fmt: skip
+        Run.create(name, kind, config).set_status(state, pid=os.getppid())
+    (home / "runs/damaged/config.json").write_text('{"kind": "pretrain", ')
+    assert says in refusal(capsys, *arguments)
+
+
+def test_an_export_replaces_nothing_but_an_export(home, capsys, tiny):
+    done(capsys, "pretrain", "--config", tiny, "--name", "a")
+    (home / "photos").mkdir()
+    (home / "photos/mine.jpg").write_text("precious")
+    said = refusal(capsys, "export", "a", "--out", "photos")
+    assert "photos holds other files (mine.jpg), which an export would replace; name a new folder" in said
+    assert (home / "photos/mine.jpg").read_text() == "precious"
+    assert "holds other files" in refusal(capsys, "export", "a", "--out", ".")
+    (home / "file").touch()
+    assert "file cannot be written: Not a directory" in refusal(capsys, "export", "a", "--out", "file")
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
+def test_runs_that_cannot_be_written(home, capsys, tiny):
+    (home / "runs").mkdir(mode=0o500)
+    assert "runs/a cannot be made: Permission denied" in refusal(capsys, "pretrain", "--config", tiny, "--name", "a")
+
+
+def test_runs_where_there_is_a_file(home, capsys, tiny):
+    (home / "runs").touch()
+    assert "runs/a cannot be made: Not a directory" in refusal(capsys, "pretrain", "--config", tiny, "--name", "a")
+
+
+def test_a_list_without_runs_and_of_a_run_that_died(home, capsys):
+    assert done(capsys, "list") == "training: there are no runs in runs yet\n"
+    gone = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    run = Run.create("gone", "pretrain", {})
+    run.set_status("running", pid=gone.pid, step=3, steps=9)
+    assert re.search(r"^gone +pretrain +running +3 of 9", done(capsys, "list"), re.MULTILINE)
+    gone.communicate()
+    assert re.search(r"^gone +pretrain +died +3 of 9", done(capsys, "list"), re.MULTILINE)
+
+
+def test_the_command_line_speaks_from_a_terminal_too(tmp_path):
+    """A process of its own: status 2 and one line; and nothing of the network library is loaded for it."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "training", "resume", "none"],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    (said,) = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert said == "training: There is no run none; there are none in runs yet."
+    assert "gradio" not in done.stderr
