@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn
 
 
 def processes() -> int:
@@ -51,4 +50,18 @@ def gathered(rows: torch.Tensor) -> torch.Tensor:
     """(B, ...) of each process -> all of them, in the processes' order; gradients flow back to their owners."""
     if processes() == 1:
         return rows
-    return torch.cat(torch.distributed.nn.functional.all_gather(rows.contiguous()))
+    return _Gather.apply(rows.contiguous())
+
+
+class _Gather(torch.autograd.Function):
+    """What torch.distributed.nn.functional.all_gather was, before it was deprecated in favour of private names."""
+
+    @staticmethod
+    def forward(ctx, rows: torch.Tensor) -> torch.Tensor:
+        parts = [torch.empty_like(rows) for _ in range(processes())]
+        dist.all_gather(parts, rows)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        return total(gradient).chunk(processes())[dist.get_rank()]

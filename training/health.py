@@ -17,7 +17,8 @@ SAME_ANSWER = 0.01
 UNIFORM = 0.9
 SPREAD = 0.05  # of the embeddings' spread where they are as far apart as random directions
 WORSE_THAN_GUESSING = 1.2  # times log K, the loss of a student that knows nothing
-PATIENCE = 0.1  # of the run for which a state must last; runs begin with a teacher that knows nothing
+# Of the run, and steps at least, for which a state must last; runs begin with a teacher that knows nothing.
+PATIENCE, LEAST_PATIENCE = 0.1, 20
 
 
 class DivergedError(DinovizError):
@@ -79,7 +80,8 @@ class Watch:
         check_number(record["gradient_norm"], step)
         wrong = self._wrong(record)
         self.since = {name: self.since.get(name, step) for name in wrong}
-        lasting = [name for name, start in self.since.items() if step - start >= PATIENCE * self.steps]
+        patience = max(LEAST_PATIENCE, PATIENCE * self.steps)
+        lasting = [name for name, start in self.since.items() if step - start >= patience]
         return wrong[lasting[0]] if lasting else None
 
     def _wrong(self, record: dict) -> dict[str, str]:

@@ -88,6 +88,7 @@ class Pretraining:
         # The step after which a prototype was the strongest of a target; 0 for never.
         self.used = torch.zeros(config.prototypes, dtype=torch.int64, device=self.accelerator.device)
         self.watch = health.Watch(config.prototypes, GLOBALS * config.batch, self.steps)
+        self.alarm: str | None = None  # the last one
         self.neighbours = self._neighbours()
         self.probes = self._probes()
         if checkpoint:
@@ -161,8 +162,9 @@ class Pretraining:
         alarm = self.watch.alarm(record)
         if self.main:
             record["alarm"] = alarm
-            if alarm:
+            if alarm and alarm != self.alarm:
                 self.run.log(f"step {self.step}: {alarm}")
+            self.alarm = alarm
             measured = {"speed": clock.speed(), "waiting": clock.waiting(), "memory_mb": memory_mb(self.dino.device)}
             self._tell(record | measured)
         self._beat(clock, alarm or "")

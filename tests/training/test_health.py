@@ -82,11 +82,17 @@ def record(step: int, **values) -> dict:
     ],
 )
 def test_a_state_must_last_before_it_is_an_alarm(values, says):
-    watch = Watch(prototypes=K, targets=G * B, steps=100)
-    assert [watch.alarm(record(step, **values)) for step in (1, 5, 10)] == [None] * 3
-    assert watch.alarm(record(11, **values)).startswith(says)
-    assert watch.alarm(record(12)) is None
-    assert watch.alarm(record(13, **values)) is None  # it begins anew
+    watch = Watch(prototypes=K, targets=G * B, steps=300)
+    assert [watch.alarm(record(step, **values)) for step in (1, 11, 30)] == [None] * 3
+    assert watch.alarm(record(31, **values)).startswith(says)
+    assert watch.alarm(record(32)) is None
+    assert watch.alarm(record(33, **values)) is None  # it begins anew
+
+
+def test_the_first_steps_of_a_short_run_are_no_alarm():
+    watch = Watch(prototypes=K, targets=G * B, steps=30)
+    assert [watch.alarm(record(step, teacher_information=0.0)) for step in range(1, 21)] == [None] * 20
+    assert watch.alarm(record(21, teacher_information=0.0))
 
 
 @pytest.mark.parametrize("name", ["loss", "gradient_norm"])
@@ -119,6 +125,12 @@ def test_without_centring_but_sharp_it_collapses_to_few_prototypes_and_the_alarm
     found = alarms(eight, tmp_path, centring="none", teacher_temperature=0.04)
     assert found[-1].startswith("Collapsed: the teacher gives every image the same answer and prefers the same")
     assert "centring ema or sinkhorn" in found[-1]
+
+
+def test_the_log_tells_an_alarm_once(eight, tmp_path):
+    found = alarms(eight, tmp_path, centring="none", teacher_temperature=0.04)
+    assert found.count(found[-1]) > 1
+    assert (tmp_path / "a" / "log.txt").read_text().count("Collapsed") == 1
 
 
 @pytest.mark.parametrize("clip", [0.0, 3.0])
