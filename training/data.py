@@ -16,7 +16,7 @@ from PIL import Image
 from dinoviz.images import ImageError, open_image
 from training.pictures import DataError, Pictures, find
 
-__all__ = ["DataError", "Decoded", "Pictures", "batches", "demo", "find", "split"]
+__all__ = ["DataError", "Decoded", "Pictures", "batches", "demo", "demo_probes", "find", "split"]
 
 # The pictures that lie inside the wheels of scikit-image and scikit-learn, the same in every version that we allow.
 DEMO = (
@@ -54,6 +54,11 @@ def demo(part: Literal["train", "held-out"] = "train") -> Pictures:
             crops.append(np.asarray(crop))
     labels = np.repeat(np.arange(len(DEMO)), DEMO_CROPS[part])
     return Pictures(tuple(names), labels, tuple(Path(file).stem for file in DEMO), tuple(crops))
+
+
+def demo_probes() -> list[Image.Image]:
+    """Whole pictures of the demo that show a thing or two, to look at while a network learns."""
+    return [_demo_picture(file) for file in ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")]
 
 
 def _demo_picture(file: str) -> Image.Image:

@@ -19,7 +19,7 @@ from training.augment import GLOBALS
 from training.checkpoints import Checkpoint
 from training.clock import Clock, memory_mb
 from training.config import PretrainConfig
-from training.data import DataError, Decoded, Pictures, batches, demo, find
+from training.data import DataError, Decoded, Pictures, batches, demo, demo_probes, find
 from training.dino import ORDER, Distillation, Seen, generator
 from training.export import export, writing
 from training.precision import in_bfloat16
@@ -279,6 +279,8 @@ class Pretraining:
     def _probes(self) -> list[Image.Image]:
         if self.config.probe_images:
             return [open_image(path) for path in self.config.probe_images]
+        if not self.config.data:
+            return demo_probes()
         places = np.linspace(0, len(self.data) - 1, min(PROBES, len(self.data))).astype(int)
         return [self.data.pictures.open(i) for i in places]
 

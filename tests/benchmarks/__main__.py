@@ -1,14 +1,15 @@
-"""All benchmarks, one after the other: `make bench`."""
+"""All benchmarks, one after the other: `make bench`; or some: `python -m tests.benchmarks encode training_speed`."""
 
-from tests.benchmarks import encode, pca_stability, segmentation, training_speed, video
+import importlib
+import sys
+
+# From the shortest of each half to the longest; the last three train, for an hour in all.
+ALL = ("encode", "pca_stability", "segmentation", "video", "training_speed", "pretraining", "adaptation", "finetune")
 
 if __name__ == "__main__":
-    encode.main()
-    print()
-    pca_stability.main()
-    print()
-    segmentation.main()
-    print()
-    video.main()
-    print()
-    training_speed.main()
+    unknown = set(sys.argv[1:]) - set(ALL)
+    if unknown:
+        sys.exit(f"There is no benchmark {', '.join(sorted(unknown))}; known are {', '.join(ALL)}.")
+    for name in sys.argv[1:] or ALL:
+        importlib.import_module(f"tests.benchmarks.{name}").main()
+        print()
