@@ -14,7 +14,7 @@ K, B, G, D = 32, 16, 2, 8
 # Of 8 images, seen through crops of all sizes and colours, for as long as a collapse takes.
 SHORT = PLAIN | {
     "global_scale": (0.3, 1.0), "local_crops": 2, "flip": 0.5, "jitter": 0.8, "grey": 0.2, "batch": 8, "lr": 0.01,
-    "lr_end": 1e-4, "epochs": 80.0, "warmup_epochs": 5.0, "teacher_momentum": 0.95, "teacher_temperature_epochs": 0.0,
+    "lr_end": 1e-4, "epochs": 60.0, "warmup_epochs": 5.0, "teacher_momentum": 0.95, "teacher_temperature_epochs": 0.0,
     "log_every": 10, "checkpoint_minutes": 60.0, "weight_decay_end": 0.04,
 }  # fmt: skip
 
@@ -116,6 +116,7 @@ def test_without_centring_and_sharpening_it_collapses_and_the_alarm_says_so(eigh
     assert "lower teacher_temperature" in found[-1]
 
 
+@pytest.mark.slow
 def test_without_centring_and_as_sharp_as_the_student_the_answers_become_one(eight, tmp_path):
     found = alarms(eight, tmp_path, centring="none", teacher_temperature=0.1, teacher_temperature_start=0.1)
     assert found[-1].startswith("Collapsed: the teacher gives every image the same answer")
@@ -126,11 +127,8 @@ def test_without_centring_but_sharp_it_collapses_to_few_prototypes_and_the_alarm
     assert found[-1].startswith("Collapsed: the teacher gives every image the same answer and prefers the same")
     assert "centring ema or sinkhorn" in found[-1]
 
-
-def test_the_log_tells_an_alarm_once(eight, tmp_path):
-    found = alarms(eight, tmp_path, centring="none", teacher_temperature=0.04)
     assert found.count(found[-1]) > 1
-    assert (tmp_path / "a" / "log.txt").read_text().count("Collapsed") == 1
+    assert (tmp_path / "a" / "log.txt").read_text().count("Collapsed") == 1  # and not at each record
 
 
 @pytest.mark.parametrize("clip", [0.0, 3.0])

@@ -185,9 +185,9 @@ def test_the_log_warns_of_what_rarely_makes_sense(tmp_path, images):
     assert "more prototypes" not in quiet
 
 
-@pytest.mark.parametrize(("batch", "log_every"), [(16, 1), (16, 3), (16, 10), (64, 1), (64, 5)])
+@pytest.mark.parametrize(("batch", "log_every"), [(16, 1), (16, 3), (16, 10), (64, 2)])
 def test_prototypes_are_counted_over_an_epoch_or_since_the_last_record(batch, log_every, images, tmp_path):
-    config = settings(images, batch=batch, log_every=log_every, epochs=5.0, checkpoint_minutes=60.0)
+    config = settings(images, batch=batch, log_every=log_every, epochs=3.0, checkpoint_minutes=60.0)
     training = Pretraining(config, begin(config, tmp_path))
     strongest, step = [], training.dino.step
 
@@ -204,7 +204,7 @@ def test_prototypes_are_counted_over_an_epoch_or_since_the_last_record(batch, lo
 
 
 def test_the_mask_token_and_frozen_prototypes_stand_still(images, tmp_path):
-    config = settings(images, freeze_last_layer=1.0, epochs=2.0, checkpoint_minutes=0.0)
+    config = settings(images, freeze_last_layer=1.0, epochs=2.0)
     kept = {}
 
     def progress(record):

@@ -233,12 +233,13 @@ def test_a_run_that_is_at_work_or_done_does_not_go_on(images, tmp_path):
         resume(Run.create("b", "finetune", {}, root=tmp_path))
 
 
-def python(*arguments: object, home: Path) -> subprocess.Popen:
+def python(*arguments: object, home: Path, group: bool = False) -> subprocess.Popen:
     """`python -m training` with as many threads as this process has, for sums depend on that."""
     environment = os.environ | {"DINOVIZ_RUNS": str(home), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     return subprocess.Popen(
         [sys.executable, "-m", "training", *map(str, arguments)],
         cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=group,
     )  # fmt: skip
 
 
@@ -335,6 +336,21 @@ def test_the_command_line_stops_cleanly_and_goes_on(how, images, tmp_path):
     process.send_signal(signal.SIGTERM)
     ends_well(process)
     assert run.status()["step"] > run_resumed_at(run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ctrl_c_in_a_terminal_reaches_all_processes_and_ends_cleanly(workers, images, tmp_path):
+    """Also those that decode, which must not die of it before the last step has its images."""
+    config = settings(images, epochs=200.0, memory_gb=0.0, workers=workers)
+    run = Run(tmp_path / "a")
+    process = python("pretrain", "--config", config_file(config, tmp_path), "--name", "a", home=tmp_path, group=True)
+    wait_for(lambda: records(run) >= 3, process)
+    os.killpg(process.pid, signal.SIGINT)
+    said = ends_well(process)
+    assert "training: a is stopped at step" in said
+    assert "Traceback" not in said
+    assert run.checkpoint().step == run.status()["step"]
 
 
 @pytest.mark.slow
