@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 
@@ -17,7 +18,7 @@ from dinoviz.images import open_image
 from training import advice, distributed, health, monitor
 from training.augment import GLOBALS
 from training.checkpoints import Checkpoint
-from training.clock import Clock, memory_mb
+from training.clock import BEAT, Clock, memory_mb
 from training.config import PretrainConfig
 from training.data import DataError, Decoded, Pictures, batches, demo, demo_probes, find
 from training.dino import ORDER, Distillation, Seen, generator
@@ -39,7 +40,7 @@ def pretrain(config: PretrainConfig, run: Run, progress: Progress | None = None)
     Raises DinovizError with one sentence for data and settings that cannot be, a run that diverges, a device whose
     memory is full and a disk that is; the run's status then is "failed" and says the same.
     """
-    _work(config, run, progress, None)
+    _work(run, progress, config)
 
 
 def resume(run: Run, progress: Progress | None = None) -> None:
@@ -51,13 +52,15 @@ def resume(run: Run, progress: Progress | None = None) -> None:
     if state.is_main_process:  # the others would find it at work already
         reopen(run, "pretrain")
     state.wait_for_everyone()
-    _work(PretrainConfig.from_dict(run.config), run, progress, run.checkpoint())
+    _work(run, progress, None)
 
 
-def _work(config: PretrainConfig, run: Run, progress: Progress | None, checkpoint: Checkpoint | None) -> None:
+def _work(run: Run, progress: Progress | None, new: PretrainConfig | None) -> None:
+    """new: the configuration of a new run; None to go on with one."""
     with working(run, writes=distributed.state().is_main_process) as asked_to_stop:
+        config, checkpoint = (new, None) if new else (PretrainConfig.from_dict(run.config), run.checkpoint())
         try:
-            Pretraining(config, run, progress, checkpoint).train(asked_to_stop)
+            Pretraining(config, run, progress, checkpoint, asked_to_stop).train()
         except torch.OutOfMemoryError:
             raise DinovizError(
                 "The device's memory is full: lower batch, local_crops or global_size, or raise accumulate."
@@ -68,14 +71,21 @@ class Pretraining:
     """A run that is being computed. With several processes, the main one alone writes to its folder."""
 
     def __init__(
-        self, config: PretrainConfig, run: Run, progress: Progress | None = None, checkpoint: Checkpoint | None = None
+        self,
+        config: PretrainConfig,
+        run: Run,
+        progress: Progress | None = None,
+        checkpoint: Checkpoint | None = None,
+        asked_to_stop: Callable[[], bool] = lambda: False,
     ):
+        """checkpoint: of the run, to go on from. Raises Stopped where a stop is asked for while images are read."""
         from accelerate import Accelerator
 
-        self.config, self.run, self.progress = config, run, progress
+        self.config, self.run, self.progress, self.asked_to_stop = config, run, progress, asked_to_stop
         self.accelerator = Accelerator(cpu=models.pick_device().type == "cpu")
         self.main = self.accelerator.is_main_process
         self.step = checkpoint.step if checkpoint else 0
+        self._told = time.monotonic()
         if self.main:
             run.set_status("running", step=self.step, message="reading the images")
         pictures = find(config.data) if config.data else demo("train")
@@ -100,7 +110,7 @@ class Pretraining:
                 run.log(warning)
         self.accelerator.wait_for_everyone()
 
-    def train(self, asked_to_stop: Callable[[], bool] = lambda: False) -> None:
+    def train(self) -> None:
         """All steps that are left. Raises Stopped, with a checkpoint made, when somebody asks for it."""
         if self.step == 0:
             self._look(neighbours=True, snapshot=True)
@@ -115,7 +125,7 @@ class Pretraining:
             neighbours, snapshot = (done or self._due(c) for c in (self.config.knn_every, self.config.snapshot_every))
             if neighbours or snapshot:
                 self._look(neighbours, snapshot)
-            stop, save = self._agreed(asked_to_stop() and not done, clock.checkpoint_due())
+            stop, save = self._agreed(self.asked_to_stop() and not done, clock.checkpoint_due())
             if stop or done or save:
                 self._save()
             if stop:
@@ -247,11 +257,27 @@ class Pretraining:
         self.watch.since = state["alarm_since"]
 
     def _decode(self, pictures: Pictures, size: int) -> Decoded:
-        data = Decoded(pictures, size, memory=int(self.config.memory_gb * 2**30), max_broken=self.config.max_broken)
+        data = Decoded(
+            pictures,
+            size,
+            memory=int(self.config.memory_gb * 2**30),
+            max_broken=self.config.max_broken,
+            progress=self._reading,
+        )
         if self.main:
             for name, reason in data.broken:
                 self.run.log(f"skipped {name}: {reason}")
         return data
+
+    def _reading(self, done: int, of: int) -> None:
+        if done % 100:
+            return
+        if self.main and time.monotonic() - self._told > BEAT:
+            self._told = time.monotonic()
+            self.run.set_status("running", step=self.step, message=f"reading the images: {done:,} of {of:,}")
+        # One of several processes would leave the others waiting; they stop after the first step.
+        if distributed.processes() == 1 and self.asked_to_stop():
+            raise Stopped
 
     def _steps_in_epoch(self) -> int:
         config, processes = self.config, distributed.processes()

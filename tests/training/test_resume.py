@@ -118,6 +118,18 @@ def test_a_stop_before_the_first_step(images, tmp_path):
     assert_same(run, whole(config, tmp_path))
 
 
+def test_a_stop_while_the_images_are_read(images, tmp_path, monkeypatch):
+    """Which takes minutes where there are many: nobody waits for the end of it."""
+    config = settings(images, data=(str(images),) * 2)  # 128 images
+    run = begin(config, tmp_path)
+    run.request_stop()
+    monkeypatch.setattr("training.pretrain.BEAT", 0.0)
+    pretrain(config, run)
+    assert (run.status()["state"], run.metrics(), run.checkpoint()) == ("stopped", [], None)
+    resume(run)
+    assert_same(run, whole(config, tmp_path))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_with_a_checkpoint(number, images, tmp_path):
     config = settings(images)
@@ -198,6 +210,10 @@ def test_a_run_goes_on_with_what_it_began_with(images, tmp_path):
     path.write_text(before.replace('"lr": 0.0005', '"lr": 0.001'))
     with pytest.raises(ConfigError, match="lr changed since the checkpoint of a was made"):
         resume(run)
+    path.write_text(before.replace('"lr"', '"rate"'))
+    with pytest.raises(ConfigError, match="There is no setting 'rate'"):
+        resume(run)
+    assert run.status()["state"] == "failed"
     path.write_text(before)
     resume(run)
     assert run.status()["state"] == "finished"
