@@ -25,7 +25,7 @@ an image and learns to say of them what a teacher, its own moving average, says 
 
   python -m training pretrain --demo --preset micro                a CPU minute, no data needed
   python -m training pretrain photos --preset tiny --name mine     from scratch, on a folder of images
-  python -m training pretrain photos --start dinov2-small --lr 5e-5 --freeze-layers 6    go on from a model
+  python -m training pretrain photos --preset adapt --start dinov2-small    go on from a model
   accelerate launch -m training pretrain photos --preset small     on all the devices there are
 
 What to watch: the loss falls slowly and noisily, for the teacher moves too; k-NN accuracy is what counts. The

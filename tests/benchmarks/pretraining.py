@@ -28,7 +28,7 @@ from training.evaluate import knn
 from training.pretrain import Pretraining
 from training.runs import Run
 
-PRESET = "minutes"
+PRESET = "quarter-hour"
 TIMED, WARM = 12, 4  # steps that are timed, after some that are not
 
 
