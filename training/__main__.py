@@ -6,18 +6,13 @@ Every run is a folder below `runs` (or $DINOVIZ_RUNS); the app and `dinoviz.load
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import itertools
-import json
 import os
 import sys
-import textwrap
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from dinoviz.errors import DinovizError
-from training.bars import Bar, Stages, shown
+from training import commands
 
 PRETRAIN_HELP = """\
 Teach a vision transformer from images without labels, as DINO and DINOv2 do: a student sees small and large crops of
@@ -81,10 +76,10 @@ def _parser() -> argparse.ArgumentParser:
     from training.task_config import EvaluateConfig, FinetuneConfig, ProbeConfig
 
     parser = _Parser(prog="python -m training", description="Train a DINO, and what stands on one.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable, help: str, description: str = "") -> argparse.ArgumentParser:
-        added = commands.add_parser(
+        added = subparsers.add_parser(
             name,
             help=help,
             description=description or help,
@@ -93,247 +88,33 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=run)
         return added
 
-    pretrain = command("pretrain", _pretrain, "self-distillation on images without labels", PRETRAIN_HELP)
+    pretrain = command("pretrain", commands.run_pretrain, "self-distillation on images without labels", PRETRAIN_HELP)
     presets = "; ".join(f"{name}: {preset.about}" for name, preset in PRESETS.items())
     pretrain.add_argument("--preset", help=f"settings that go together ({presets})")
     pretrain.add_argument("--demo", action="store_true", help="train on the built-in pictures")
     add_settings(pretrain, PretrainConfig, positional=("data",))
-    finetune = command("finetune", _finetune, "a classifier from labelled images", FINETUNE_HELP)
+    finetune = command("finetune", commands.run_finetune, "a classifier from labelled images", FINETUNE_HELP)
     finetune.add_argument("--demo", action="store_true", help="train on the built-in pictures")
     add_settings(finetune, FinetuneConfig, positional=("data",))
-    probe = command("probe", _probe, "a depth probe on a frozen backbone", PROBE_HELP)
+    probe = command("probe", commands.run_probe, "a depth probe on a frozen backbone", PROBE_HELP)
     add_settings(probe, ProbeConfig, positional=("data",))
     for each in (pretrain, finetune, probe):
         each.add_argument("--name", help="the run's name; by default the time it starts")
-    evaluate = command("evaluate", _evaluate, "k-NN and linear accuracy of a model or run", EVALUATE_HELP)
+    evaluate = command("evaluate", commands.run_evaluate, "k-NN and linear accuracy of a model or run", EVALUATE_HELP)
     evaluate.add_argument("--demo", action="store_true", help="evaluate on the built-in pictures")
     evaluate.add_argument("--out", type=Path, metavar="FILE", help="write all figures there as JSON")
     add_settings(evaluate, EvaluateConfig, positional=("data",))
     for name, run, help in (
-        ("resume", _resume, "go on with a run that was stopped or killed"),
-        ("stop", _stop, "ask a run to end at its next step"),
-        ("export", _export, "write a pretraining run's network in transformers' format"),
+        ("resume", commands.run_resume, "go on with a run that was stopped or killed"),
+        ("stop", commands.run_stop, "ask a run to end at its next step"),
+        ("export", commands.run_export, "write a pretraining run's network in transformers' format"),
     ):
         command(name, run, help).add_argument("name", help="of the run, or its folder")
-    export = commands.choices["export"]
+    export = subparsers.choices["export"]
     export.add_argument("--out", type=Path, metavar="FOLDER", help="by default RUN/export")
     export.add_argument("--student", action="store_true", help="the student instead of the teacher")
-    command("list", _list, "the runs there are")
+    command("list", commands.run_list, "the runs there are")
     return parser
-
-
-def _pretrain(options: argparse.Namespace) -> int | None:
-    from training.config import PretrainConfig, pretrain_preset
-    from training.pretrain import pretrain
-
-    preset = pretrain_preset(options.preset) if options.preset else {}
-    return _start(options, PretrainConfig, "pretrain", shown(pretrain, Bar()), preset)
-
-
-def _finetune(options: argparse.Namespace) -> int | None:
-    from training.finetune import finetune
-    from training.task_config import FinetuneConfig
-
-    return _start(options, FinetuneConfig, "finetune", lambda *args: _say(shown(finetune, Stages())(*args)))
-
-
-def _probe(options: argparse.Namespace) -> int | None:
-    from training.probe import probe
-    from training.task_config import ProbeConfig
-
-    return _start(options, ProbeConfig, "probe", lambda *args: _say(shown(probe, Stages())(*args)))
-
-
-def _start(
-    options: argparse.Namespace, kind: type, name: str, work: Callable, preset: dict | None = None
-) -> int | None:
-    """Make the run and do its work in it; with several processes, the main one makes it."""
-    from training.arguments import save, settings_of
-    from training.runs import Run, check_name, root
-    from training.settings import ConfigError
-
-    config = settings_of(options, kind, preset)
-    if options.save_config:
-        save(config, options.save_config)
-        print(f"training: the settings are in {options.save_config}")
-        return None
-    demo = getattr(options, "demo", False)
-    if bool(config.data) == demo:
-        raise ConfigError("Name the images to train on, or --demo for the built-in ones; not both." if demo else
-                          "Name the images to train on: a folder, a zip file or a list.")  # fmt: skip
-    _quiet()
-    run_name = check_name(options.name or _name_of_now(getattr(options, "preset", None) or name))
-    config = _absolute(config)
-    for each in [config.data] if isinstance(config.data, str) else config.data:
-        if each and not Path(each).exists():  # told before the name is taken by a run that cannot be
-            raise ConfigError(f"{each}: there is no such file or folder.")
-    if _alone():
-        run = _create(run_name, name, config)
-        work(config, run)
-        _goodbye(run)
-        return None
-    from accelerate.utils import broadcast_object_list
-
-    from training.distributed import state
-
-    if state().is_main_process:
-        run = _create(run_name, name, config)
-    run = Run(root() / broadcast_object_list([run_name])[0])  # made of the time, it may be another in each process
-    work(config, run)
-    if state().is_main_process:
-        _goodbye(run)
-    return None
-
-
-def _name_of_now(kind: str) -> str:
-    from training.runs import root
-
-    names = itertools.count(2)
-    now = name = f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
-    while (root() / name).exists():
-        name = f"{now}-{next(names)}"
-    return name
-
-
-def _create(name: str, kind: str, config):
-    from training.runs import Run
-
-    run = Run.create(name, kind, config.to_dict())
-    print(f"training: the run is {run.folder}; `python -m training stop {run.name}` ends it where it can go on")
-    return run
-
-
-def _alone() -> bool:
-    """Whether this process trains by itself; `accelerate launch` tells its processes how many they are."""
-    return int(os.environ.get("WORLD_SIZE", "1")) == 1
-
-
-def _absolute(config):
-    """Paths as they will still be right when the run is resumed from another folder."""
-    from dinoviz.models import KNOWN
-
-    names = [f.name for f in dataclasses.fields(config) if f.name in ("data", "validation", "test", "probe_images")]
-    values = {}
-    for name in names:
-        value = getattr(config, name)
-        if isinstance(value, tuple):
-            values[name] = tuple(str(Path(each).absolute()) for each in value)
-        elif isinstance(value, str) and value:
-            values[name] = str(Path(value).absolute())
-    for name in ("start", "model"):  # a folder, or a name that there is no folder of
-        value = getattr(config, name, "")
-        if value and value not in KNOWN and Path(value).exists():
-            values[name] = str(Path(value).absolute())
-    return dataclasses.replace(config, **values)
-
-
-def _resume(options: argparse.Namespace) -> None:
-    from training.runs import Run, RunError
-    from training.stopping import reopen
-
-    _quiet()
-    run = Run.open(options.name)
-    if run.kind == "pretrain":
-        from training.pretrain import resume
-
-        shown(resume, Bar())(run)
-    elif run.kind == "finetune":
-        from training.finetune import resume
-
-        reopen(run, "finetune")
-        _say(shown(resume, Stages())(run))
-    else:
-        raise RunError(f"{run.name} is a run of kind {run.kind!r}, which cannot be resumed; start it again.")
-    if _alone() or os.environ.get("RANK") == "0":
-        _goodbye(run)
-
-
-def _stop(options: argparse.Namespace) -> None:
-    from training.runs import Run, RunError
-
-    run = Run.open(options.name)
-    state = run.status()["state"]
-    if state not in ("starting", "running"):
-        raise RunError(f"{run.name} is not at work ({state}): there is nothing to stop.")
-    run.request_stop()
-    print(f"training: {run.name} will stop at its next step")
-
-
-def _export(options: argparse.Namespace) -> None:
-    from training.export import export_checkpoint
-    from training.runs import Run
-
-    _quiet()
-    run = Run.open(options.name)
-    folder, step = export_checkpoint(run, options.out or run.export_folder, "student" if options.student else "teacher")
-    print(f"training: step {step} of {run.name} is in {folder}; dinoviz.load opens it")
-
-
-def _list(options: argparse.Namespace) -> None:
-    from training.runs import list_runs, root
-
-    runs = list_runs()
-    if not runs:
-        print(f"training: there are no runs in {root()} yet")
-        return
-    print(f"{'name':32} {'kind':9} {'state':9} {'step':>15}  last figures")
-    for run in runs:
-        status = run.status()
-        figures: dict = {}
-        for record in run.metrics():
-            figures |= record
-        shown = ", ".join(
-            f"{k} {figures[k]:.3g}" for k in ("loss", "knn", "top1", "rmse") if figures.get(k) is not None
-        )
-        step = f"{status.get('step', '-')} of {status.get('steps', '-')}"
-        print(f"{run.name:32} {run.kind:9} {status['state']:9} {step:>15}  {shown}")
-        if status.get("message") and status["state"] in ("failed", "running"):
-            print(textwrap.indent(textwrap.fill(status["message"], 100), "    "))
-
-
-def _evaluate(options: argparse.Namespace) -> int | None:
-    from training.arguments import save, settings_of
-    from training.evaluate import evaluate
-    from training.settings import ConfigError
-    from training.task_config import EvaluateConfig
-
-    config = settings_of(options, EvaluateConfig)
-    if options.save_config:
-        save(config, options.save_config)
-        return None
-    if bool(config.data) == options.demo:
-        raise ConfigError("Name the labelled images, or --demo for the built-in ones.")
-    _quiet()
-    figures = shown(evaluate, Stages())(config)
-    print(f"{figures['model']}: {figures['source']}")
-    print(f"layers {figures['layers']}, {figures['train']} images to know, {figures['test']} to tell")
-    for k, scores in figures["knn"].items():
-        print(f"{k}-NN top-1 {scores['top1']:.1%}")
-    if "linear" in figures:
-        print(f"linear top-1 {figures['linear']['top1']:.1%}")
-    print(figures["protocol"])
-    if options.out:
-        from dinoviz.files import whole
-
-        with whole(options.out) as part:
-            part.write_text(json.dumps(figures, indent=2), encoding="utf-8")
-    return None
-
-
-def _say(result: dict | None) -> None:
-    if result:
-        print(json.dumps({k: v for k, v in result.items() if isinstance(v, int | float | str)}, indent=2))
-
-
-def _goodbye(run) -> None:
-    status = run.status()
-    print(f"training: {run.name} is {status['state']} at step {status.get('step', 0)} of {status.get('steps', 0)}")
-
-
-def _quiet() -> None:
-    from dinoviz.models import quiet_transformers
-
-    quiet_transformers()
 
 
 if __name__ == "__main__":
