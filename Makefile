@@ -11,11 +11,16 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 app: $(VENV)/.app
 	$(PY) app.py --open
 
+# Many small computations: a process a core is faster than many threads in one. A browser wants the machine for itself.
+ALONE := OMP_NUM_THREADS=1 $(PY) -m pytest --ignore=tests/browser -n logical --maxprocesses 4 --dist loadfile
+
 test: $(VENV)/.dev lint browser
-	$(PY) -m pytest
+	$(ALONE)
+	$(PY) -m pytest tests/browser
 
 test-all: $(VENV)/.dev lint browser
-	$(PY) -m pytest -m "slow or not slow"
+	$(ALONE) -m "slow or not slow"
+	$(PY) -m pytest -m "slow or not slow" tests/browser
 
 bench: $(VENV)/.dev
 	$(PY) -m tests.benchmarks
