@@ -161,6 +161,10 @@ class Backbone:
             output = self._forward(pixels, capture)
             return [self._features(i, grid, output, capture) for i, grid in enumerate(grids)]
 
+    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels (B, 3, H, W) in [0, 1] on the backbone's device -> as the model was trained to see them."""
+        return (pixels - self._mean) / self._std
+
     def tokens(self, pixels: torch.Tensor, layer: int | Sequence[int] = -1) -> torch.Tensor | list[torch.Tensor]:
         """All tokens of many pictures of one size, where no view is wanted: for k-NN, probes and training data.
 

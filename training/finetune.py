@@ -26,7 +26,7 @@ from training.scores import scores
 from training.stopping import working
 from training.task_config import FinetuneConfig
 from training.transforms import short_side
-from training.ways import STORE, Head, Held, Network, logits_of, preparation
+from training.ways import STORE, Head, Held, Network, logits_of
 
 __all__ = ["FinetuneError", "finetune", "predict", "resume"]
 
@@ -112,7 +112,7 @@ class _Task:
 
         A new head sends large, arbitrary gradients into features that were good (Kumar et al. 2022, LP-FT).
         """
-        config, prepare = self.config, preparation(self.backbone)
+        config, prepare = self.config, self.backbone.normalise
         torch.manual_seed(config.seed)
         drop_path = config.drop_path if config.way == "full" else 0.0
         network = build(self.backbone, self.train.classes, self.size, drop_path)
@@ -153,8 +153,8 @@ def _result(task: _Task, course: Course, way: Head | Network, run: Run) -> dict:
     Keys: model, weights_id, way, size, classes, train (count), epochs, best (the epoch chosen), validation and, where
     there is a held-out folder, test: see `training.scores`. The test images are looked at here, once.
     """
-    network, prepare = way.classifier(), preparation(task.backbone)
-    mean, std = (value.flatten().tolist() for value in (task.backbone._mean, task.backbone._std))
+    network, prepare = way.classifier(), task.backbone.normalise
+    mean, std = task.backbone.mean, task.backbone.std
     try:
         export(network, run.export_folder, mean, std, task.size, short_side(task.size))
     except OSError as error:

@@ -134,11 +134,6 @@ class Network:
         return merged.eval()
 
 
-def preparation(backbone: Backbone) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What brings pixels in [0, 1] to what the backbone was trained on."""
-    return lambda pixels: (pixels - backbone._mean) / backbone._std
-
-
 def logits_of(network: nn.Module, prepare: Callable, held: Held) -> torch.Tensor:
     """(N, C), of the network as it will be exported."""
     with torch.inference_mode():

@@ -19,7 +19,7 @@ from training.finetune import finetune, predict, resume
 from training.pictures import find
 from training.runs import Run
 from training.task_config import FinetuneConfig
-from training.ways import Head, Held, Network, logits_of, preparation
+from training.ways import Head, Held, Network, logits_of
 
 WAYS = ("linear", "lora", "full")
 CLASSES = ("astronaut", "brick", "camera")
@@ -88,14 +88,14 @@ def test_the_export_is_what_was_trained_and_opens_everywhere(family, way, config
 
 
 def way_of(config: FinetuneConfig, network=None, pictures=None):
-    """(the way, its network before, preparation, the images that are held)."""
+    """(the way, its network before, what prepares its pixels, the images that are held)."""
     from training.data import Decoded
 
     backbone = dinoviz.load(config.model, device="cpu")
     pictures = pictures or find(config.data)
     network = network or build(backbone, pictures.classes, config.size)
     held = Held(pictures, config.size, 16, 2**30)
-    prepare = preparation(backbone)
+    prepare = backbone.normalise
     if config.way == "linear":
         return Head(network, prepare, held, held, config), prepare, held
     return Network(network, prepare, Decoded(pictures, 52), held, config), prepare, held
