@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import nn
 
-from dinoviz.backbone import Backbone
 from training.data import Decoded, Pictures, batches
 from training.networks import blocks, parameter_groups
 from training.precision import autocast
