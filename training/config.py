@@ -225,8 +225,8 @@ PRESETS: dict[str, Preset] = {
     "adapt": Preset("go on from a model (--start) with its lower half frozen, on a thousand images or more", {
         **_QUICK, "global_size": 98, "local_size": 42, "local_crops": 4, "patch": 14, "freeze_layers": 6,
         "layer_decay": 0.9, "prototypes": 2048, "head_hidden": 1024, "koleo_weight": 0.1,
-        "lr": 1.5e-3, "epochs": 5.0, "warmup_epochs": 0.5, "freeze_last_layer": 0.25, "knn_every": 1.0,
-        "snapshot_every": 1.0,
+        "lr": 1.5e-3, "epochs": 10.0, "warmup_epochs": 1.0, "freeze_last_layer": 0.5, "knn_every": 2.0,
+        "snapshot_every": 2.0,
     }),
     "tiny": Preset("ViT-Tiny, DINO's settings at small sizes", {"dim": 192, "depth": 12, "heads": 3}),
     "small": Preset("ViT-Small as DINO published it, for GPUs", {
