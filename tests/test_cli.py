@@ -286,7 +286,7 @@ def test_joint_pca_does_without_a_broken_file(tiny_model, tiny_backbone, photos,
     [
         (["--model", "dinov9"], "There is no model 'dinov9'. Known are embedded"),
         (["--device", "abacus"], "The device 'abacus' is not available here"),
-        (["--resolution", "100"], "The resolution is 224 to 1792, not 100"),
+        (["--resolution", "20"], "The resolution is 32 to 1792, not 20"),
         (["--layer", "4"], "has layers 1 to 3, not 4"),
         (["--layer", "0"], "has layers 1 to 3, not 0"),
         (["--opacity", "2"], "The opacity is a number from 0 to 1, not 2.0"),
@@ -376,7 +376,7 @@ def test_help_names_the_commands():
 
 
 def test_a_failing_program_ends_with_2_and_one_line(cat, out):
-    command = [sys.executable, "-m", "dinoviz", "attention", str(cat), "--out", str(out), "--resolution", "100"]
+    command = [sys.executable, "-m", "dinoviz", "attention", str(cat), "--out", str(out), "--resolution", "20"]
     program = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert program.returncode == 2
-    assert program.stderr == "dinoviz: The resolution is 224 to 1792, not 100.\n"
+    assert program.stderr == "dinoviz: The resolution is 32 to 1792, not 20.\n"

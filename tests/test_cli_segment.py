@@ -333,7 +333,7 @@ def test_a_mask_that_cannot_be_used_is_one_line(taught, scene, capsys, monkeypat
         (["t", "--point", "9,9", "--format", "bmp"], "There is no format 'bmp'; there are png, coco"),
         (["t", "--point", "9,9", "--threshold", "2"], "The threshold is a number from 0 to 1, not 2.0"),
         (["t", "--point", "9,9", "--smallest", "-1"], "The smallest area is 0 to 100 percent"),
-        (["t", "--point", "9,9", "--resolution", "20"], "The resolution is 224 to 1792, not 20"),
+        (["t", "--point", "9,9", "--resolution", "20"], "The resolution is 32 to 1792, not 20"),
         (["no", "--point", "9,9"], "no: there is no such file or folder"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

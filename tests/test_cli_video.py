@@ -260,7 +260,7 @@ def test_a_mask_that_cannot_be_used_is_one_line(tiny_model, folder, tmp_path, ou
         (["--temperature", "0"], "The temperature of the propagation is above 0, not 0.0"),
         (["--opacity", "2"], "The opacity is a number from 0 to 1, not 2.0"),
         (["--layer", "4"], "has layers 1 to 3, not 4"),
-        (["--resolution", "20"], "The resolution is 224 to 1792, not 20"),
+        (["--resolution", "20"], "The resolution is 32 to 1792, not 20"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

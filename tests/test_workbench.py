@@ -371,7 +371,7 @@ def test_a_look_encodes_at_the_lowered_resolution(bench, model, tiny_backbone, c
 
 
 def test_a_picture_too_long_and_narrow_is_refused(bench, model, tmp_path, encodes):
-    Image.new("RGB", (4000, 16)).save(tmp_path / "thread.png")
+    Image.new("RGB", (60_000, 8)).save(tmp_path / "thread.png")
     with pytest.raises(DinovizError) as refusal:
         bench.look(str(tmp_path / "thread.png"), model, 224)
     assert str(refusal.value) == "thread.png: the picture is too long and narrow to be looked at."
