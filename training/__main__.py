@@ -19,6 +19,7 @@ Teach a vision transformer from images without labels, as DINO and DINOv2 do: a 
 an image and learns to say of them what a teacher, its own moving average, says of the large ones.
 
   python -m training pretrain --demo --preset micro                a CPU minute, no data needed
+  python -m training pretrain photos --preset quarter-hour         from scratch, on a laptop, on small images
   python -m training pretrain photos --preset tiny --name mine     from scratch, on a folder of images
   python -m training pretrain photos --preset adapt --start dinov2-small    go on from a model
   accelerate launch -m training pretrain photos --preset small     on all the devices there are
