@@ -67,7 +67,7 @@ def _start(
         return None
     from accelerate.utils import broadcast_object_list
 
-    from training.distributed import state
+    from training.distributed import close, state
 
     if state().is_main_process:
         run = _create(run_name, name, config)
@@ -75,6 +75,7 @@ def _start(
     work(config, run)
     if state().is_main_process:
         _goodbye(run)
+    close()
     return None
 
 
@@ -139,6 +140,10 @@ def run_resume(options: argparse.Namespace) -> None:
         raise RunError(f"{run.name} is a run of kind {run.kind!r}, which cannot be resumed; start it again.")
     if _alone() or os.environ.get("RANK") == "0":
         _goodbye(run)
+    if not _alone():
+        from training.distributed import close
+
+        close()
 
 
 def run_stop(options: argparse.Namespace) -> None:

@@ -65,3 +65,10 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
         return total(gradient).chunk(processes())[dist.get_rank()]
+
+
+def close() -> None:
+    """Part from the others in good order; a process that simply ends may be cut off by threads that still talk."""
+    if processes() > 1:
+        dist.barrier()
+        dist.destroy_process_group()
