@@ -280,7 +280,8 @@ class PatchGrid:
         xy = np.asarray(xy, dtype=np.float64)
         if xy.shape[-1:] != (2,):
             raise DinovizError(f"Points are (..., 2), x first, not {xy.shape}.")
-        return xy * np.divide(self.size(target), self.size(source))
+        # In this order a point on a border of the target stays on it: 51.5 * 10 / 515 is 1, 51.5 * (10 / 515) is less.
+        return xy * self.size(target) / self.size(source)
 
     def boxes(self, xyxy: np.ndarray | Sequence, source: Frame, target: Frame) -> np.ndarray:
         """Boxes (..., 4) as left, top, right, bottom, from one frame to another; float64."""
