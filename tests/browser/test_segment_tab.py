@@ -125,8 +125,11 @@ def sent_marks(page, act, count: int = 1) -> list[dict]:
     def marks(request) -> list[dict]:
         if "queue/join" not in request.url:
             return []
-        data = request.post_data_json["data"]
-        return json.loads(data[3]).get(picture, []) if len(data) > 10 else []  # only the tab's own handlers have more
+        # Other handlers ask as well: the marks are the JSON object that has this picture for a key.
+        for value in request.post_data_json["data"]:
+            if isinstance(value, str) and value.startswith("{") and picture in (kept := json.loads(value)):
+                return kept[picture]
+        return []
 
     asked = []
 
