@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from kornia import enhance
 from kornia.filters import gaussian_blur2d
-from torch.nn import functional as F
 
 from dinoviz.backbone import IMAGENET_MEAN, IMAGENET_STD
 from training.config import PretrainConfig
+from training.transforms import cut
 
 RATIO = (3 / 4, 4 / 3)  # of a crop's sides, as in torchvision's RandomResizedCrop
 TRIES = 10
@@ -116,25 +116,7 @@ class MultiCrop:
     def _views(self, pixels, boxes, draws: Draws, crops: slice, size: int) -> torch.Tensor:
         device = pixels.device
         flip = draws.flip[:, crops]
-        # The affine map from the crop's square [-1, 1] to the image's.
-        left, top, width, height = boxes.unbind(-1)
-        theta = torch.zeros(*flip.shape, 2, 3)
-        theta[..., 0, 0] = torch.where(flip, -width, width)
-        theta[..., 1, 1] = height
-        theta[..., 0, 2] = 2 * left + width - 1
-        theta[..., 1, 2] = 2 * top + height - 1
-        count = flip.shape[1]
-        views = [
-            F.grid_sample(
-                pixels,
-                F.affine_grid(theta[:, i].to(device), (len(pixels), 3, size, size), align_corners=False),
-                mode="bilinear",
-                padding_mode="border",
-                align_corners=False,
-            )
-            for i in range(count)
-        ]
-        x = torch.cat(views)
+        x = torch.cat([cut(pixels, boxes[:, i], flip[:, i], size) for i in range(flip.shape[1])])
         flat = {
             name: getattr(draws, name)[:, crops].transpose(0, 1).flatten(0, 1)
             for name in ("jitter", "factors", "grey", "blur", "sigma", "solarise")

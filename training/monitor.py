@@ -9,15 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn import functional as F
 
 from dinoviz import attention, pca, render
 from dinoviz.backbone import Backbone
 from dinoviz.files import whole
 from training.data import DataError, Decoded
-from training.evaluate import knn, knn_leave_one_out
+from training.evaluate import embed_tensor, knn, knn_leave_one_out
 
-K, TEMPERATURE = 20, 0.07  # of DINO's k-NN evaluation
 SHOWN = 256  # pixels of a snapshot's long side
 MOST_NEIGHBOURS = 5000  # training images that are searched; more would cost more than the epoch
 
@@ -44,21 +42,16 @@ class Neighbours:
         """Top-1, weighted 20-NN."""
         asked = self._embed(backbone, self.held_out, np.arange(len(self.held_out)))
         labels, classes = self.held_out.labels, len(self.held_out.pictures.classes)
-        how = {"k": K, "temperature": TEMPERATURE, "classes": classes}
         if self.train is None:
-            return knn_leave_one_out(asked, labels, **how)
+            return knn_leave_one_out(asked, labels, classes=classes)
         known = self._embed(backbone, self.train, self.rows)
-        return knn(known, self.train.labels[self.rows], asked, labels, **how)
+        return knn(known, self.train.labels[self.rows], asked, labels, classes=classes)
 
     def _embed(self, backbone: Backbone, images: Decoded, rows: np.ndarray) -> np.ndarray:
-        parts = np.array_split(rows, -(-len(rows) // 256))
-        return np.concatenate([self._cls(backbone, images.batch(part)[0]) for part in parts])
-
-    def _cls(self, backbone: Backbone, images: torch.Tensor) -> np.ndarray:
-        pixels = images.to(backbone.device).float() / 255
-        if pixels.shape[-1] != self.size:
-            pixels = F.interpolate(pixels, (self.size, self.size), mode="bicubic", antialias=True).clamp(0, 1)
-        return backbone.tokens(pixels)[:, 0].cpu().numpy()
+        parts = (
+            images.batch(part)[0] for part in np.array_split(rows, -(-len(rows) // 256))
+        )  # one in memory at a time
+        return np.concatenate([embed_tensor(backbone, part.to(backbone.device), self.size, share=1) for part in parts])
 
 
 def snapshot(backbone: Backbone, probes: Sequence[Image.Image], resolution: int, folder: Path) -> None:

@@ -119,11 +119,20 @@ def random_crops(
     aspects = aspects.cpu()
     width = (area * ratio / aspects).sqrt().clamp(max=1)  # in shares of the picture's sides
     height = (area / ratio * aspects).sqrt().clamp(max=1)
-    theta = torch.zeros(count, 2, 3)
-    theta[:, 0, 0] = torch.where(mirror < flip, -width, width)
-    theta[:, 0, 2] = (2 * x - 1) * (1 - width)
+    boxes = torch.stack([x * (1 - width), y * (1 - height), width, height], dim=1)
+    return cut(images.float().div_(255), boxes, mirror < flip, size)
+
+
+def cut(pixels: torch.Tensor, boxes: torch.Tensor, mirrored: torch.Tensor, size: int) -> torch.Tensor:
+    """One box of each picture at one size, bilinear: (B, 3, S, S) -> (B, 3, size, size).
+
+    boxes: (B, 4) left, top, width, height in shares of the picture. mirrored: (B,) bool. Both on the CPU.
+    """
+    left, top, width, height = boxes.unbind(1)
+    theta = torch.zeros(len(boxes), 2, 3)  # the affine map from the crop's square [-1, 1] to the picture's
+    theta[:, 0, 0] = torch.where(mirrored, -width, width)
     theta[:, 1, 1] = height
-    theta[:, 1, 2] = (2 * y - 1) * (1 - height)
-    grid = F.affine_grid(theta.to(images.device), [count, 3, size, size], align_corners=False)
-    pixels = images.float().div_(255)
+    theta[:, 0, 2] = 2 * left + width - 1
+    theta[:, 1, 2] = 2 * top + height - 1
+    grid = F.affine_grid(theta.to(pixels.device), [len(boxes), 3, size, size], align_corners=False)
     return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
