@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # transformers' model types whose attention interface and token order Backbone knows.
 FAMILIES = ("dinov2", "dinov2_with_registers", "vit", "dinov3_vit")
+WEIGHTS = "model.safetensors"
 HUB_TIMEOUT = 3.0  # seconds to wait for the Hub's first word before going on without it
 
 
@@ -92,7 +93,7 @@ def load(
         return _from_hub(hub_id, text, device, dtype)
     if _is_folder(path):
         if (path / "export" / "config.json").is_file():
-            return _from_folder(path / "export", path.name, f"the training run {path}", device, dtype)
+            return _from_folder(path / "export", run_name(path), f"the training run {path}", device, dtype)
         return _from_folder(path, path.name, f"the folder {path}", device, dtype)
     if _is_hub_id(text):
         return _from_hub(text, text, device, dtype)
@@ -100,6 +101,25 @@ def load(
         f"There is no model {text!r}. Known are {', '.join(KNOWN)}; "
         "a Hub id (owner/name) or a folder in transformers' format will do as well."
     )
+
+
+def run_name(folder: Path) -> str:
+    """What to call the network that a training run's folder, or one of its snapshots, holds."""
+    if folder.parent.name == "snapshots":
+        return f"{folder.parent.parent.name} at step {int(folder.name.removeprefix('step-'))}"
+    return folder.resolve().name
+
+
+def weights_stamp(name_or_path: str) -> int:
+    """When the weights of a folder were written last, in nanoseconds; 0 for what is no folder.
+
+    A run that goes on writes its network again: by its name alone one would not know which one was loaded.
+    """
+    path = Path(name_or_path).expanduser()
+    for file in (path / "export" / WEIGHTS, path / WEIGHTS):
+        with contextlib.suppress(OSError):
+            return file.stat().st_mtime_ns
+    return 0
 
 
 def pick_device(device: str | torch.device | None = None) -> torch.device:

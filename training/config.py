@@ -165,6 +165,9 @@ class PretrainConfig(Config):
     snapshot_every: float = setting(
         10.0, "epochs between snapshots of attention and PCA; 0: only first and last", group="run", low=0
     )
+    snapshot_weights: bool = setting(
+        True, "keep the teacher with each snapshot, in half precision, to look through it later", group="run"
+    )
     probe_images: tuple[str, ...] = setting((), "images to take snapshots of; empty: four of the data", group="run")
     checkpoint_minutes: float = setting(5.0, "minutes between checkpoints", group="run", low=0)
     log_every: int = setting(10, "steps between lines of metrics", group="run", low=1)

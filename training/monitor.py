@@ -58,7 +58,8 @@ def snapshot(backbone: Backbone, probes: Sequence[Image.Image], resolution: int,
     """What the last layer sees of the probe images: pictures to look at, and the arrays they were made from.
 
     Writes, for probe i, attention-i.png (mean over heads) and pca-i.png, both on the raw patch grid, and arrays.npz
-    with attention_i (heads, h, w) and pca_i (h, w, 3). The colours of all probes share one basis.
+    with attention_i (heads, h, w) and pca_i (h, w, 3). The colours of all probes share one basis. probe-i.png, the
+    picture itself, lies beside the folder, for all snapshots.
     """
     folder.mkdir(parents=True, exist_ok=True)
     views = [backbone.encode(probe, resolution) for probe in probes]
@@ -68,6 +69,9 @@ def snapshot(backbone: Backbone, probes: Sequence[Image.Image], resolution: int,
         heads = attention.cls_attention(features)
         arrays |= {f"attention_{i}": heads, f"pca_{i}": colour}
         shown = render.display_copy(probe, SHOWN, SHOWN)
+        if not (itself := folder.parent / f"probe-{i}.png").exists():
+            with whole(itself) as part:
+                shown.save(part, "PNG")
         for name, values, opacity in (("attention", heads.mean(0), 0.7), ("pca", colour, 1.0)):
             with whole(folder / f"{name}-{i}.png") as part:
                 render.map_picture(shown, features.grid, values, opacity=opacity, raw=True).save(part, "PNG")

@@ -210,6 +210,9 @@ class Pretraining:
                 folder = self.run.folder / "snapshots" / f"step-{self.step:08}"
                 with writing(f"The snapshot in {folder}"):
                     monitor.snapshot(teacher, self.probes, 2 * self.config.global_size, folder)
+                    if self.config.snapshot_weights:
+                        network = teacher.model.half()  # a copy, of which this is the last use
+                        export(network, folder / "export", self.dino.mean, self.dino.std, self.config.global_size)
         self.accelerator.wait_for_everyone()
 
     def _save(self) -> None:

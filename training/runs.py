@@ -133,6 +133,14 @@ class Run:
         """Where the trained network goes in transformers' format; it need not exist."""
         return self.folder / "export"
 
+    def networks(self, *, snapshots: bool = False) -> list[Path]:
+        """Folders that `dinoviz.load` opens: its own once its network was exported, then its snapshots in order.
+
+        Relative to where the program was started if the run is, so that names stay short.
+        """
+        folders = [self.folder, *(sorted((self.folder / "snapshots").glob("step-*")) if snapshots else [])]
+        return [folder for folder in folders if (folder / "export" / "config.json").is_file()]
+
     def log(self, text: str) -> None:
         """Add lines with the time to log.txt; a log that cannot be written stops nothing."""
         lines = str(text).splitlines() or [""]
@@ -253,6 +261,17 @@ def list_runs(root: Path | None = None) -> list[Run]:
     except OSError:
         return []
     return sorted(runs, key=lambda run: (-_made(run.folder), run.name))
+
+
+def is_run_network(path: str) -> bool:
+    """Whether a path is that of a run in `root`, or of one of its snapshots, and nothing else."""
+    parts = Path(path).parts
+    inside = parts[len(root().parts) :]
+    if parts[: len(root().parts)] != root().parts or ".." in inside or not inside:
+        return False
+    name, *rest = inside
+    snapshot = len(rest) == 2 and rest[0] == "snapshots" and re.fullmatch(r"step-\d+", rest[1])
+    return bool((not rest or snapshot) and _is_run(root() / name))
 
 
 def _is_run(folder: Path) -> bool:

@@ -18,7 +18,7 @@ from dinoviz.ui.workbench import Look, Workbench
 
 logger = logging.getLogger(__name__)
 
-RESOLUTIONS = (224, 280, 336, 392, 448, 518, 616, 672, 784, 896, 1036, 1232, 1400, 1792)
+RESOLUTIONS = (32, 48, 64, 96, 128, 160, 196, 224, 280, 336, 392, 448, 518, 616, 672, 784, 896, 1036, 1232, 1400, 1792)
 DEFAULT_RESOLUTION = 518
 # What every browser shows by itself; other formats go back as PNG, so that the preview is not a broken picture.
 SHOWN_BY_BROWSERS = (".png", ".jpg", ".jpeg", ".jfif", ".gif", ".webp", ".avif", ".bmp")
@@ -79,7 +79,7 @@ def build(page: gr.Blocks, bench: Workbench) -> Bar:
         with gr.Column(scale=4, min_width=300):
             with gr.Row():
                 model = gr.Dropdown(
-                    bench.model_names(),
+                    bench.model_choices(),
                     value=bench.default_model,
                     label="Model",
                     info="a known name" if bench.settings.public else "name, Hub id or folder",

@@ -23,6 +23,7 @@ from dinoviz.cache import OnceCache
 from dinoviz.errors import DinovizError, Stopped
 from dinoviz.features import FeatureCache, Features, image_digest
 from dinoviz.images import PatchGrid, open_image
+from training.runs import is_run_network, list_runs
 
 Made = TypeVar("Made")
 
@@ -179,15 +180,27 @@ class Workbench:
         limit = PUBLIC_MILLION_PARAMETERS if self.settings.public else float("inf")
         return [name for name, known in models.KNOWN.items() if known.parameters <= limit]
 
+    def model_choices(self, *, snapshots: bool = False) -> list[tuple[str, str]]:
+        """All that can be looked through, as (what to call it, what to load): the table's names, then the runs.
+
+        snapshots: also the networks that runs kept on their way. On a public page runs are not listed: whoever made
+        one knows its name.
+        """
+        names = [(name, name) for name in self.model_names()]
+        if self.settings.public:
+            return names
+        folders = [folder for run in list_runs() for folder in run.networks(snapshots=snapshots)]
+        return names + [(f"{models.run_name(folder)} (trained here)", str(folder)) for folder in folders]
+
     def backbone(self, name: str) -> Backbone:
-        """The loaded model. Raises ModelError; on a public page only the listed names are served."""
-        if self.settings.public and name not in self.model_names():
+        """The loaded model, as it is on the disk now. Raises ModelError; a public page serves names and runs only."""
+        if self.settings.public and name not in self.model_names() and not is_run_network(name):
             raise models.ModelError(f"There is no model {name!r} here; there are {', '.join(self.model_names())}.")
-        return self._models.get(name, lambda: models.load(name))
+        return self._models.get((name, models.weights_stamp(name)), lambda: models.load(name))
 
     def loaded(self, name: str) -> Backbone | None:
-        """The model if it is loaded, else None."""
-        return self._models.peek(name)
+        """The model, as it is on the disk now, if it is loaded, else None."""
+        return self._models.peek((name, models.weights_stamp(name)))
 
     def picture(self, path: str) -> Picture:
         """The decoded upload. Raises ImageError."""

@@ -76,7 +76,7 @@ def test_images_for_knn_need_classes(images, tmp_path):
 def test_each_rhythm_is_its_own(run):
     """k-NN at 4, 8, 12, 16; snapshots at 6, 12; both at the first and the last step."""
     assert [record["step"] for record in run.metrics() if "knn" in record] == [0, 4, 8, 12, 16]
-    assert sorted(p.name for p in (run.folder / "snapshots").iterdir()) == [
+    assert sorted(p.name for p in (run.folder / "snapshots").glob("step-*")) == [
         f"step-{step:08}" for step in (0, 6, 12, 16)
     ]
 
@@ -86,14 +86,14 @@ def test_only_at_the_ends(images, held_out, tmp_path):
     run = begin(config, tmp_path)
     pretrain(config, run)
     assert [record["step"] for record in run.metrics() if "knn" in record] == [0, 4]
-    assert sorted(p.name for p in (run.folder / "snapshots").iterdir()) == ["step-00000000", "step-00000004"]
+    assert sorted(p.name for p in (run.folder / "snapshots").glob("step-*")) == ["step-00000000", "step-00000004"]
 
 
 def test_snapshots_show_something_and_change(run):
     for step in (0, 6, 12, 16):
         folder = run.folder / "snapshots" / f"step-{step:08}"
         names = {f"{kind}-{i}.png" for kind in ("attention", "pca") for i in range(4)} | {"arrays.npz"}
-        assert {p.name for p in folder.iterdir()} == names
+        assert {p.name for p in folder.iterdir()} == names | {"export"}
         for path in folder.glob("*.png"):
             with Image.open(path) as picture:
                 pixels = np.asarray(picture.convert("RGB"))
@@ -129,3 +129,17 @@ def test_a_look_leaves_the_run_alone(images, held_out, tmp_path):
         pretrain(config, run)
         found.append([record["loss"] for record in run.metrics() if "loss" in record])
     assert found[0] == found[1]
+
+
+def test_each_snapshot_can_be_looked_through_later(run, images):
+    """The network of the last snapshot is the exported one, in half precision; that of the first is another."""
+    networks = run.networks(snapshots=True)
+    assert [folder.name for folder in networks] == [run.folder.name, *(f"step-{step:08}" for step in (0, 6, 12, 16))]
+    picture = find(images).open(0)
+    last, first, *_, again = (dinoviz.load(folder, device="cpu").encode(picture, 32).cls for folder in networks)
+    assert np.abs(last - again).max() < 5e-3 < np.abs(last - first).max()
+    assert dinoviz.load(networks[1]).name == f"{run.folder.name} at step 0"
+
+
+def test_the_probes_themselves_lie_beside_the_snapshots(run):
+    assert len(list((run.folder / "snapshots").glob("probe-*.png"))) == 4

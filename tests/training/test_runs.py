@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from training import checkpoints
-from training.runs import Run, RunError, check_name, list_runs
+from training.runs import Run, RunError, check_name, is_run_network, list_runs
 
 
 @pytest.fixture(autouse=True)
@@ -370,3 +370,18 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(small_disk):
     run.log("nothing stops for a log")
     assert (run.status()["message"], run.metrics()[0]) == ("told", {"step": 1})
     assert not list(run.folder.glob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("path", "is_one"),
+    [
+        ("mine", True), ("mine/snapshots/step-00000004", True), ("", False), ("..", False), ("mine/..", False),
+        ("other", False), ("mine/checkpoints", False), ("mine/snapshots/step-1/export", False), ("../mine", False),
+        ("mine/../mine", False), ("mine/snapshots/step-x", False),
+    ],
+)  # fmt: skip
+def test_a_public_page_opens_runs_and_nothing_else(path, is_one, tmp_path, monkeypatch):
+    monkeypatch.setenv("DINOVIZ_RUNS", str(tmp_path / "runs"))
+    Run.create("mine", "pretrain", {})
+    assert is_run_network(f"{tmp_path}/runs/{path}") is is_one
+    assert not is_run_network("/etc")
