@@ -19,6 +19,9 @@ class PretrainConfig(Config):
     validation: str = setting(
         "", "labelled folder or zip, held out, for k-NN accuracy as the run goes on", group="data"
     )
+    validation_share: float = setting(
+        0.0, "where there is no such folder: this share of each class is kept out for it", group="data", low=0, high=0.5
+    )
     memory_gb: float = setting(
         2.0, "keep the decoded images if they fit in this; else decode as needed", group="data", low=0
     )

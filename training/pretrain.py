@@ -20,7 +20,7 @@ from training.augment import GLOBALS
 from training.checkpoints import Checkpoint
 from training.clock import BEAT, Clock, memory_mb
 from training.config import PretrainConfig
-from training.data import DataError, Decoded, Pictures, batches, demo, demo_probes, find
+from training.data import DataError, Decoded, Pictures, batches, demo, demo_probes, find, split
 from training.dino import ORDER, Distillation, Seen, generator
 from training.export import export, writing
 from training.precision import in_bfloat16
@@ -88,7 +88,7 @@ class Pretraining:
         self._told = time.monotonic()
         if self.main:
             run.set_status("running", step=self.step, message="reading the images")
-        pictures = find(config.data) if config.data else demo("train")
+        pictures, self.held_out = self._find()
         side = advice.typical_side(pictures)
         self.data = self._decode(pictures, advice.store_size(config, side))
         self.epoch = self._steps_in_epoch()
@@ -259,6 +259,18 @@ class Pretraining:
         self.window = {k: [torch.tensor(v, device=device) for v in values] for k, values in state["window"].items()}
         self.watch.since = state["alarm_since"]
 
+    def _find(self) -> tuple[Pictures, Pictures | None]:
+        """What to train on, and labelled images for k-NN that are not trained on, if there are any."""
+        config = self.config
+        if not config.data:
+            return demo("train"), demo("held-out")
+        pictures = find(config.data)
+        if config.validation:
+            return pictures, find(config.validation)
+        if config.validation_share and pictures.labels is not None:
+            return split(pictures, config.validation_share, config.seed)
+        return pictures, None
+
     def _decode(self, pictures: Pictures, size: int) -> Decoded:
         data = Decoded(
             pictures,
@@ -299,10 +311,9 @@ class Pretraining:
         return len(self.data) // config.batch
 
     def _neighbours(self) -> monitor.Neighbours | None:
-        if not self.main or (self.config.data and not self.config.validation):
+        if not self.main or self.held_out is None:
             return None
-        held_out = find(self.config.validation) if self.config.validation else demo("held-out")
-        decoded = self._decode(held_out, self.data.size)
+        decoded = self._decode(self.held_out, self.data.size)
         return monitor.Neighbours(self.data, decoded, self.config.global_size, self.config.seed)
 
     def _probes(self) -> list[Image.Image]:

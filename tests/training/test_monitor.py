@@ -143,3 +143,15 @@ def test_each_snapshot_can_be_looked_through_later(run, images):
 
 def test_the_probes_themselves_lie_beside_the_snapshots(run):
     assert len(list((run.folder / "snapshots").glob("probe-*.png"))) == 4
+
+
+def test_a_share_of_labelled_data_is_kept_out_for_knn(tmp_path):
+    """The neighbours are the images that are trained on; those asked for are none of them."""
+    folder = tmp_path / "labelled"
+    for name in ("a", "b"):
+        write_images(folder / name, 12)
+    config = settings(folder, validation_share=0.25, epochs=0.5)
+    run = begin(config, tmp_path)
+    pretrain(config, run)
+    assert "18 images" in (run.folder / "log.txt").read_text()
+    assert [record["step"] for record in run.metrics() if "knn" in record][0] == 0
