@@ -192,8 +192,7 @@ class Decoded(torch.utils.data.Dataset):
 
     def _decode(self, i: int) -> tuple[np.ndarray, float]:
         picture = self.pictures.open(i)
-        squeezed = picture.resize((self.size, self.size), Image.Resampling.BICUBIC)
-        return np.asarray(squeezed).transpose(2, 0, 1), picture.width / picture.height
+        return squeezed(picture, self.size), picture.width / picture.height
 
     def _read(self, i: int) -> tuple[np.ndarray, float, list[tuple[int, str]]]:
         """Picture i or the next that can be read, with the indices and reasons of those passed over."""
@@ -235,6 +234,11 @@ class Decoded(torch.utils.data.Dataset):
         return DataError(
             f"{len(broken):,} of {count:,} images cannot be read, too many to go on: {which}{more}.", broken
         )
+
+
+def squeezed(picture: Image.Image, size: int) -> np.ndarray:
+    """A picture (mode RGB) as it is stored: (3, size, size) uint8, whatever its aspect."""
+    return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
 
 
 def _reason(error: ImageError, name: str) -> str:
