@@ -16,7 +16,7 @@ from PIL import Image
 from dinoviz.images import ImageError, open_image
 from training.pictures import DataError, Pictures, find
 
-__all__ = ["DataError", "Decoded", "Pictures", "batches", "demo", "demo_probes", "find", "split"]
+__all__ = ["DataError", "Decoded", "Pictures", "batches", "cores", "demo", "demo_probes", "find", "split"]
 
 # The pictures that lie inside the wheels of scikit-image and scikit-learn, the same in every version that we allow.
 DEMO = (
@@ -172,7 +172,7 @@ class Decoded(torch.utils.data.Dataset):
             except ImageError as error:
                 return _reason(error, self.pictures.names[i])
 
-        with ThreadPoolExecutor(_cores()) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             for start in range(0, count, 1024):  # a queue of millions would itself take gigabytes
                 indices = range(start, min(start + 1024, count))
                 for i, reason in zip(indices, pool.map(decode, indices), strict=True):
@@ -245,7 +245,8 @@ def _reason(error: ImageError, name: str) -> str:
     return str(error).removeprefix(f"{name}: ").removesuffix(".")
 
 
-def _cores() -> int:
+def cores() -> int:
+    """How many this process may use, which in a container are fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

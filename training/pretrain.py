@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 
 import numpy as np
@@ -20,7 +20,7 @@ from training.augment import GLOBALS
 from training.checkpoints import Checkpoint
 from training.clock import BEAT, Clock, memory_mb
 from training.config import PretrainConfig
-from training.data import DataError, Decoded, Pictures, batches, demo, demo_probes, find, split
+from training.data import DataError, Decoded, Pictures, batches, cores, demo, demo_probes, find, split
 from training.dino import ORDER, Distillation, Seen, generator
 from training.export import export, writing
 from training.precision import in_bfloat16
@@ -59,12 +59,36 @@ def _work(run: Run, progress: Progress | None, new: PretrainConfig | None) -> No
     """new: the configuration of a new run; None to go on with one."""
     with working(run, writes=distributed.state().is_main_process) as asked_to_stop:
         config, checkpoint = (new, None) if new else (PretrainConfig.from_dict(run.config), run.checkpoint())
-        try:
+        with enough_memory():
             Pretraining(config, run, progress, checkpoint, asked_to_stop).train()
-        except torch.OutOfMemoryError:
-            raise DinovizError(
-                "The device's memory is full: lower batch, local_crops or global_size, or raise accumulate."
-            ) from None
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """A device whose memory is full becomes one sentence, a DinovizError."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise DinovizError(
+            "The device's memory is full: lower batch, local_crops or global_size, or raise accumulate."
+        ) from None
+
+
+def steps_in_epoch(config: PretrainConfig, images: int) -> int:
+    """How many whole batches so many images make. Raises DinovizError where there is none, or it cannot be parted."""
+    processes = distributed.processes()
+    if config.batch % (config.accumulate * processes):
+        raise ConfigError(
+            f"batch ({config.batch}) must be a multiple of accumulate ({config.accumulate}) times the number of "
+            f"processes ({processes})."
+        )
+    if images < max(2, config.batch):
+        if images == 1:
+            raise DataError("There is one image, and training needs 2 at least: bring more images.")
+        raise DataError(
+            f"There are {images} images, fewer than the {config.batch} of one batch: lower batch, or bring more images."
+        )
+    return images // config.batch
 
 
 class Pretraining:
@@ -91,7 +115,7 @@ class Pretraining:
         pictures, self.held_out = self._find()
         side = advice.typical_side(pictures)
         self.data = self._decode(pictures, advice.store_size(config, side))
-        self.epoch = self._steps_in_epoch()
+        self.epoch = steps_in_epoch(config, len(self.data))
         self.steps = max(1, round(config.epochs * self.epoch))
         self.dino = Distillation(config, self.accelerator, self.steps, self.epoch)
         self.window: dict[str, list[torch.Tensor]] = {}  # since the last record
@@ -294,22 +318,6 @@ class Pretraining:
         if distributed.processes() == 1 and self.asked_to_stop():
             raise Stopped
 
-    def _steps_in_epoch(self) -> int:
-        config, processes = self.config, distributed.processes()
-        if config.batch % (config.accumulate * processes):
-            raise ConfigError(
-                f"batch ({config.batch}) must be a multiple of accumulate ({config.accumulate}) times the number of "
-                f"processes ({processes})."
-            )
-        if len(self.data) < max(2, config.batch):
-            if len(self.data) == 1:
-                raise DataError("There is one image, and training needs 2 at least: bring more images.")
-            raise DataError(
-                f"There are {len(self.data)} images, fewer than the {config.batch} of one batch: lower batch, or "
-                "bring more images."
-            )
-        return len(self.data) // config.batch
-
     def _neighbours(self) -> monitor.Neighbours | None:
         if not self.main or self.held_out is None:
             return None
@@ -325,7 +333,7 @@ class Pretraining:
         return [self.data.pictures.open(i) for i in places]
 
     def _workers(self) -> int:
-        return self.config.workers if self.config.workers >= 0 else max(1, (os.cpu_count() or 2) - 1)
+        return self.config.workers if self.config.workers >= 0 else max(1, cores() - 1)
 
     def _in_words(self) -> str:
         weights = sum(p.numel() for p in self.dino.teacher.backbone.parameters()) / 1e6

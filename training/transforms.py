@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from dinoviz.images import ImageError
+from training.data import cores
 
 if TYPE_CHECKING:
     from training.pictures import Pictures
@@ -62,7 +62,7 @@ def centre_squares(
     waiting: deque = deque()
     indices: list[int] = []
     squares: list[torch.Tensor] = []
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, cores())) as pool:
         try:
             for i in range(len(pictures) + 2 * batch):  # two batches ahead, whose end is waited for after the last
                 if i < len(pictures):
