@@ -7,7 +7,7 @@ import os
 import sys
 
 from dinoviz import models
-from dinoviz.commands import attention, common, pca, segment, video
+from dinoviz.commands import attention, common, compare, pca, segment, video
 from dinoviz.errors import DinovizError
 
 
@@ -31,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m dinoviz", description="See what DINO sees, without a browser.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     looking = common.looking()
-    for command in (attention, pca, segment, video):
+    for command in (attention, pca, segment, video, compare):
         command.add(commands, looking)
     table = commands.add_parser("models", help="the known models and which of them are here")
     table.set_defaults(command=_models)
