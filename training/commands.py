@@ -56,7 +56,7 @@ def _start(
                           "Name the images to train on: a folder, a zip file or a list.")  # fmt: skip
     _quiet()
     run_name = check_name(options.name or _name_of_now(getattr(options, "preset", None) or name))
-    config = _absolute(config)
+    config = absolute(config)
     for each in [config.data] if isinstance(config.data, str) else config.data:
         if each and not Path(each).exists():  # told before the name is taken by a run that cannot be
             raise ConfigError(f"{each}: there is no such file or folder.")
@@ -102,7 +102,7 @@ def _alone() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) == 1
 
 
-def _absolute(config):
+def absolute(config):
     """Paths as they will still be right when the run is resumed from another folder."""
     from dinoviz.models import KNOWN
 
@@ -123,7 +123,6 @@ def _absolute(config):
 
 def run_resume(options: argparse.Namespace) -> None:
     from training.runs import Run, RunError
-    from training.stopping import reopen
 
     _quiet()
     run = Run.open(options.name)
@@ -134,7 +133,10 @@ def run_resume(options: argparse.Namespace) -> None:
     elif run.kind == "finetune":
         from training.finetune import resume
 
-        reopen(run, "finetune")
+        _say(shown(resume, Stages())(run))
+    elif run.kind == "probe":
+        from training.probe import resume
+
         _say(shown(resume, Stages())(run))
     else:
         raise RunError(f"{run.name} is a run of kind {run.kind!r}, which cannot be resumed; start it again.")
@@ -147,11 +149,11 @@ def run_resume(options: argparse.Namespace) -> None:
 
 
 def run_stop(options: argparse.Namespace) -> None:
-    from training.runs import Run, RunError
+    from training.runs import AT_WORK, Run, RunError
 
     run = Run.open(options.name)
     state = run.status()["state"]
-    if state not in ("starting", "running"):
+    if state not in ("queued", *AT_WORK):
         raise RunError(f"{run.name} is not at work ({state}): there is nothing to stop.")
     run.request_stop()
     print(f"training: {run.name} will stop at its next step")

@@ -23,7 +23,7 @@ from training.labels import aligned, halves, labelled
 from training.protocols import Progress
 from training.runs import Run, RunError
 from training.scores import scores
-from training.stopping import working
+from training.stopping import reopen, working
 from training.task_config import FinetuneConfig
 from training.transforms import short_side
 from training.ways import STORE, Head, Held, Network, logits_of
@@ -43,11 +43,12 @@ def finetune(config: FinetuneConfig, run: Run, progress: Progress | None = None)
 
 
 def resume(run: Run, progress: Progress | None = None) -> dict | None:
-    """Go on after the last whole epoch of a run that was stopped or killed; as `finetune`."""
-    if run.kind != "finetune":
-        raise RunError(f"{run.name} is a run of kind {run.kind!r}, not 'finetune'.")
+    """Go on after the last whole epoch of a run that was stopped or killed, or from the start; as `finetune`.
+
+    Raises RunError too for a run of another kind, at work or finished.
+    """
+    reopen(run, "finetune")
     config = FinetuneConfig.from_dict(run.config)
-    run.clear_stop()
     return _work(config, run, progress or (lambda done, of, what: None), resumed=True)
 
 

@@ -30,7 +30,7 @@ from training.protocols import Progress
 from training.rgbd import Pair, counts, depth_errors, find_pairs
 from training.runs import Run
 from training.schedules import cosine
-from training.stopping import working
+from training.stopping import reopen, working
 from training.task_config import ProbeConfig
 
 EPSILON = 1e-3  # metres; keeps logarithms finite, as published
@@ -130,7 +130,7 @@ def probe(config: ProbeConfig, run: Run, progress: Progress | None = None) -> di
     """
     progress = progress or (lambda done, of, what: None)
     with working(run) as asked_to_stop:
-        run.set_status("running", message="encoding the images")
+        run.set_status("running", step=0, message="encoding the images")
 
         def heard(done: int, of: int, what: str) -> None:
             if asked_to_stop():
@@ -173,6 +173,17 @@ def probe(config: ProbeConfig, run: Run, progress: Progress | None = None) -> di
         run.set_status("finished", eta=0, message=", ".join(f"{k} {v:.3f}" for k, v in metrics["validation"].items()))
         return about
     return None
+
+
+def resume(run: Run, progress: Progress | None = None) -> dict | None:
+    """Begin again: the head learns in minutes, so that a probe keeps no checkpoints; as `probe`.
+
+    Raises RunError too for a run of another kind, at work or finished.
+    """
+    reopen(run, "probe")
+    config = ProbeConfig.from_dict(run.config)
+    run.truncate_metrics(0)
+    return probe(config, run, progress)
 
 
 def _train(config, backbone, train: _Encoded, validation: _Encoded, run: Run, progress: Progress):

@@ -16,13 +16,16 @@ from typing import Any
 
 import psutil
 import torch
+from filelock import FileLock, Timeout
 
 from dinoviz.errors import DinovizError
 from dinoviz.files import whole
 from training import checkpoints
 from training.checkpoints import Checkpoint, CheckpointError
 
-STATES = ("starting", "running", "stopped", "finished", "failed")
+STATES = ("queued", "starting", "running", "stopped", "finished", "failed")
+AT_WORK = ("starting", "running")
+CLAIM = 10.0  # seconds to wait for who is just starting the run, which takes milliseconds
 # Process ids are used again: another process has another start. psutil derives it from the clock, which may be set
 # right by a second or two.
 SAME_START = 2.0
@@ -56,7 +59,9 @@ class Run:
     metrics.jsonl       a record a line, as they come
     status.json         state, step, steps, eta in seconds, heart beat, process
     log.txt             lines with the time
+    output.txt          what the process of a run that the app started printed, see training.jobs
     stop                is there when somebody asked the run to end at its next step
+    lock                see `claim`
     checkpoints/        see training.checkpoints
     snapshots/, export/ what others put there: pictures of the teacher, and the teacher in transformers' format
 
@@ -74,8 +79,8 @@ class Run:
         return f"Run({str(self.folder)!r})"
 
     @classmethod
-    def create(cls, name: str, kind: str, config: dict, *, root: Path | None = None) -> Run:
-        """A new run, whose state is "starting". Raises RunError if there is one of this name, or for a bad name."""
+    def create(cls, name: str, kind: str, config: dict, *, root: Path | None = None, state: str = "starting") -> Run:
+        """A new run in this state. Raises RunError if there is one of this name, or for a bad name."""
         folder = (_default_root() if root is None else Path(root)) / check_name(name)
         run = cls(folder)
         try:
@@ -89,7 +94,7 @@ class Run:
                 (folder / "checkpoints").mkdir()
                 (folder / "snapshots").mkdir()
                 _write_json(folder / "config.json", {"kind": kind, **config}, sync=True)
-            run.set_status("starting")
+            run.set_status(state)
         except RunError:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -115,6 +120,11 @@ class Run:
     def config(self) -> dict:
         """What `create` was given. Raises RunError if the file is damaged."""
         return {key: value for key, value in self._config().items() if key != "kind"}
+
+    def set_config(self, config: dict) -> None:
+        """Replace what was asked for, in a run that has not begun: its images were brought into its folder, say."""
+        with _writing(self.folder):
+            _write_json(self.folder / "config.json", {"kind": self.kind, **config}, sync=True)
 
     def _config(self) -> dict:
         path = self.folder / "config.json"
@@ -197,18 +207,36 @@ class Run:
     def status(self) -> dict:
         """What was last written: state, step, steps, eta, time (UTC, seconds), pid, host, ...
 
-        The state is "died" where the process that was at work on this machine is gone, and "unknown" if the file is
-        missing or damaged.
+        Where the process that wrote it was on this machine and is gone, the state is "died" if it was at work, and
+        "stopped" if the run was queued, for nobody will start it. It is "unknown" if the file is missing or damaged.
         """
-        status = self._status()
+        status = {"state": "unknown", **self._status()}
+        waits = status["state"] == "queued"
         here = status.get("host") == socket.gethostname()
-        if (
-            status.get("state") in ("starting", "running")
-            and here
-            and not _lives(status.get("pid"), status.get("born"))
-        ):
-            return {**status, "state": "died"}
-        return {"state": "unknown", **status}
+        if here and (waits or status["state"] in AT_WORK) and not _lives(status.get("pid"), status.get("born")):
+            status["state"] = "stopped" if waits else "died"
+        return status
+
+    def at_work(self) -> bool:
+        """Whether a process of this machine works in it, or is about to."""
+        status = self.status()
+        return status["state"] in AT_WORK and status.get("host") == socket.gethostname()
+
+    @contextmanager
+    def claim(self) -> Iterator[None]:
+        """Decide in this context who works in the run: of two who found it free at once, one waits for the other.
+
+        Raises RunError if the other takes too long, and if the folder is gone.
+        """
+        with _writing(self.folder):
+            if not self.folder.is_dir():  # which FileLock would make
+                raise RunError(f"There is no run in {self.folder} any more.")
+            try:
+                lock = FileLock(self.folder / "lock", timeout=CLAIM).acquire()
+            except Timeout:
+                raise RunError(f"{self.name} is just being started by another process.") from None
+        with lock:
+            yield
 
     def _status(self) -> dict:
         try:

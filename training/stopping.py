@@ -7,25 +7,35 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+import torch
+
 from dinoviz.errors import DinovizError, Stopped
 from training.clock import stop_signals
-from training.runs import Run, RunError
+from training.runs import AT_WORK, Run, RunError
+
+PARENT = "DINOVIZ_PARENT"  # the environment variable with the process that a run is not to outlive
+LESS_MEMORY = {
+    "pretrain": "lower batch, local_crops or global_size, or raise accumulate",
+    "finetune": "lower batch or size",
+    "probe": "lower batch or resolution",
+}
 
 
 @contextmanager
 def working(run: Run, *, writes: bool = True) -> Iterator[Callable[[], bool]]:
     """Do a run's work in this context, with a function that tells whether it was asked to stop.
 
-    The requests are the run's stop file and what `stop_signals` listens to. Work that raises Stopped leaves the run
-    "stopped" and the context quietly; any other exception leaves it "failed" with its message and goes on to the
-    caller. writes: False in all processes but the main one.
+    The requests are the run's stop file, what `stop_signals` listens to, and the end of the process in $DINOVIZ_PARENT.
+    Work that raises Stopped leaves the run "stopped" and the context quietly; any other exception leaves it "failed"
+    with its message and goes on to the caller, a full memory as DinovizError. writes: False in all processes but the
+    main one.
     """
     try:
-        with stop_signals() as signalled:
-            yield lambda: signalled.is_set() or run.stop_requested()
+        with stop_signals() as signalled, enough_memory(run.kind):
+            yield lambda: signalled.is_set() or run.stop_requested() or _is_orphan()
     except Stopped:
         if writes:
-            run.log("Stopped, as was asked.")
+            run.log("Stopped, for the app that started it is gone." if _is_orphan() else "Stopped, as was asked.")
             run.set_status("stopped", eta=None)
     except KeyboardInterrupt:  # the second Ctrl-C
         if writes:
@@ -41,19 +51,41 @@ def working(run: Run, *, writes: bool = True) -> Iterator[Callable[[], bool]]:
         raise
 
 
-def reopen(run: Run, kind: str) -> None:
-    """Make a run that ended early ready to go on: it is at work from here, and nobody has asked it to stop.
+def _is_orphan() -> bool:
+    parent = os.environ.get(PARENT)
+    return parent is not None and parent != str(os.getppid())
 
-    Raises RunError for a run of another kind, one that is at work, and one that is finished.
+
+@contextmanager
+def enough_memory(kind: str) -> Iterator[None]:
+    """A device whose memory is full becomes one sentence, a DinovizError, on what to lower in a run of this kind."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise DinovizError(f"The device's memory is full: {LESS_MEMORY[kind]}.") from None
+
+
+def reopen(run: Run, kind: str) -> None:
+    """Make a run that ended early, or is queued, ready to go on: it is at work from here.
+
+    Requests to stop that were made before it ended are forgotten; a job is asked to stop after it was queued.
+
+    Raises RunError for a run of another kind, one that is at work, queued or finished.
     """
     if run.kind != kind:
         raise RunError(f"{run.name} is a run of kind {run.kind!r}, not {kind!r}.")
-    status = run.status()
-    # The app writes down the process that it starts before that comes here.
-    if status["state"] in ("starting", "running") and status.get("pid") != os.getpid():
-        raise RunError(f"{run.name} is at work already; `python -m training stop {run.name}` ends it.")
-    if status["state"] == "finished":
-        hint = f"; a new run can start from it: pretrain --start {run.folder}" if kind == "pretrain" else ""
-        raise RunError(f"{run.name} is finished{hint}.")
-    run.clear_stop()
-    run.set_status("starting")
+    with run.claim():
+        status = run.status()
+        state, pid = status["state"], status.get("pid")
+        # The app that queued the run writes down the process that it starts before that comes here.
+        job = state in ("queued", *AT_WORK) and (pid == os.getpid() or (state != "running" and pid == os.getppid()))
+        if state in AT_WORK and not job:
+            raise RunError(f"{run.name} is at work already; `python -m training stop {run.name}` ends it.")
+        if state == "queued" and not job:
+            raise RunError(f"{run.name} is queued already; it begins when there is room.")
+        if state == "finished":
+            hint = f"; a new run can start from it: pretrain --start {run.folder}" if kind == "pretrain" else ""
+            raise RunError(f"{run.name} is finished{hint}.")
+        if not job:
+            run.clear_stop()
+        run.set_status("starting")

@@ -245,7 +245,7 @@ def test_a_zip_file_and_a_list_will_do(home, capsys, tiny, images):
         (["resume", "finished"], "finished is finished; a new run can start from it: pretrain --start"),
         (["resume", "tuned"], "tuned is finished."),
         (["resume", "busy"], "busy is at work already; `python -m training stop busy` ends it"),
-        (["resume", "probed"], "probed is a run of kind 'probe', which cannot be resumed; start it again"),
+        (["resume", "odd"], "odd is a run of kind 'odd', which cannot be resumed; start it again"),
         (["resume", "damaged"], "config.json is damaged, without it the run cannot be read"),
         (["resume", "edited"], "There is no setting 'epoch'. Known are "),
         (["stop", "none"], "There is no run none"),
@@ -266,7 +266,7 @@ def test_what_cannot_be_done_is_answered_in_one_line(arguments, says, home, caps
     write_images(home / "flat", 4)
     for name, kind, state, config in (
         ("finished", "pretrain", "finished", {}), ("tuned", "finetune", "finished", {}),
-        ("busy", "pretrain", "running", {}), ("probed", "probe", "stopped", {}),
+        ("busy", "pretrain", "running", {}), ("odd", "odd", "stopped", {}),
         ("damaged", "pretrain", "stopped", {}), ("edited", "pretrain", "stopped", {"epoch": 3}),
     ):  # fmt: skip
         Run.create(name, kind, config).set_status(state, pid=os.getppid())

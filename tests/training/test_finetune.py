@@ -212,6 +212,7 @@ def test_sigterm_ends_a_run_cleanly(config, tmp_path):
 def test_a_run_does_not_go_on_with_other_images(config, folders, tmp_path):
     run = begin(config, tmp_path)
     finetune(config, run)
+    run.set_status("stopped")
     demo("train").open(0).save(folders / "train" / "brick" / "new.png")
     try:
         with pytest.raises(DinovizError, match="images or the model of run a have changed"):

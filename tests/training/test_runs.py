@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from training import checkpoints
-from training.runs import Run, RunError, check_name, is_run_network, list_runs
+from training import checkpoints, runs
+from training.runs import STATES, Run, RunError, check_name, is_run_network, list_runs
 
 
 @pytest.fixture(autouse=True)
@@ -192,6 +192,40 @@ def test_a_process_id_that_is_used_again_is_another_process(run):
     assert run.status()["state"] == "running"
 
 
+def test_a_queued_run_whose_app_is_gone_is_stopped():
+    run = Run.create("a", "pretrain", {}, state="queued")
+    assert (run.status()["state"], run.at_work()) == ("queued", False)
+    with subprocess.Popen([sys.executable, "-c", ""]) as app:
+        pass
+    run.set_status("queued", step=3, pid=app.pid)
+    assert (run.status()["state"], run.status()["step"]) == ("stopped", 3)
+
+
+def test_a_run_is_at_work_where_its_process_is(run):
+    for state in STATES:
+        run.set_status(state)
+        assert run.at_work() == (state in ("starting", "running"))
+    run.set_status("running")
+    path = run.folder / "status.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "host": "another machine"}))
+    assert (run.status()["state"], run.at_work()) == ("running", False)
+
+
+def test_what_was_asked_for_can_be_replaced(run):
+    run.set_config({"data": ["here"]})
+    assert (run.kind, run.config) == ("pretrain", {"data": ["here"]})
+
+
+def test_who_claims_a_run_is_alone(run, monkeypatch):
+    monkeypatch.setattr(runs, "CLAIM", 0.01)
+    with run.claim():
+        assert refusal(Run(run.folder).claim().__enter__) == "first is just being started by another process."
+    with Run(run.folder).claim():
+        pass
+    run.folder.rename(run.folder.with_name("gone"))
+    assert refusal(run.claim().__enter__) == f"There is no run in {run.folder} any more."
+
+
 def test_a_stop_is_asked_for_and_taken_back(run):
     assert not run.stop_requested()
     run.request_stop()
@@ -288,7 +322,7 @@ def test_saving_a_step_again_leaves_a_good_one_at_every_moment(run, monkeypatch)
 
 KILLED = """
 import os, signal, sys, torch
-from training import checkpoints
+from training import checkpoints, runs
 from training.runs import Run
 checkpoints._put = lambda part, final: os.kill(os.getpid(), signal.SIGKILL)
 Run.open(sys.argv[1]).save_checkpoint(2, {"student": {"weight": torch.ones(1000)}}, {})
