@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from pathlib import Path
 
-import gradio as gr
+from dinoviz.ui.scripted import Scripted
 
 SCRIPT = Path(__file__).resolve().parents[2] / "assets" / "mark_canvas.js"
 
@@ -41,7 +41,7 @@ TEMPLATE = """
 """
 
 
-class MarkCanvas(gr.HTML):
+class MarkCanvas(Scripted):
     """A picture to mark. Its value is JSON of the marks by picture, see `dinoviz.marks.by_picture`.
 
     title: said above it. image: path of the picture as it is shown, in gradio's cache. picture: its key, by which

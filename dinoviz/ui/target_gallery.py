@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import gradio as gr
+from dinoviz.ui.scripted import Scripted
 
 SCRIPT = Path(__file__).resolve().parents[2] / "assets" / "target_gallery.js"
 
 
-class TargetGallery(gr.HTML):
+class TargetGallery(Scripted):
     """Cards to choose from. Its value is the key of the chosen one, or "".
 
     items: of each card key, name, image (a path in gradio's cache, or ""), state ("present", "absent", "plain",
