@@ -1,0 +1,53 @@
+"""A figure that goes on: Gradio's own plot is mounted anew at each update, this one changes in place."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import gradio as gr
+
+from dinoviz.ui.scripted import Scripted
+
+SCRIPT = Path(__file__).resolve().parents[2] / "assets" / "live_figure.js"
+
+TEMPLATE = """
+<figure class="dv-live dv-empty" role="img">
+  <figcaption class="dv-title-of"></figcaption>
+  <div class="dv-plot"></div>
+</figure>
+"""
+
+
+class LiveFigure(Scripted):
+    """A figure of plotly that keeps its place, its zoom and what was hidden while it is updated.
+
+    figure: JSON of {data, layout}, see `drawn`; "" for none, then nothing is seen. title: stands above it.
+    said: what it shows in words, for those who do not see it.
+    """
+
+    def __init__(self, value: str = "", *, title="", figure="", said="", script="", **options):
+        for fixed in ("html_template", "css_template", "js_on_load"):  # an update hands all properties in again
+            options.pop(fixed, None)
+        super().__init__(
+            value,
+            html_template=TEMPLATE,
+            js_on_load=SCRIPT.read_text(encoding="utf-8"),
+            title=title,
+            figure=figure,
+            said=said,
+            script=script or script_path(),
+            **options,
+        )
+
+
+def script_path() -> str:
+    """The library that draws, as the Python package brings it: `launch` must be told to serve this file."""
+    import plotly
+
+    return str(Path(plotly.__file__).resolve().parent / "package_data" / "plotly.min.js")
+
+
+def drawn(title: str = "", figure: dict | None = None, said: str = "") -> dict:
+    """The update that makes a LiveFigure show a figure, or nothing."""
+    return gr.update(title=title, figure=json.dumps(figure, separators=(",", ":")) if figure else "", said=said)

@@ -1,0 +1,117 @@
+"""What the teacher sees of a few pictures, snapshot by snapshot, while it learns."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+
+import gradio as gr
+from gradio.utils import get_upload_folder
+from PIL import Image
+
+from dinoviz.ui.parts import jpeg_file
+from dinoviz.ui.scripted import Scripted
+from dinoviz.ui.train_curves import records
+from training.runs import Run
+
+SCRIPT = Path(__file__).resolve().parents[2] / "assets" / "strip.js"
+
+TEMPLATE = """
+<div class="dv-strip dv-empty" role="group" aria-label="What the teacher sees, snapshot by snapshot">
+  <p class="dv-note dv-none">There is no snapshot yet: the first one comes before the first step.</p>
+  <div class="dv-some">
+    <div class="dv-scrub">
+      <button type="button" class="dv-play" aria-label="Play" title="Play from here, or from the start"></button>
+      <input type="range" min="0" max="0" step="1" value="0" aria-label="Snapshot">
+      <output class="dv-when"></output>
+    </div>
+    <div class="dv-probes"></div>
+    <div class="dv-film" role="group" aria-label="All snapshots"></div>
+  </div>
+</div>
+"""
+
+
+class Strip(Scripted):
+    """Attention and patch PCA of the probe pictures at the snapshot that is chosen, and a film of all snapshots.
+
+    frames: by snapshot {step, epoch, knn (or not there), attention: [a path for each probe], pca: [...]}, in order.
+    probes: paths of the pictures themselves, or none. run: its name; of another one the newest snapshot is shown.
+    All paths are in gradio's cache; see `shown`.
+    """
+
+    def __init__(self, value: str = "", *, frames=(), probes=(), run="", **options):
+        for fixed in ("html_template", "css_template", "js_on_load"):  # an update hands all properties in again
+            options.pop(fixed, None)
+        super().__init__(
+            value,
+            html_template=TEMPLATE,
+            js_on_load=SCRIPT.read_text(encoding="utf-8"),
+            frames=list(frames),
+            probes=list(probes),
+            run=run,
+            **options,
+        )
+
+
+def shown(run: Run | None) -> dict:
+    """The update that makes a Strip show a run, or nothing."""
+    found, probes = frames(run) if run else ([], [])
+    return gr.update(frames=found, probes=probes, run=run.name if run else "")
+
+
+def frames(run: Run) -> tuple[list[dict], list[str]]:
+    """The whole snapshots of a run and its probe pictures, as copies in gradio's cache -> (frames, probes) of `Strip`.
+
+    The run's own files stay where only this process reads them. A picture is copied once.
+    """
+    folder = run.folder / "snapshots"
+    measured = records(run)
+    accuracy = {record.get("step"): record["knn"] for record in measured if record.get("knn") is not None}
+    epoch_steps = _epoch_steps(measured)
+    found = []
+    for snapshot in sorted(folder.glob("step-*")):
+        if not (snapshot / "arrays.npz").is_file():  # written last
+            continue
+        with suppress(OSError, ValueError):  # a picture that cannot be read, or a name that is no step's
+            step = int(snapshot.name.removeprefix("step-"))
+            frame = {"step": step, "epoch": round(step / epoch_steps, 2)}
+            if step in accuracy:
+                frame["knn"] = accuracy[step]
+            found.append(frame | {name: _pictures(snapshot, name) for name in ("attention", "pca")})
+    found.sort(key=lambda frame: frame["step"])
+    probes: list[str] = []
+    with suppress(OSError):
+        probes = _pictures(folder, "probe")
+    return found, probes
+
+
+def _epoch_steps(measured: list[dict]) -> float:
+    """Steps in an epoch; a snapshot may be of a step that has no record."""
+    for record in reversed(measured):
+        if record.get("step") and record.get("epoch"):
+            return record["step"] / record["epoch"]
+    return 1.0
+
+
+def _pictures(folder: Path, name: str) -> list[str]:
+    paths = sorted(folder.glob(f"{name}-*.png"), key=lambda path: (len(path.name), path.name))
+    return [_copy(path) for path in paths]
+
+
+def _copy(path: Path) -> str:
+    asked = str(path), path.stat().st_mtime_ns, get_upload_folder()
+    copy = _copied(*asked)
+    try:
+        os.utime(copy)  # the app forgets files by their age, but not what somebody looks at
+    except OSError:
+        copy = _copied.__wrapped__(*asked)
+    return copy
+
+
+@lru_cache(maxsize=8192)
+def _copied(path: str, mtime_ns: int, folder: str) -> str:
+    with Image.open(path) as picture:
+        return jpeg_file(picture.convert("RGB"), folder)
