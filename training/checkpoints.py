@@ -45,6 +45,21 @@ class Checkpoint:
         return safetensors.torch.load_file(self.folder / f"{key}.safetensors", device=str(device))
 
 
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """What an optimiser remembers, AdamW's moments say, as tensors by name: "0.exp_avg" is of the first parameter."""
+    state = optimizer.state_dict()["state"]
+    return {f"{i}.{name}": value for i, entry in state.items() for name, value in entry.items()}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """Take back what `optimizer_tensors` gave; rates and groups stay as they are."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        i, name = key.split(".", 1)
+        state.setdefault(int(i), {})[name] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
 def save(folder: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], state: dict) -> Path:
     """Write folder/step-00000123 in one step at the end, then delete all but it and the last good one before it.
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from dinoviz.errors import DinovizError, Stopped
-from training.checkpoints import Checkpoint
+from training.checkpoints import Checkpoint, load_optimizer, optimizer_tensors
 from training.clock import BEAT
 from training.protocols import Progress
 from training.runs import Run, RunError
@@ -149,8 +149,7 @@ class Course:
 
     def save(self) -> None:
         """A checkpoint after a whole epoch."""
-        state = self.optimizer.state_dict()["state"]
-        moments = {f"{i}.{key}": value for i, entry in state.items() for key, value in entry.items()}
+        moments = optimizer_tensors(self.optimizer)
         parts = {"weights": self.weights, "best": self.best_weights, "optimizer": moments}
         self.run.save_checkpoint(self.step, parts, {"epoch": self.epoch, "best": self.best, "data": self.digest})
 
@@ -165,11 +164,7 @@ class Course:
         with torch.no_grad():
             for name, p in self.weights.items():
                 p.copy_(weights[name])
-        state: dict[int, dict] = {}
-        for name, value in checkpoint.tensors("optimizer").items():
-            i, key = name.split(".", 1)
-            state.setdefault(int(i), {})[key] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        load_optimizer(self.optimizer, checkpoint.tensors("optimizer"))
         self.epoch, self.best = checkpoint.state["epoch"], checkpoint.state["best"]
         self.run.truncate_metrics(self.step)
         self.run.log(f"Going on after epoch {self.epoch}.")

@@ -19,6 +19,7 @@ import dinoviz
 from dinoviz.backbone import IMAGENET_MEAN, IMAGENET_STD
 from training import distributed
 from training.augment import GLOBALS, MultiCrop
+from training.checkpoints import load_optimizer, optimizer_tensors
 from training.config import PretrainConfig
 from training.losses import Centring, DINOLoss, IBOTPatchLoss, KoLeoLoss
 from training.masking import block_masks
@@ -160,11 +161,7 @@ class Distillation:
         return {
             "student": self.student.state_dict(),
             "teacher": self.teacher.state_dict(),
-            "optimizer": {
-                f"{i}.{name}": value
-                for i, parameter in enumerate(self._parameters())
-                for name, value in self.optimizer.state.get(parameter, {}).items()
-            },
+            "optimizer": optimizer_tensors(self.optimizer),
             "centres": {"dino": self.dino.centring.centre, "ibot": self.ibot.centring.centre},
         }
 
@@ -172,15 +169,9 @@ class Distillation:
         """Take back what `tensors` gave."""
         self.student.load_state_dict(tensors["student"])
         self.teacher.load_state_dict(tensors["teacher"])
-        parameters = self._parameters()
-        for key, value in tensors["optimizer"].items():
-            index, name = key.split(".", 1)
-            self.optimizer.state[parameters[int(index)]][name] = value.to(self.device)
+        load_optimizer(self.optimizer, tensors["optimizer"])
         self.dino.centring.centre.copy_(tensors["centres"]["dino"])
         self.ibot.centring.centre.copy_(tensors["centres"]["ibot"])
-
-    def _parameters(self) -> list[torch.nn.Parameter]:
-        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
 
 def first_backbone(config: PretrainConfig) -> tuple[torch.nn.Module, tuple, tuple]:
