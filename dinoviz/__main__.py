@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
-from dinoviz import models
+from dinoviz import exits, models
 from dinoviz.commands import attention, common, compare, pca, segment, video
-from dinoviz.errors import DinovizError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; 0 if all went well, 2 with one line on standard error for what the user can mend."""
+    """Run a command and say how it ended; see `exits.status`."""
     options = _parser().parse_args(common.joined(sys.argv[1:] if arguments is None else arguments))
-    try:
-        return options.command(options)
-    except DinovizError as error:
-        print(f"dinoviz: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # the reader, `head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        print("dinoviz: stopped.", file=sys.stderr)
-        return 130
+    return exits.status("dinoviz", lambda: options.command(options))
 
 
 def _parser() -> argparse.ArgumentParser:

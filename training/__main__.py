@@ -6,12 +6,11 @@ Every run is a folder below `runs` (or $DINOVIZ_RUNS); the app and `dinoviz.load
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from dinoviz.errors import DinovizError
+from dinoviz import exits
 from training import commands
 
 PRETRAIN_HELP = """\
@@ -49,19 +48,13 @@ How much a model's features know of labelled images, by DINO's own measures: wei
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; 0 if all went well, 2 with one line on standard error for what the user can mend."""
+    """Run a command and say how it ended; see `exits.status`."""
     options = _parser().parse_args(arguments)
-    try:
-        return options.command(options) or 0
-    except DinovizError as error:
-        print(f"training: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # the reader, `head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        print("training: stopped at once; `resume` goes on from the last checkpoint.", file=sys.stderr)
-        return 130
+    return exits.status(
+        "training",
+        lambda: options.command(options),
+        interrupted="stopped at once; `resume` goes on from the last checkpoint.",
+    )
 
 
 class _Parser(argparse.ArgumentParser):
