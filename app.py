@@ -2,7 +2,9 @@
 
 import argparse
 import os
+import signal
 import sys
+from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
@@ -16,7 +18,14 @@ def main() -> None:
     on_space = "SPACE_ID" in os.environ
     host = options.host or ("0.0.0.0" if on_space else "127.0.0.1")
     public = on_space or options.share or host not in ("127.0.0.1", "localhost", "::1")
-    build(Settings(public=public)).launch(
+    settings = Settings(
+        public=public,
+        train=not public or os.environ.get("DINOVIZ_TRAIN") == "1",
+        data_roots=() if public else tuple(map(Path, options.data or _folders_in("DINOVIZ_DATA") or ["."])),
+    )
+    # Ends as Ctrl-C does: what was started here is ended too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    build(settings).launch(
         server_name=host,
         server_port=options.port,
         share=options.share,
@@ -24,6 +33,10 @@ def main() -> None:
         mcp_server=options.mcp,
         **launch_options(),
     )
+
+
+def _folders_in(variable: str) -> list[str]:
+    return list(filter(None, os.environ.get(variable, "").split(os.pathsep)))
 
 
 def _has_screen() -> bool:
@@ -36,6 +49,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--host", help="address to listen on; by default only this machine reaches the page")
     parser.add_argument("--port", type=int, help="port to listen on; by default the first free one from 7860")
     parser.add_argument("--share", action="store_true", help="make a public link through Gradio's tunnel")
+    parser.add_argument(
+        "--data",
+        action="append",
+        metavar="FOLDER",
+        help="pictures below this folder may be trained on, from the page; by default those below the folder that the "
+        "app is started in, and none on a public page; may be given several times ($DINOVIZ_DATA)",
+    )
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
     parser.add_argument(
         "--mcp", action="store_true", help="serve the same functions as MCP tools (pip install gradio[mcp])"

@@ -1,0 +1,93 @@
+"""The crops that a run would make of a picture, so that multi-crop and masking explain themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import gradio as gr
+import numpy as np
+from gradio.utils import get_upload_folder
+from PIL import Image
+
+from dinoviz.errors import DinovizError
+from dinoviz.ui.bar import Bar
+from dinoviz.ui.parts import jpeg_file, note, told
+from dinoviz.ui.workbench import Workbench
+from training import crops as crops_of
+from training.config import PretrainConfig
+
+CROP_SHOWN = 192  # pixels of a crop on the page, more or less: whole multiples of its own
+PRIVATE = {"show_progress": "hidden", "concurrency_limit": 8, "api_visibility": "private"}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What `wire` connects."""
+
+    part: gr.Accordion
+    words: gr.HTML
+    drawn: gr.Gallery
+    again: gr.Button
+
+
+def lay_out() -> Parts:
+    """The folded part of the page, where it is called."""
+    with gr.Accordion("What student and teacher see of a picture", open=False, elem_id="train-crops-part") as part:
+        words = gr.HTML(note(""), label="crops", elem_id="train-crops-words")
+        drawn = gr.Gallery(
+            label="crops", show_label=False, columns=5, height="auto", object_fit="contain", buttons=["fullscreen"],
+            elem_id="train-crops",
+        )  # fmt: skip
+        again = gr.Button("Draw again, of the picture above", size="sm", elem_id="train-crops-again")
+    return Parts(part, words, drawn, again)
+
+
+def wire(bench: Workbench, bar: Bar, parts: Parts, inputs: list, order: Callable) -> None:
+    """order: reads what `inputs` say."""
+    draws = gr.State(0)
+
+    def draw(number: int, image: str | None, *values):
+        with told():
+            if not image:
+                raise DinovizError("There is no picture above to draw crops of.")
+            wanted = order(*values, checked=False)
+            if not isinstance(wanted.config, PretrainConfig):
+                raise DinovizError("Multi-crop belongs to pretraining: choose it beside.")
+            return number + 1, *_crops(bench, image, wanted.config, number)
+
+    gr.on(
+        [parts.part.expand, parts.again.click], draw, [draws, bar.image, *inputs], [draws, parts.words, parts.drawn],
+        **PRIVATE,
+    )  # fmt: skip
+
+
+def _crops(bench: Workbench, image: str, config: PretrainConfig, number: int) -> tuple[str, list]:
+    """Words, and the pictures with their captions."""
+    picture = bench.picture(image)
+    made = crops_of.crops(picture.image, config, number)
+    folder = get_upload_folder()
+    shown = [(jpeg_file(crops_of.drawn(picture.shown, made), folder), "where they lie")]
+    for crop in made.globals:
+        seen_by = "teacher" if crop.mask is not None else "teacher and student"
+        shown.append((_enlarged(crop.pixels, None, folder), seen_by))
+        if crop.mask is not None:
+            shown.append((_enlarged(crop.pixels, crop.mask, folder), f"student: {crop.mask.mean():.0%} masked"))
+    shown += [(_enlarged(crop.pixels, None, folder), "student only") for crop in made.locals]
+    words = (
+        f"The teacher sees the 2 global crops ({config.global_size} px, orange), the student these and the "
+        f"{len(made.locals)} local ones ({config.local_size} px, blue), each turned, coloured and blurred by chance. "
+        "From each of its crops the student is to tell what the teacher says of the <i>other</i> global ones."
+    )
+    if config.ibot_weight:
+        words += " With iBOT it is also to tell what the teacher sees at the patches that are hidden from it."
+    return note(words), shown
+
+
+def _enlarged(pixels: np.ndarray, mask: np.ndarray | None, folder: str) -> str:
+    """A crop with its own pixels to be seen; masked patches are grey."""
+    pixels = pixels.copy()
+    if mask is not None:
+        pixels[np.kron(mask, np.ones(np.divide(pixels.shape[:2], mask.shape).astype(int), dtype=bool))] = 128
+    times = max(1, round(CROP_SHOWN / len(pixels)))
+    return jpeg_file(Image.fromarray(pixels.repeat(times, 0).repeat(times, 1)), folder)

@@ -1,0 +1,133 @@
+"""Runs as the page speaks of them: whose they are, and how they go, in words."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+from collections.abc import Sequence
+
+from dinoviz.ui.parts import note
+from dinoviz.ui.train_curves import records
+from training.runs import AT_WORK, Run, RunError, is_run_network, list_runs
+
+RESUMABLE = ("stopped", "failed", "died")
+LAST_LINES = 8
+MOST_RUNS = 100
+WORDS = {
+    "queued": "waits for its turn", "starting": "is starting", "running": "is learning", "stopped": "was stopped",
+    "finished": "is finished", "failed": "failed", "died": "failed", "unknown": "cannot be read",
+}  # fmt: skip
+MARKS = {"queued": "…", "starting": "●", "running": "●", "stopped": "◼", "finished": "✓"}
+
+
+def own(run: Run, token: str) -> None:
+    """Write down, without telling the token, whose browser made the run."""
+    (run.folder / "owner.txt").write_text(_digest(token), encoding="ascii")
+
+
+def visible(public: bool, token: str) -> list[Run]:
+    """The runs that a browser may see, newest first: on a public page those that it made itself."""
+    runs = list_runs()
+    return [run for run in runs if not public or _owner(run) == _digest(token)][:MOST_RUNS]
+
+
+def opened(folder: str | None, public: bool, token: str) -> Run:
+    """The run of this folder, if this browser may see it. Raises RunError."""
+    if not folder or not is_run_network(folder):
+        raise RunError("Choose a run first.")
+    run = Run(folder)
+    if public and _owner(run) != _digest(token):
+        raise RunError("Choose a run first.")
+    return run
+
+
+def label(run: Run) -> str:
+    """For the list of runs."""
+    state = run.status()["state"]
+    return f"{MARKS.get(state, '✗')} {run.name} ({run.kind}, {'failed' if state == 'died' else state})"
+
+
+def said(run: Run, queue: Sequence[str]) -> str:
+    """How a run goes, as HTML: state, progress, the last figures, alarms, and why it failed."""
+    status = run.status()
+    state, step, steps = status["state"], status.get("step") or 0, status.get("steps") or 0
+    words = WORDS[state]
+    if run.name in queue:
+        place = queue.index(run.name)
+        words += f", {place} before it in the queue" if place else ", next"
+    if run.stop_requested() and state in AT_WORK:
+        words += " and will stop at its next step"
+    lines = [f"<b>{html.escape(run.name)}</b> {words}{_progress(state, step, steps, status.get('eta'))}"]
+    if steps:
+        lines.append(f'<progress value="{step}" max="{steps}" aria-label="progress"></progress>')
+    lines += _figures(run)
+    message = status.get("message")
+    if state in ("failed", "died"):
+        gone = "Its process is gone: it was killed, or the machine was."
+        message = message if state == "failed" and message else gone
+        lines.append(f'<span class="dv-error">{html.escape(message)}</span>')
+        lines.append(f"<pre>{html.escape(last_lines(run, LAST_LINES))}</pre>")
+        lines.append("Resume goes on from the last checkpoint, or from the start if there is none.")
+    elif message:
+        # While it learns, the only message is an alarm.
+        alarm = state == "running" and step > 0
+        lines.append(f'<span class="{"dv-error" if alarm else ""}">{html.escape(message)}</span>')
+    return note("<br>".join(lines), "caption dv-run" + (" dv-busy" if state in AT_WORK else ""))
+
+
+def last_lines(run: Run, count: int) -> str:
+    """Of the run's log, and of what its process said beside it."""
+    lines = []
+    for name in ("log.txt", "output.txt"):
+        try:
+            text = (run.folder / name).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+        lines += text.splitlines()[-count:]
+    return "\n".join(lines)
+
+
+def _progress(state: str, step: int, steps: int, eta: float | None) -> str:
+    if not steps:
+        return "."
+    text = f": step {step:,} of {steps:,}"
+    if state in AT_WORK and eta:
+        text += f", about {duration(eta)} left"
+    return f"{text}."
+
+
+def _figures(run: Run) -> list[str]:
+    last: dict = {}
+    for record in records(run)[-50:]:
+        last |= {key: value for key, value in record.items() if value is not None}
+    parts = [
+        text.format(last[key])
+        for key, text in (
+            ("epoch", "epoch {:.3g}"), ("loss", "loss {:.3f}"), ("knn", "k-NN {:.1%}"),
+            ("validation_top1", "validation {:.1%}"), ("validation_rmse", "validation RMSE {:.3f} m"),
+            ("teacher_entropy", "teacher entropy {:.2f}"), ("speed", "{:.0f} images a second"),
+            ("memory_mb", "{:,.0f} MB"),
+        )
+        if isinstance(last.get(key), int | float)
+    ]  # fmt: skip
+    return [" · ".join(parts)] if parts else []
+
+
+def duration(seconds: float) -> str:
+    """In words, no finer than one would trust."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+
+
+def _owner(run: Run) -> str:
+    try:
+        return (run.folder / "owner.txt").read_text(encoding="ascii")
+    except (OSError, ValueError):
+        return ""
+
+
+def _digest(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()

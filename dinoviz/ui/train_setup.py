@@ -1,0 +1,280 @@
+"""The first half of the Train tab: what to train on, what to do with it, and how long that takes."""
+
+from __future__ import annotations
+
+import html
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import gradio as gr
+import numpy as np
+from gradio.utils import get_upload_folder
+
+from dinoviz.errors import DinovizError
+from dinoviz.ui import train_crops
+from dinoviz.ui.bar import Bar
+from dinoviz.ui.parts import follow, jpeg_file, note, told
+from dinoviz.ui.train_data import DEMO, FOLDER, UPLOAD, Source, demo_words, in_words, surveyed
+from dinoviz.ui.train_form import Form
+from dinoviz.ui.train_runs import duration
+from dinoviz.ui.workbench import Workbench
+from training.command_line import KINDS, command_line
+from training.config import PRESETS, pretrain_preset
+from training.data import demo
+from training.estimate import estimate
+from training.runs import check_name
+from training.settings import Config
+
+SCRATCH, ADAPT, FINETUNE, PROBE = "scratch", "adapt", "finetune", "probe"
+TASKS = (
+    ("Pretrain from scratch", SCRATCH),
+    ("Go on from the model above", ADAPT),
+    ("Fine-tune a classifier", FINETUNE),
+    ("Depth probe", PROBE),
+)
+KIND = {SCRATCH: "pretrain", ADAPT: "pretrain", FINETUNE: "finetune", PROBE: "probe"}
+FIRST_PRESET = {SCRATCH: "micro", ADAPT: "adapt"}
+CROP_SHOWN = 192  # pixels of a crop on the page, at least half of that
+HELD_OUT = 0.1  # of labelled pictures, for k-NN accuracy while one watches
+PRIVATE = {"show_progress": "hidden", "concurrency_limit": 8, "api_visibility": "private"}
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the page asks for: a run that can be made."""
+
+    kind: str
+    config: Config
+    preset: str
+    name: str
+    source: Source
+    keep: bool
+
+    def config_on(self, folder: Path) -> Config:
+        """The configuration with its data, of which uploads go into `folder`."""
+        paths, held_out = self.source.paths(folder), self.source.held_out_path
+        data = {"data": paths[0] if self.kind == "probe" else paths}
+        return replace(self.config, **data, **{"validation" if self.kind == "pretrain" else "test": held_out})
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The parts that starting a run reads."""
+
+    start: gr.Button
+    name: gr.Textbox
+    inputs: list
+    order: Callable[..., Order]
+
+
+def build(page: gr.Blocks, bench: Workbench, bar: Bar) -> Setup:
+    """Lay out the tab's first half and wire all but the start itself."""
+    roots = bench.settings.data_roots
+    with gr.Row():
+        with gr.Column(min_width=320):
+            gr.HTML('<div class="dv-title-of">1 · What to learn from</div>', padding=False)
+            places = [("The built-in demo", DEMO), ("Upload", UPLOAD)]
+            if roots:
+                places.append(("On this machine", FOLDER))
+            where = gr.Radio(places, value=DEMO, show_label=False, elem_id="train-where")
+            files = gr.File(
+                label="A zip file (a folder for each class, if there are classes), or many images",
+                file_count="multiple", height=140, value=[], visible=False, elem_id="train-files",
+            )  # fmt: skip
+            with gr.Row(visible=False) as folder_row:
+                path = gr.Textbox(
+                    label="Folder, zip file or list",
+                    info=f"below {' or '.join(map(str, roots))}; a list is .txt or .csv with a path a line",
+                    elem_id="train-path", min_width=200,
+                )  # fmt: skip
+                held_out = gr.Textbox(
+                    label="Held-out images",
+                    info="labelled, or with depth; never trained on. Empty: a share of the data, or none",
+                    elem_id="train-held-out", min_width=200,
+                )  # fmt: skip
+            found = gr.HTML(note(demo_words()), label="data", elem_id="train-found")
+            thumbnails = gr.Gallery(
+                label="Some of them", columns=6, height="auto", object_fit="contain", buttons=["fullscreen"],
+                elem_id="train-pictures", visible=False,
+            )  # fmt: skip
+            crops = train_crops.lay_out()
+        with gr.Column(min_width=320):
+            gr.HTML('<div class="dv-title-of">2 · What to do</div>', padding=False)
+            task = gr.Radio(list(TASKS), value=SCRATCH, show_label=False, elem_id="train-task")
+            with gr.Row():
+                preset = gr.Dropdown(
+                    _presets(SCRATCH), value=FIRST_PRESET[SCRATCH], label="Preset",
+                    info=PRESETS[FIRST_PRESET[SCRATCH]].about, elem_id="train-preset", min_width=200,
+                )  # fmt: skip
+                name = gr.Textbox(
+                    label="Name of the run", info="letters, digits, . _ -; empty: the time", max_lines=1,
+                    elem_id="train-name", min_width=160,
+                )  # fmt: skip
+            forms, columns = {}, {}
+            for kind, config in KINDS.items():
+                with gr.Column(visible=kind == "pretrain") as columns[kind]:
+                    forms[kind] = Form(config, _preset_values("micro") if kind == "pretrain" else {}, f"train-{kind}")
+    gr.HTML('<div class="dv-title-of">3 · Begin</div>', padding=False)
+    with gr.Row():
+        with gr.Column(min_width=320, scale=3):
+            command = gr.Code(
+                "", language="shell", label="The same on the command line", interactive=False, elem_id="train-command",
+                wrap_lines=True, lines=2, max_lines=6,
+            )  # fmt: skip
+        with gr.Column(min_width=260, scale=2):
+            keep = gr.Checkbox(
+                False, label="Go on when the app is closed", elem_id="train-keep",
+                info="else the run ends then, where Resume can take it up",
+            )  # fmt: skip
+            with gr.Row():
+                how_long = gr.Button("How long will it take?", elem_id="train-estimate", min_width=160)
+                start = gr.Button("Train", variant="primary", elem_id="train-start", min_width=120)
+            estimated = gr.HTML(note(""), label="estimate", elem_id="train-estimated")
+    data = [where, files, path, held_out]
+    parts = [part for form in forms.values() for part in form.parts]
+    inputs = [*data, bar.model, task, preset, name, keep, *parts]
+    order = _reader(bench, forms)
+
+    def show_where(where: str):
+        return gr.File(visible=where == UPLOAD), gr.Row(visible=where == FOLDER)
+
+    def show_task(task: str):
+        choices = _presets(task)
+        values = forms["pretrain"].write(_preset_values(FIRST_PRESET[task])) if choices else gr.skip()
+        first = FIRST_PRESET.get(task)
+        about = PRESETS[first].about if first else ""
+        dropdown = gr.Dropdown(choices, value=first, info=about, visible=bool(choices))
+        shown = [gr.Column(visible=kind == KIND[task]) for kind in columns]
+        return dropdown, *shown, *(values if choices else [gr.skip()] * len(forms["pretrain"].parts))
+
+    def use_preset(preset: str):
+        with told():
+            return gr.Dropdown(info=PRESETS[preset].about), *forms["pretrain"].write(_preset_values(preset))
+
+    def look_at_data(where, files, path, held_out, task, request: gr.Request) -> Iterator[tuple]:
+        """Decode some of the pictures, with progress, and say what there is."""
+        source = _source(bench, where, files, path, held_out)
+        try:
+            if task == PROBE:
+                yield note(f"{source.pairs():,} pictures with their depth."), gr.Gallery(visible=False)
+                return
+            pictures = source.find() or demo("train")
+            owner = (request.session_hash, "train-data")
+            job = bench.start(owner, source, lambda job: surveyed(bench, source, pictures, job))
+            for sentence in follow(bench, owner, job):
+                yield note(html.escape(sentence), "caption dv-busy"), gr.skip()
+            if job.superseded:
+                return
+            seen = job.result()
+        except DinovizError as error:
+            empty = (where == UPLOAD and not files) or (where == FOLDER and not path)
+            yield note(html.escape(str(error)), "caption" if empty else "caption dv-error"), gr.Gallery(visible=False)
+            return
+        folder = get_upload_folder()
+        shown = [(jpeg_file(picture, folder), label) for picture, label in seen.thumbnails]
+        words = demo_words() if where == DEMO else in_words(seen)
+        yield note(words), gr.Gallery(shown, visible=bool(shown))
+
+    def say_command(*values):
+        try:
+            wanted = order(*values, checked=False)
+        except DinovizError as error:
+            return f"# {error}"
+        return command_line(
+            wanted.kind, wanted.config, name=wanted.name, preset=wanted.preset, data=wanted.source.names()
+        )
+
+    def say_estimate(request: gr.Request, *values) -> Iterator[str]:
+        try:
+            wanted = order(*values, checked=False)
+            count = _count(wanted)
+            owner = (request.session_hash, "train-estimate")
+            job = bench.start(owner, time.monotonic(), lambda job: estimate(wanted.config, count, tell=job.tell))
+            for sentence in follow(bench, owner, job):
+                yield note(html.escape(sentence), "caption dv-busy")
+            if job.superseded:
+                return
+            taken = job.result()
+        except DinovizError as error:
+            yield note(html.escape(str(error)), "caption dv-error")
+            return
+        yield note(f"<b>About {duration(taken.seconds)}</b>: {html.escape(taken.how)}")
+
+    gr.on([where.input], show_where, where, [files, folder_row], **PRIVATE)
+    task.input(show_task, task, [preset, *columns.values(), *forms["pretrain"].parts], **PRIVATE).then(
+        say_command, inputs, command, **PRIVATE
+    )
+    preset.input(use_preset, preset, [preset, *forms["pretrain"].parts], **PRIVATE).then(
+        say_command, inputs, command, **PRIVATE
+    )
+    gr.on(
+        [page.load, where.input, files.change, path.submit, path.blur, held_out.submit, held_out.blur, task.input],
+        look_at_data, [*data, task], [found, thumbnails], trigger_mode="multiple",
+        **{**PRIVATE, "concurrency_limit": None},
+    )  # fmt: skip
+    gr.on(
+        [part.input for part in (where, path, held_out, name, *parts)] + [page.load, files.change, bar.model.change],
+        say_command, inputs, command, trigger_mode="always_last", **PRIVATE,
+    )  # fmt: skip
+
+    how_long.click(say_estimate, inputs, estimated, **{**PRIVATE, "concurrency_limit": None})
+    train_crops.wire(bench, bar, crops, inputs, order)
+    return Setup(start, name, inputs, order)
+
+
+def _reader(bench: Workbench, forms: dict[str, Form]) -> Callable[..., Order]:
+    ends = np.cumsum([len(form.parts) for form in forms.values()])
+    slices = {kind: slice(end - len(form.parts), end) for (kind, form), end in zip(forms.items(), ends, strict=True)}
+
+    def order(
+        where: str, files: list[str] | None, path: str, held_out: str, model: str, task: str, preset: str | None,
+        name: str, keep: bool, *values, checked: bool = True,
+    ) -> Order:  # fmt: skip
+        """What the page asks for. Raises DinovizError; checked: also for pictures and names that cannot be."""
+        kind = KIND[task]
+        source = _source(bench, where, files, path, held_out)
+        settings = forms[kind].read(list(values[slices[kind]]))
+        if task != SCRATCH:
+            bench.check_model(model)
+        if task == ADAPT:
+            settings["start"] = model
+        elif task != SCRATCH:
+            settings["model"] = model
+        preset = (preset or "") if kind == "pretrain" else ""
+        wanted = Order(kind, KINDS[kind].from_dict(settings), preset, (name or "").strip(), source, bool(keep))
+        if not checked:
+            return wanted
+        source.find(depth=task == PROBE)
+        return replace(wanted, name=check_name(wanted.name or _name_of_now(wanted)))
+
+    return order
+
+
+def _source(bench: Workbench, where: str, files: list[str] | None, path: str | None, held_out: str | None) -> Source:
+    """What the page says of the data; empty lines of text come as None."""
+    roots = bench.settings.data_roots
+    return Source(where, tuple(files or ()), (path or "").strip(), (held_out or "").strip(), roots)
+
+
+def _name_of_now(wanted: Order) -> str:
+    return f"{wanted.preset or wanted.kind}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(1)}"
+
+
+def _presets(task: str) -> list[str]:
+    names = {SCRATCH: [name for name in PRESETS if name != "adapt"], ADAPT: ["adapt"]}.get(task, [])
+    return names
+
+
+def _preset_values(name: str) -> dict:
+    return {**pretrain_preset(name), "validation_share": HELD_OUT}
+
+
+def _count(wanted: Order) -> int:
+    """How many pictures the run would learn from."""
+    if wanted.kind == "probe":
+        return wanted.source.pairs()
+    pictures = wanted.source.find()
+    return len(demo("train") if pictures is None else pictures)

@@ -1,0 +1,69 @@
+"""The Train tab: start a run, watch it learn, stop it, look through it."""
+
+from __future__ import annotations
+
+import secrets
+
+import gradio as gr
+
+from dinoviz.ui import train_setup, train_watch
+from dinoviz.ui.bar import Bar
+from dinoviz.ui.parts import note, told
+from dinoviz.ui.train_runs import own
+from dinoviz.ui.workbench import Workbench
+from training import runs
+from training.jobs import Jobs
+from training.pictures import DataError
+from training.runs import Run
+
+MOST_WAITING = 8  # on a public page
+PRIVATE = {"show_progress": "hidden", "concurrency_limit": 8, "api_visibility": "private"}
+OFF = (
+    "Training is off on this page. Whoever runs it can allow it (DINOVIZ_TRAIN=1); on your own machine it is on: "
+    "<code>make app</code>."
+)
+
+
+def build(page: gr.Blocks, bench: Workbench, bar: Bar, tabs: gr.Tabs) -> Jobs | None:
+    """Lay out the tab and wire it. Returns what keeps the processes of runs, for the app to close at its end."""
+    if not bench.settings.train:
+        gr.HTML(note(OFF))
+        return None
+    public = bench.settings.public
+    jobs = Jobs(limit=bench.settings.runs_at_once)
+    token = gr.BrowserState("", storage_key="dinoviz-runs")  # whose runs are whose, where strangers share a page
+    with gr.Tabs(elem_id="train-tabs") as halves:
+        with gr.Tab("Set up a run", id="setup"):
+            setup = train_setup.build(page, bench, bar)
+        with gr.Tab("Watch", id="watch"):
+            watch = train_watch.build(bench, bar, jobs, token, tabs)
+
+    def give_token(token: str) -> str:
+        return token or secrets.token_hex(16)
+
+    def start(token: str, *values):
+        """Make the run, in the queue, and show it."""
+        with told():
+            wanted = setup.order(*values)
+            name = f"{wanted.name}-{secrets.token_hex(4)}" if public else wanted.name
+            if public and len(jobs.queue()) >= MOST_WAITING:
+                raise DataError(f"{MOST_WAITING} runs wait already: come back when some of them are done.")
+            data = runs.root() / name / "data"
+
+            def bring(run: Run) -> None:
+                own(run, token)
+                wanted.source.bring(data)
+
+            run = jobs.submit(name, wanted.kind, wanted.config_on(data), keep=wanted.keep, before=bring)
+            folder = str(runs.root() / run.name)
+            return gr.Tabs(selected="watch"), gr.Radio([(run.name, folder)], value=folder), {}, ""
+
+    def wake(evt: gr.SelectData) -> gr.Timer:
+        return gr.Timer(active=evt.value == "Train")
+
+    page.load(give_token, token, token, **PRIVATE)
+    setup.start.click(start, [token, *setup.inputs], [halves, watch.chosen, watch.seen, setup.name], **PRIVATE).success(
+        watch.refresh, watch.inputs, watch.outputs, **PRIVATE
+    )
+    tabs.select(wake, None, watch.timer, **PRIVATE).then(watch.refresh, watch.inputs, watch.outputs, **PRIVATE)
+    return jobs

@@ -1,0 +1,197 @@
+"""The second half of the Train tab: how runs go, what their teachers see, and what can be done with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import gradio as gr
+
+from dinoviz.errors import DinovizError
+from dinoviz.ui import live_figure, strip, train_curves
+from dinoviz.ui.bar import RESOLUTIONS, Bar
+from dinoviz.ui.live_figure import LiveFigure
+from dinoviz.ui.parts import note, told
+from dinoviz.ui.strip import Strip
+from dinoviz.ui.train_runs import RESUMABLE, label, last_lines, opened, said, visible
+from dinoviz.ui.workbench import Workbench
+from training.card import card
+from training.jobs import Jobs
+from training.runs import AT_WORK, Run
+
+TICK = 1.0  # seconds between looks at the runs
+PANELS = len(train_curves.PANELS)
+LOG_LINES = 200
+NOTHING = "There is no run yet: set one up, and press Train."
+PRIVATE = {"show_progress": "hidden", "concurrency_limit": 8, "api_visibility": "private"}
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What others listen to. chosen: the folder of the run that one looks at. seen: what the page was told last."""
+
+    chosen: gr.Radio
+    seen: gr.State
+    timer: gr.Timer
+    refresh: Callable
+    inputs: list
+    outputs: list
+
+
+class _Told:
+    """What the page was sent last, so that only what changed is sent again."""
+
+    def __init__(self, seen: dict):
+        self.seen, self.now = seen, {}
+
+    def changed(self, piece: str, signature) -> bool:
+        self.now[piece] = signature
+        return self.seen.get(piece) != signature
+
+
+def build(bench: Workbench, bar: Bar, jobs: Jobs, token: gr.BrowserState, tabs: gr.Tabs) -> Watch:
+    """Lay out the tab's second half and wire it."""
+    public = bench.settings.public
+    with gr.Row():
+        with gr.Column(scale=1, min_width=250):
+            chosen = gr.Radio([], label="Runs", elem_id="train-runs", elem_classes="dv-runs")
+            others = gr.Dropdown([], value=[], multiselect=True, label="Curves of others too", elem_id="train-others")
+        with gr.Column(scale=3, min_width=320):
+            status = gr.HTML(note(NOTHING), label="run", elem_id="train-status")
+            with gr.Row():
+                stop = gr.Button("Stop", size="sm", interactive=False, elem_id="train-stop", min_width=80)
+                resume = gr.Button("Resume", size="sm", interactive=False, elem_id="train-resume", min_width=80)
+                look = gr.Button("Look through it", size="sm", interactive=False, elem_id="train-look", min_width=120)
+            gr.HTML('<div class="dv-title-of">What the teacher sees, as it learns</div>', padding=False)
+            pictures = Strip(elem_id="train-strip")
+    with gr.Row():
+        smoothing = gr.Slider(
+            0, 0.99, value=0.6, step=0.01, label="Smoothing", elem_id="train-smoothing", min_width=160
+        )
+        x = gr.Radio(["step", "epoch"], value="step", label="Over", elem_id="train-x", min_width=140)
+        log = gr.Checkbox(False, label="Logarithmic", elem_id="train-log", min_width=120)
+    legend = gr.HTML("", label="legend", elem_id="train-legend", padding=False)
+    with gr.Row(elem_classes="dv-panels"):
+        panels = [LiveFigure(elem_id=f"train-panel-{i}", min_width=300) for i in range(PANELS)]
+    with gr.Accordion("Card of the run: data, settings, figures", open=False, elem_id="train-card-part"):
+        about = gr.Markdown("", elem_id="train-card")
+    with gr.Accordion("Its log", open=False):
+        lines = gr.Textbox("", lines=12, max_lines=12, show_label=False, interactive=False, elem_id="train-log-lines")
+    timer = gr.Timer(TICK, active=False)
+    seen = gr.State({})
+
+    inputs = [token, chosen, others, smoothing, log, x, seen]
+    outputs = [chosen, others, status, stop, resume, look, pictures, legend, *panels, about, lines, seen]
+
+    def refresh(token: str, chosen: str | None, others: list[str], smoothing: float, log: bool, x: str, seen: dict):
+        """What changed since the page was told last; all of it where it was told nothing."""
+        runs = visible(public, token)
+        folders = [str(run.folder) for run in runs]
+        if chosen not in folders:
+            at_work = [str(run.folder) for run in runs if run.status()["state"] in AT_WORK]
+            chosen = (at_work or folders or [None])[0]
+        page = _Told(seen or {})
+        choices = [(label(run), folder) for run, folder in zip(runs, folders, strict=True)]
+        update = []
+        if page.changed("list", (tuple(choices), chosen)):
+            overlays = [(run.name, folder) for run, folder in zip(runs, folders, strict=True) if folder != chosen]
+            kept = [folder for folder in others or [] if folder in folders and folder != chosen]
+            update += [gr.Radio(choices, value=chosen), gr.Dropdown(overlays, value=kept)]
+        else:
+            update += [gr.skip(), gr.skip()]
+        if chosen is None:
+            update += [note(NOTHING), *[gr.Button(interactive=False)] * 3, gr.update(frames=[], probes=[]), ""]
+            update += [live_figure.drawn()] * PANELS + ["", ""]
+            return *update, page.now
+        run = Run(chosen)
+        try:
+            overlaid = [Run(folder) for folder in others or [] if folder in folders and folder != chosen]
+            update += pieces(page, run, overlaid, (smoothing, log, x))
+        except DinovizError as error:  # somebody removed the folder a moment ago
+            return (*[gr.skip()] * 2, note(str(error), "caption dv-error"), *[gr.skip()] * (len(outputs) - 4), {})
+        return *update, page.now
+
+    def pieces(page: _Told, run: Run, overlaid: list[Run], style: tuple) -> list:
+        state, folder = run.status()["state"], str(run.folder)
+        measured = run.folder / "metrics.jsonl"
+        exported = bool(run.networks()) and run.kind != "probe"
+        queue = jobs.queue()
+        update: list = []
+
+        def add(piece: str, signature, count: int, make: Callable[[], list]) -> None:
+            update.extend(make() if page.changed(piece, (folder, signature)) else [gr.skip()] * count)
+
+        add("status", (state, _written(run.folder / "status.json", measured), queue, run.stop_requested()), 1,
+            lambda: [said(run, queue)])  # fmt: skip
+        add("buttons", (state, exported), 3, lambda: [
+            gr.Button(interactive=state in ("queued", *AT_WORK)), gr.Button(interactive=state in RESUMABLE),
+            gr.Button(interactive=exported),
+        ])  # fmt: skip
+        snapshots = sorted(path.parent.name for path in run.folder.glob("snapshots/step-*/arrays.npz"))
+        add("strip", snapshots, 1, lambda: [_strip(run)])
+        drawn = [run, *overlaid]
+        curves = [(str(each.folder), _written(each.folder / "metrics.jsonl")) for each in drawn]
+        add("curves", (curves, style), 1 + PANELS, lambda: _curves(drawn, *style))
+        add("card", state if state in AT_WORK else (state, _written(run.folder / "status.json", measured)), 1,
+            lambda: [card(run)])  # fmt: skip
+        add("log", _written(run.folder / "log.txt", run.folder / "output.txt"), 1,
+            lambda: [last_lines(run, LOG_LINES)])  # fmt: skip
+        return update
+
+    def ask_to_stop(token: str, chosen: str | None):
+        with told():
+            jobs.stop(opened(chosen, public, token))
+
+    def go_on(token: str, chosen: str | None):
+        with told():
+            jobs.resume(opened(chosen, public, token))
+
+    def look_through(token: str, chosen: str | None):
+        with told():
+            run = opened(chosen, public, token)
+            return gr.Dropdown(_with(bench.model_choices(), run), value=chosen), _resolution(run)
+
+    event = {"trigger_mode": "multiple", **PRIVATE}
+    timer.tick(refresh, inputs, outputs, **PRIVATE)
+    gr.on([part.input for part in (chosen, others, smoothing, log, x)], refresh, inputs, outputs, **event)
+    stop.click(ask_to_stop, [token, chosen], None, **PRIVATE).then(refresh, inputs, outputs, **PRIVATE)
+    resume.click(go_on, [token, chosen], None, **PRIVATE).then(refresh, inputs, outputs, **PRIVATE)
+    look.click(look_through, [token, chosen], [bar.model, bar.resolution], **PRIVATE).success(
+        lambda: gr.Tabs(selected="attention"), None, tabs, js="() => {document.getElementById('encode').click()}",
+        **PRIVATE,
+    )  # fmt: skip
+    return Watch(chosen, seen, timer, refresh, inputs, outputs)
+
+
+def _written(*files: Path) -> tuple:
+    """When files were written last and how large they are; changes whenever they do."""
+    found = []
+    for file in files:
+        with suppress(OSError):
+            about = file.stat()
+            found.append((about.st_mtime_ns, about.st_size))
+    return tuple(found)
+
+
+def _strip(run: Run) -> dict:
+    frames, probes = strip.frames(run)
+    return gr.update(frames=frames, probes=probes)
+
+
+def _curves(runs: list[Run], smoothing: float, log: bool, x: str) -> list:
+    figures = train_curves.figures(runs, smoothing=smoothing, log=log, x=x)
+    drawn = [live_figure.drawn(title, figure, train_curves.said(title, figure)) for title, figure in figures]
+    return [train_curves.key(runs), *drawn, *[live_figure.drawn()] * (PANELS - len(drawn))]
+
+
+def _with(choices: list[tuple[str, str]], run: Run) -> list[tuple[str, str]]:
+    """The choices, with a run that a public page does not list."""
+    return choices if str(run.folder) in dict(choices).values() else [*choices, (run.name, str(run.folder))]
+
+
+def _resolution(run: Run) -> str:
+    """What its snapshots were made at: small networks see little in large pictures."""
+    wanted = 2 * run.config.get("global_size", 0) or 224
+    return str(min(RESOLUTIONS, key=lambda size: abs(size - wanted)))

@@ -1,0 +1,137 @@
+"""A run in words: the card on the page, in the download, and on the Hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from training.command_line import KINDS, command_line
+from training.runs import Run
+from training.settings import ConfigError
+
+KIND_NAMES = {"pretrain": "self-distillation (DINO)", "finetune": "image classification", "probe": "depth probe"}
+# Of a record of metrics, what a reader asks for at the end, and what it means.
+FIGURES = {
+    "knn": ("k-NN accuracy", "weighted 20-NN of the teacher's CLS token on held-out images, top-1", 100, " %"),
+    "loss": ("loss", "of the last steps", 1, ""),
+    "teacher_entropy": ("teacher entropy", "in nats: low is sharp; at 0 or at log(prototypes) it collapsed", 1, ""),
+    "prototypes_used": ("prototypes in use", "that were the strongest of some crop within an epoch", 100, " %"),
+    "embedding_spread": ("spread of the CLS tokens", "0: all point the same way", 1, ""),
+    "validation_top1": ("validation accuracy", "on the part of the data that decided when to stop, top-1", 100, " %"),
+    "validation_rmse": ("validation RMSE", "of the depth, in metres", 1, " m"),
+}
+MOST_CLASSES = 60
+
+
+def card(run: Run) -> str:
+    """Markdown: what was trained on what, how far, with which figures, and how to open it. Names of data, no paths."""
+    config, status = run.config, run.status()
+    data = config.get("data") or []
+    names = [Path(each).name for each in ([data] if isinstance(data, str) else data)] or ["the built-in demo"]
+    start = config.get("start") or config.get("model")
+    lines = [
+        f"# {run.name}",
+        f"{KIND_NAMES.get(run.kind, run.kind)}, trained with [dinoviz](https://github.com/dinoviz/dinoviz): "
+        f"{status['state']} at step {status.get('step', 0):,} of {status.get('steps', 0):,}.",
+        f"**Data** {', '.join(names)}.  \n**From** {Path(start).name if start else 'random weights'}.  \n"
+        f"**Seed** {config.get('seed', 0)}.  \n**Time** {_minutes(run)}.",
+        *_figures(run),
+        *_scores(run),
+        "## The same again",
+        f"```sh\n{_command(run, names)}\n```",
+        "## To open it",
+        f"```python\n{_python(run)}\n```",
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
+def hub_card(run: Run) -> str:
+    """The card with the header that the Hugging Face Hub reads."""
+    task = {"finetune": "image-classification"}.get(run.kind, "image-feature-extraction")
+    header = f"---\nlibrary_name: transformers\npipeline_tag: {task}\ntags:\n- dinov2\n- dinoviz\n---\n\n"
+    return header + card(run)
+
+
+def result(run: Run) -> dict[str, Any]:
+    """What a fine-tuning wrote at its end; {} if there is nothing yet."""
+    try:
+        found = json.loads((run.folder / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _figures(run: Run) -> list[str]:
+    last: dict[str, Any] = {}
+    for record in run.metrics():
+        last |= {key: value for key, value in record.items() if value is not None}
+    known = [(FIGURES[key], last[key]) for key in FIGURES if key in last]
+    if not known:
+        return []
+    rows = [f"| {name} | {value * times:.3g}{unit} | {means} |" for (name, means, times, unit), value in known]
+    return ["| figure | | of the last record |\n|---|---|---|\n" + "\n".join(rows)]
+
+
+def _scores(run: Run) -> list[str]:
+    found = result(run)
+    lines = []
+    for part in ("validation", "test"):
+        scores = found.get(part)
+        if not scores:
+            continue
+        top5 = f", top-5 {scores['top5']:.1%}" if scores.get("top5") is not None else ""
+        lines.append(f"## {part.capitalize()}: top-1 {scores['top1']:.1%}{top5}, {scores['n']:,} images")
+        totals = [sum(row) for row in scores["confusion"]]
+        rows = [
+            f"| {_cell(name)} | {'' if share is None else f'{share:.0%}'} | {total} | {_mistaken(scores, i)} |"
+            for i, ((name, share), total) in enumerate(zip(scores["per_class"].items(), totals, strict=True))
+        ]
+        more = f"\n\nand {len(rows) - MOST_CLASSES} more classes" if len(rows) > MOST_CLASSES else ""
+        table = "| class | right | images | most often taken for |\n|---|---|---|---|\n"
+        lines.append(table + "\n".join(rows[:MOST_CLASSES]) + more)
+    return lines
+
+
+def _mistaken(scores: dict, i: int) -> str:
+    names, row = list(scores["per_class"]), list(scores["confusion"][i])
+    row[i] = 0
+    return f"{_cell(names[row.index(max(row))])} ({max(row)})" if max(row, default=0) else ""
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def _minutes(run: Run) -> str:
+    """Of work, by the records' own clock where there is one: a run may have been stopped for days."""
+    records = run.metrics()
+    seconds = sum(record.get("seconds") or 0 for record in records)
+    if not seconds:
+        steps = [record for record in records if record.get("speed")]
+        batch, before = run.config.get("batch", 0), 0
+        for record in steps:
+            seconds += (record["step"] - before) * batch / record["speed"]
+            before = record["step"]
+    return f"about {seconds / 60:.1f} minutes of training" if seconds else "not known"
+
+
+def _command(run: Run, names: list[str]) -> str:
+    kind = run.kind
+    try:
+        config = KINDS[kind].from_dict(run.config)
+    except (KeyError, ConfigError) as error:
+        return f"# the settings cannot be read: {error}"
+    shown = [] if not config.data else names
+    return command_line(kind, config, data=shown)
+
+
+def _python(run: Run) -> str:
+    if run.kind == "finetune":
+        return (
+            "from transformers import AutoModelForImageClassification\n"
+            'model = AutoModelForImageClassification.from_pretrained("the folder")'
+        )
+    if run.kind == "probe":
+        return f'from training.probe import open_probe\nprobe = open_probe("runs/{run.name}")'
+    return f'import dinoviz\nbackbone = dinoviz.load("runs/{run.name}")  # or the exported folder'
