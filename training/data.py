@@ -204,7 +204,7 @@ class Decoded(torch.utils.data.Dataset):
                 return np.ascontiguousarray(pixels), aspect, broken
             except ImageError as error:
                 broken.append((index, _reason(error, self.pictures.names[index])))
-            if len(broken) > self._allowed(len(self.pictures)):
+            if too_many(len(broken), len(self.pictures), self.max_broken):
                 break
         raise self._refusal([(self.pictures.names[index], reason) for index, reason in broken], len(self.pictures))
 
@@ -221,11 +221,8 @@ class Decoded(torch.utils.data.Dataset):
                 self.broken.append((self.pictures.names[index], reason))
         self._check_broken(len(self.pictures))
 
-    def _allowed(self, count: int) -> int:
-        return max(1, int(self.max_broken * count))
-
     def _check_broken(self, count: int) -> None:
-        if len(self.broken) > self._allowed(count) or len(self.broken) == count:
+        if too_many(len(self.broken), count, self.max_broken):
             raise self._refusal(self.broken, count)
 
     def _refusal(self, broken: list[tuple[str, str]], count: int) -> DataError:
@@ -234,6 +231,11 @@ class Decoded(torch.utils.data.Dataset):
         return DataError(
             f"{len(broken):,} of {count:,} images cannot be read, too many to go on: {which}{more}.", broken
         )
+
+
+def too_many(broken: int, count: int, share: float) -> bool:
+    """Whether so many of `count` pictures cannot be read that it is more than this share; one may, but never all."""
+    return broken > max(1, share * count) or broken == count
 
 
 def squeezed(picture: Image.Image, size: int) -> np.ndarray:

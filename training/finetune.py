@@ -16,7 +16,7 @@ import dinoviz
 from dinoviz.files import whole
 from training.classifier import build, predict
 from training.course import Course, FinetuneError
-from training.data import Decoded, Pictures, demo, find
+from training.data import Decoded, Pictures, demo, find, too_many
 from training.evaluate import evaluation_size
 from training.export import export
 from training.labels import aligned, halves, labelled
@@ -143,7 +143,7 @@ def _check_broken(held: Held, what: str, config: FinetuneConfig, run: Run) -> No
     count = len(held.pictures) + len(held.broken)
     for name, reason in held.broken:
         run.log(f"Left out, because it cannot be read: {name} ({reason})")
-    if len(held.broken) > max(1, config.max_broken * count) or not len(held.pictures):
+    if too_many(len(held.broken), count, config.max_broken):
         first = "; ".join(reason for _, reason in held.broken[:5])
         raise FinetuneError(f"{len(held.broken)} of the {count} {what} images cannot be read: {first}")
 
