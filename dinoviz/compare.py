@@ -24,19 +24,16 @@ FEWEST = 12
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far two models agree on a picture, place by place on their common grid.
+    """How far the coordinates of two models agree, place by place on their common grid.
 
     shared: in [0, 1], the share of the variance of one's three coordinates that the other's explain as they lie, up to
         one factor for all three. After an alignment this is Procrustes' 1 - m^2 (Gower 1975).
-    correlations: of the three coordinates, each with its counterpart.
-    compared: how many places those are of. cka: `linear_cka`, debiased, of all patches; places: how many those are.
+    correlations: of the three coordinates, each with its counterpart. compared: how many places those are of.
     """
 
     shared: float
     correlations: tuple[float, ...]
     compared: int
-    cka: float
-    places: int
 
 
 def layer_at(layer: str, layers: int) -> int:
@@ -136,8 +133,6 @@ def joint_colours(
         shared=max(0.0, _cosine(x, y)) ** 2,
         correlations=tuple(_cosine(x[:, i], y[:, i]) for i in range(COMPONENTS)),
         compared=int(where.sum()),
-        cka=linear_cka(*(c.reshape(grid.patches, -1) for c in common), debiased=True),
-        places=grid.patches,
     )
     return *shown.colours(range(COMPONENTS)), agreement
 
@@ -170,6 +165,16 @@ def _consensus(patches: Sequence[np.ndarray], common: Sequence[np.ndarray]) -> l
         (p - mean) / scale @ (w / _or_one(np.linalg.norm(w, axis=0)))
         for p, mean, scale, w in zip(patches, means, scales, own, strict=True)
     ]
+
+
+def patch_cka(a: Features, b: Features, *, layers: Sequence[int] = (-1, -1)) -> tuple[float, int]:
+    """`linear_cka`, debiased, of all patches of one picture on the common grid -> it, and how many places those are.
+
+    Raises DinovizError for features of two pictures and layers that were not captured.
+    """
+    grid = common_grid(a.grid, b.grid)
+    patches = [on_grid(f.layer(layer), grid).reshape(grid.patches, -1) for f, layer in zip((a, b), layers, strict=True)]
+    return linear_cka(*patches, debiased=True), grid.patches
 
 
 def linear_cka(x: np.ndarray, y: np.ndarray, *, debiased: bool = False) -> float:

@@ -115,7 +115,8 @@ def _write(
             pca.patch_pca([f], layer=layer, foreground=foreground)[0] for f, layer in zip(features, layers, strict=True)
         ]
     scale = None if options.own_scale else render.scale_of(np.concatenate([d.ravel() for d in densities]))
-    figures = {"cka_debiased": agreement.cka, "places": agreement.places}
+    cka, places = compare.patch_cka(*features, layers=layers)
+    figures = {"cka_debiased": cka, "places": places}
     if options.colours != "own":
         figures |= {"colours_shared": agreement.shared, "colours_correlations": agreement.correlations,
                     "colours_compared": agreement.compared}  # fmt: skip

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from dinoviz.ui import attention_tab, bar, pca_tab, segment_tab
+from dinoviz.ui import attention_tab, bar, compare_tab, pca_tab, segment_tab
 from dinoviz.ui.workbench import Settings, Workbench
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
@@ -26,6 +26,8 @@ def build(settings: Settings) -> gr.Blocks:
                 pca_tab.build(bench, shared)
             with gr.Tab("Segment", id="segment"):
                 segment_tab.build(bench, shared)
+            with gr.Tab("Compare", id="compare"):
+                compare_tab.build(bench, shared)
     page.queue(default_concurrency_limit=8)
     bench.warm_up(bar.example_files()[0], bar.DEFAULT_RESOLUTION)
     return page
