@@ -285,9 +285,11 @@ def _figure(panel: Panel, runs: list[tuple[Run, str, dict[str, Column]]], smooth
                 "title": {"text": panel.unit, "standoff": 4},
                 "type": "log" if logarithmic else "linear",
                 "uirevision": "log" if logarithmic else "linear",
-                "autorangeoptions": {"include": [line["y0"] for line in lines if panel.reference == "prototypes"]},
+                "autorangeoptions": {
+                    "include": [1.12 * line["y0"] for line in lines if line["label"]["yanchor"] == "bottom"]
+                },
                 **grid,
-                **({"dtick": "D1", "exponentformat": "e"} if logarithmic else {}),
+                "exponentformat": "e",
             },
         },
     }
@@ -354,10 +356,11 @@ def _references(panel: Panel, runs: Sequence[Run]) -> list[dict]:
         entropy = panel.reference == "prototypes"
         value = math.log(setting) if entropy else setting
         text = f"log K = {value:.2f}: uniform" if entropy else f"clipped to {value:g}"
+        side = "bottom" if entropy else "top"  # no entropy is above its line
         lines.append({
             "type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": value, "y1": value, "layer": "below",
             "line": {"color": GREY, "width": 1, "dash": "dot"},
-            "label": {"text": text, "textposition": "end", "yanchor": "top", "font": {"size": 10, "color": GREY}},
+            "label": {"text": text, "textposition": "end", "yanchor": side, "font": {"size": 10, "color": GREY}},
         })  # fmt: skip
     return lines
 

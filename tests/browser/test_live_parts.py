@@ -168,6 +168,18 @@ def test_what_the_legend_hid_stays_hidden_while_smoothing_adds_curves(live, run)
     until(live, f"{points(live)} === 30 && {hidden}.length === 0")
 
 
+def test_what_one_points_at_is_told_and_stays_told_while_figures_come(live, run):
+    add_steps(run, 10, 100)
+    box = live.locator("#loss .point").nth(2).bounding_box()
+    live.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    told = live.locator("#loss .hoverlayer .hovertext")
+    told.get_by_text("what is minimised").wait_for()
+    # Of the same steps, so that the point stays where it is.
+    run.add_metrics({"step": 100, "epoch": 5, "loss": 5.0, "loss_dino": 5.0})
+    until(live, f"{points(live)} === 11")
+    told.get_by_text("what is minimised").wait_for()
+
+
 def test_a_figure_in_a_tab_behind_fits_when_it_is_shown_and_when_the_window_changes(live, run):
     add_steps(run, 10, 100)
     live.locator("#loss .main-svg").first.wait_for()
