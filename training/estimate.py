@@ -33,9 +33,10 @@ from training.data import DEMO, DEMO_CROPS, DataError, Decoded, Pictures, demo_p
 from training.dino import Distillation
 from training.evaluate import embed_tensor, evaluation_size
 from training.finetune import HEAD_FIRST
-from training.pretrain import enough_memory, steps_in_epoch
+from training.pretrain import steps_in_epoch
 from training.probe import DepthHead, encode, scale_invariant_loss
 from training.rgbd import find_pairs
+from training.stopping import enough_memory
 from training.task_config import FinetuneConfig, ProbeConfig
 from training.ways import STORE, Head, Held, Network, logits_of
 
@@ -129,7 +130,7 @@ def _pretraining(config: PretrainConfig, images: int, tell: Tell) -> Estimate:
     train = images - (round(config.validation_share * images) if config.data and not config.validation else 0)
     epoch = steps_in_epoch(config, train)
     steps = max(1, round(config.epochs * epoch))
-    with enough_memory():
+    with enough_memory("pretrain"):
         # Not compiled, which takes minutes.
         accelerator = Accelerator(cpu=models.pick_device().type == "cpu")
         dino = Distillation(replace(config, compile=False), accelerator, steps, epoch)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import chain
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from PIL import Image
 
 from dinoviz import models
-from dinoviz.errors import DinovizError, Stopped
+from dinoviz.errors import Stopped
 from dinoviz.images import open_image
 from training import advice, distributed, health, monitor
 from training.augment import GLOBALS
@@ -59,19 +58,7 @@ def _work(run: Run, progress: Progress | None, new: PretrainConfig | None) -> No
     """new: the configuration of a new run; None to go on with one."""
     with working(run, writes=distributed.state().is_main_process) as asked_to_stop:
         config, checkpoint = (new, None) if new else (PretrainConfig.from_dict(run.config), run.checkpoint())
-        with enough_memory():
-            Pretraining(config, run, progress, checkpoint, asked_to_stop).train()
-
-
-@contextmanager
-def enough_memory() -> Iterator[None]:
-    """A device whose memory is full becomes one sentence, a DinovizError."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise DinovizError(
-            "The device's memory is full: lower batch, local_crops or global_size, or raise accumulate."
-        ) from None
+        Pretraining(config, run, progress, checkpoint, asked_to_stop).train()
 
 
 def steps_in_epoch(config: PretrainConfig, images: int) -> int:

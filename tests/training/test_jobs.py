@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -158,15 +159,25 @@ time.sleep(600)
 """
 
 
-def test_an_app_that_is_killed_takes_its_runs_along_but_those_to_keep(images, tmp_path):
+@pytest.fixture
+def app(images, tmp_path):
+    """Jobs of another process: two run until they are stopped, the third waits."""
     arguments = [sys.executable, "-c", APP, tmp_path / "runs", json.dumps(endless(images).to_dict())]
-    app = subprocess.Popen(arguments, cwd=ROOT)
+    process = subprocess.Popen(arguments, cwd=ROOT)
+    yield process
+    process.kill()
+    process.wait()
+    for name in ("ends", "stays"):
+        Run(tmp_path / "runs" / name).request_stop()
+
+
+def test_an_app_that_is_killed_takes_its_runs_along_but_those_to_keep(app, tmp_path):
     ends, stays, waits = (Run(tmp_path / "runs" / name) for name in ("ends", "stays", "waits"))
     wait(lambda: len(losses(ends)) >= 3 and len(losses(stays)) >= 3)
     assert state(waits) == "queued"
     app.kill()
     app.wait()
-    wait(lambda: state(ends) in ENDED, 10)
+    wait(lambda: state(ends) in ENDED, 20)
     assert (state(ends), ends.status()["step"]) == ("stopped", ends.checkpoint().step)
     assert "Stopped, for the app that started it is gone." in log(ends)
     assert state(waits) == "stopped"
@@ -177,7 +188,7 @@ def test_an_app_that_is_killed_takes_its_runs_along_but_those_to_keep(images, tm
         assert (state(ends), jobs.queue()) == ("queued", ["ends"])  # there is no room beside the other
         wait(lambda: stays.status()["step"] > step)
         jobs.stop(stays)
-        wait(lambda: state(stays) in ENDED, 10)
+        wait(lambda: state(stays) in ENDED, 20)
         assert (state(stays), stays.status()["step"]) == ("stopped", stays.checkpoint().step)
         wait(lambda: "resumed at step" in log(ends) and state(ends) == "running")
         wait(lambda: ends.status()["step"] > ends.checkpoint().step)
@@ -201,16 +212,15 @@ def test_closing_ends_also_a_process_that_does_not_listen(images, tmp_path, monk
     jobs.close(0.1)
 
 
-def test_a_process_that_ends_at_once_is_told(images, idle):
+def test_a_process_that_ends_at_once_is_told(images, idle, tmp_path, monkeypatch):
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "__main__.py").write_text("raise SystemExit('not ours')")
+    monkeypatch.chdir(tmp_path)
     run = idle.submit("a", "pretrain", settings(images))
     (run.folder / "config.json").write_text('{"kind": "pre')
     gone = idle.submit("gone", "pretrain", settings(images))
-    (gone.folder / "status.json").unlink()
-    for each in gone.folder.iterdir():
-        each.rmdir() if each.is_dir() else each.unlink()
-    gone.folder.rmdir()
+    shutil.rmtree(gone.folder)
     idle.limit = 1
-    wait(lambda: state(run) in ENDED)
     wait(lambda: state(run) == "failed")
     assert run.status()["message"] == f"{run.folder}/config.json is damaged, without it the run cannot be read."
     wait(lambda: not idle.queue())
