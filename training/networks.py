@@ -131,6 +131,11 @@ def student_and_teacher(backbone: nn.Module, config: PretrainConfig) -> tuple[DI
     Raises ConfigError where the backbone cannot do what the configuration asks for.
     """
     layers = blocks(backbone)
+    if config.freeze_layers and not config.start:
+        raise ConfigError(
+            f"freeze_layers ({config.freeze_layers}) would keep random weights as they are: name a model to start "
+            "from, or freeze none."
+        )
     if config.freeze_layers > len(layers):
         raise ConfigError(
             f"freeze_layers is at most {len(layers)}, the blocks of this model, not {config.freeze_layers}."

@@ -164,7 +164,10 @@ def test_a_model_whose_patches_do_not_fit_is_refused(images, tiny_folders, tmp_p
     ("settings_of", "message"),
     [
         ({"batch": 65}, "There are 64 images, fewer than the 65 of one batch: lower batch, or bring more images."),
-        ({"freeze_layers": 3}, "freeze_layers is at most 2, the blocks of this model, not 3."),
+        (
+            {"freeze_layers": 1},
+            "freeze_layers (1) would keep random weights as they are: name a model to start from, or freeze none.",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(settings_of, message, images, tmp_path):
