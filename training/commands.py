@@ -215,8 +215,9 @@ def run_evaluate(options: argparse.Namespace) -> int | None:
     print(figures["protocol"])
     if options.out:
         from dinoviz.files import whole
+        from training.export import writing
 
-        with whole(options.out) as part:
+        with writing(str(options.out)), whole(options.out) as part:
             part.write_text(json.dumps(figures, indent=2), encoding="utf-8")
     return None
 

@@ -18,10 +18,10 @@ from training.classifier import build, predict
 from training.course import Course, FinetuneError
 from training.data import Decoded, Pictures, demo, find, too_many
 from training.evaluate import evaluation_size
-from training.export import export
+from training.export import export, writing
 from training.labels import aligned, halves, labelled
 from training.protocols import Progress
-from training.runs import Run, RunError
+from training.runs import Run
 from training.scores import scores
 from training.stopping import reopen, working
 from training.task_config import FinetuneConfig
@@ -156,10 +156,8 @@ def _result(task: _Task, course: Course, way: Head | Network, run: Run) -> dict:
     """
     network, prepare = way.classifier(), task.backbone.normalise
     mean, std = task.backbone.mean, task.backbone.std
-    try:
+    with writing(str(run.export_folder)):
         export(network, run.export_folder, mean, std, task.size, short_side(task.size))
-    except OSError as error:
-        raise RunError(f"{run.export_folder} cannot be written: {error.strerror or error}.") from None
     result = {
         "model": task.backbone.name,
         "weights_id": task.backbone.weights_id,
@@ -174,7 +172,8 @@ def _result(task: _Task, course: Course, way: Head | Network, run: Run) -> dict:
         if held is not None:
             logits = logits_of(network, prepare, held).numpy()
             result[name] = scores(logits, held.pictures.labels, task.train.classes)
-    with whole(run.folder / "result.json") as part:
+    file = run.folder / "result.json"
+    with writing(str(file)), whole(file) as part:
         part.write_text(json.dumps(result, indent=2), encoding="utf-8")
     run.log(_in_words(result))
     return result

@@ -202,6 +202,7 @@ def test_names_of_now_are_never_taken(home, capsys, tiny, monkeypatch):
         (["two", "--name", "a/b"], "'a/b' cannot be a run's name"),
         (["two", "--name", "taken"], "There is already a run taken in runs; choose another name"),
         (["two", "--batch", 2, "--start", "nothing"], "There is no model 'nothing'. Known are embedded, "),
+        (["two", "--batch", 2, "--preset", "adapt"], "freeze_layers (6) would keep random weights as they are: name a"),
         (["two", "--batch", 2, "--probe-images", "gone.png"], "gone.png"),
         (["two", "--batch", 2, "--save-config", "nowhere/a.json"], "nowhere/a.json cannot be written"),
     ],
@@ -290,6 +291,15 @@ def test_an_export_replaces_nothing_but_an_export(home, capsys, tiny):
 def test_runs_that_cannot_be_written(home, capsys, tiny):
     (home / "runs").mkdir(mode=0o500)
     assert "runs/a cannot be made: Permission denied" in refusal(capsys, "pretrain", "--config", tiny, "--name", "a")
+
+
+def test_figures_that_cannot_be_written(home, capsys, tiny_folders):
+    model = ["--model", str(tiny_folders["dinov2"]), "--size", "14", "--no-linear"]
+    for name in "ab":
+        write_images(home / "photos" / name, 2)
+    assert main(["evaluate", "photos", *model, "--out", "nowhere/figures.json"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == "training: nowhere/figures.json cannot be written: No such file or directory."
 
 
 def test_runs_where_there_is_a_file(home, capsys, tiny):

@@ -298,6 +298,17 @@ def test_what_cannot_be_is_said_in_a_sentence(config, folders, tiny_folders, tmp
     assert issubclass(FinetuneError, DinovizError)
 
 
+@pytest.mark.parametrize("name", ["export", "result.json"])
+def test_a_result_that_cannot_be_written_is_told(name, config, tmp_path):
+    run = begin(replace(config, epochs=1), tmp_path)
+    part = run.folder / f"{name}.part"
+    part.mkdir() if name == "result.json" else part.touch()
+    with pytest.raises(DinovizError) as told:
+        finetune(replace(config, epochs=1), run)
+    why = "Is a directory" if name == "result.json" else "Not a directory"
+    assert str(told.value) == run.status()["message"] == f"{run.folder / name} cannot be written: {why}."
+
+
 def test_a_batch_larger_than_the_data_is_all_of_it(config, tmp_path):
     config = replace(config, batch=1000, epochs=1)
     run = begin(config, tmp_path)
