@@ -3,6 +3,7 @@ import os
 import pickle
 import signal
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from dinoviz.images import ImageError
+from tests.training.tiny_runs import refused
 from training import pictures as sources
 from training.data import DEMO_SIZE, DataError, Decoded, Pictures, batches, demo, find, split
 
@@ -61,14 +63,7 @@ def zipped(path: Path, members: dict[str, bytes | Image.Image], **options) -> Pa
     return path
 
 
-def refusal(do, *args, **kwargs) -> str:
-    """What the person is told, with the checks that hold for every refusal: one sentence, on one line."""
-    with pytest.raises(DataError) as refused:
-        do(*args, **kwargs)
-    text = str(refused.value)
-    assert "\n" not in text
-    assert text.endswith(".")
-    return text
+refusal = partial(refused, DataError)
 
 
 def label_of(pictures: Pictures, name: str) -> str:

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from dinoviz.errors import DinovizError
+from tests.training.tiny_runs import write_classes
 from training import evaluate as ev
 from training import protocols
 from training.data import demo
@@ -202,15 +203,7 @@ def test_scores_count_by_class():
 
 @pytest.fixture
 def demo_folders(tmp_path):
-    """The first three classes of the demo as two folders of class folders, 6 and 3 images each."""
-    for part, count in (("train", 6), ("held-out", 3)):
-        pictures = demo(part)
-        for label in range(3):
-            folder = tmp_path / part / pictures.classes[label]
-            folder.mkdir(parents=True)
-            for i in np.flatnonzero(pictures.labels == label)[:count]:
-                pictures.open(int(i)).save(folder / f"{i}.png")
-    return tmp_path
+    return write_classes(tmp_path, 6, 3)
 
 
 def test_an_evaluation_says_all_of_itself(tiny_folders, demo_folders):

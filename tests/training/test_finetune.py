@@ -12,6 +12,7 @@ from PIL import Image
 import dinoviz
 from dinoviz.errors import DinovizError
 from tests.conftest import ROOT
+from tests.training.tiny_runs import write_classes
 from training.classifier import build, open_classifier
 from training.course import Course, FinetuneError
 from training.data import demo
@@ -27,16 +28,7 @@ CLASSES = ("astronaut", "brick", "camera")
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """The first three classes of the demo as two folders of class folders, 12 and 4 images each."""
-    root = tmp_path_factory.mktemp("images")
-    for part, count in (("train", 12), ("held-out", 4)):
-        pictures = demo(part)
-        for label in range(3):
-            folder = root / part / pictures.classes[label]
-            folder.mkdir(parents=True)
-            for i in np.flatnonzero(pictures.labels == label)[:count]:
-                pictures.open(int(i)).save(folder / f"{i}.png")
-    return root
+    return write_classes(tmp_path_factory.mktemp("images"), 12, 4)
 
 
 @pytest.fixture

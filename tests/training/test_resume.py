@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
-from tests.training.tiny_runs import assert_same, begin, losses, settings, write_images
+from tests.training.tiny_runs import assert_same, begin, fill, losses, settings, small_disk, write_images
 from training import checkpoints
 from training.config import PretrainConfig
 from training.data import DataError
@@ -372,37 +372,21 @@ def test_ctrl_c_in_a_terminal_reaches_all_processes_and_ends_cleanly(workers, im
 @pytest.mark.slow
 def test_a_disk_that_is_really_full(images, tmp_path):
     """A file system of 8 MB, where only root can make one: the run ends in a sentence, and goes on with more room."""
-    home = tmp_path / "runs"
-    home.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(home)]
-    try:
-        mounted = subprocess.run(mount, check=False, capture_output=True).returncode == 0
-    except FileNotFoundError:
-        mounted = False
-    if not mounted:
-        pytest.skip("only root may mount a file system")
-    try:
+    with small_disk(tmp_path / "runs", 8) as home:
         config = settings(images, checkpoint_minutes=0.0, prototypes=2048, head_hidden=96)
         run = Run(home / "a")
         process = python("pretrain", "--config", config_file(config, tmp_path), "--name", "a", home=home)
         wait_for(lambda: run.checkpoint() is not None and run.status()["step"] >= 2, process)
-        with (home / "filler").open("wb", buffering=0) as file:
-            try:
-                while file.write(bytes(4096)):
-                    pass
-            except OSError:
-                pass
+        filler = fill(home)
         said = process.communicate(timeout=60)[0]
         assert process.returncode == 2
         assert "Traceback" not in said
         assert said.splitlines()[-1].startswith("training: ")
         assert said.splitlines()[-1].count("No space left on device") == 1
         assert "os error" not in said
-        (home / "filler").unlink()
+        filler.unlink()
         step = run.checkpoint().step
         assert step >= 1
         ends_well(python("resume", "a", home=home))
         assert run_resumed_at(run) == step
         assert run.status()["state"] == "finished"
-    finally:
-        subprocess.run(["umount", home], check=True)

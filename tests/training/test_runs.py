@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests.training.tiny_runs import fill, refused, small_disk
 from training import checkpoints, runs
 from training.runs import STATES, Run, RunError, check_name, is_run_network, list_runs
 
@@ -28,14 +30,7 @@ def run(home) -> Run:
     return Run.create("first", "pretrain", {"preset": "micro", "rate": 0.1})
 
 
-def refusal(do, *args, **kwargs) -> str:
-    """What the person is told, with the checks that hold for every refusal: one sentence, on one line."""
-    with pytest.raises(RunError) as refused:
-        do(*args, **kwargs)
-    text = str(refused.value)
-    assert "\n" not in text
-    assert text.endswith(".")
-    return text
+refusal = partial(refused, RunError)
 
 
 def weights(seed: int, count: int = 1000) -> dict[str, dict[str, torch.Tensor]]:
@@ -365,45 +360,25 @@ def test_a_file_that_may_not_grow_is_one_sentence(run):
     assert (saved(run), run.checkpoint().step) == (["step-00000001"], 1)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 1 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]
-    try:
-        mounted = subprocess.run(mount, check=False, capture_output=True).returncode == 0
-    except FileNotFoundError:
-        mounted = False
-    if not mounted:
-        pytest.skip("only root may mount a file system")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-
-
-def test_a_full_disk_keeps_the_last_good_checkpoint(small_disk):
-    run = Run.create("a", "pretrain", {}, root=small_disk)
-    run.save_checkpoint(1, weights(1, 100_000), {})
-    run.add_metrics({"step": 1})
-    assert refusal(run.save_checkpoint, 2, weights(2, 200_000), {}) == (
-        "The checkpoint of step 2 of run a cannot be written (No space left on device); "
-        "the last good one is that of step 1."
-    )
-    assert (saved(run), run.checkpoint().step) == (["step-00000001"], 1)
-    run.set_status("failed", message="told")  # there is room again
-    with (small_disk / "filler").open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-        except OSError:
-            pass
-    cannot = f"The run in {run.folder} cannot be written: No space left on device."
-    assert refusal(lambda: [run.add_metrics({"step": i, "loss": "x" * 100}) for i in range(100)]) == cannot
-    assert refusal(run.set_status, "running", message="x" * 5000) == cannot
-    assert refusal(run.truncate_metrics, 1) == cannot
-    run.log("nothing stops for a log")
-    assert (run.status()["message"], run.metrics()[0]) == ("told", {"step": 1})
-    assert not list(run.folder.glob("*.part"))
+def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
+    with small_disk(tmp_path / "disk", 1) as disk:
+        run = Run.create("a", "pretrain", {}, root=disk)
+        run.save_checkpoint(1, weights(1, 100_000), {})
+        run.add_metrics({"step": 1})
+        assert refusal(run.save_checkpoint, 2, weights(2, 200_000), {}) == (
+            "The checkpoint of step 2 of run a cannot be written (No space left on device); "
+            "the last good one is that of step 1."
+        )
+        assert (saved(run), run.checkpoint().step) == (["step-00000001"], 1)
+        run.set_status("failed", message="told")  # there is room again
+        fill(disk)
+        cannot = f"The run in {run.folder} cannot be written: No space left on device."
+        assert refusal(lambda: [run.add_metrics({"step": i, "loss": "x" * 100}) for i in range(100)]) == cannot
+        assert refusal(run.set_status, "running", message="x" * 5000) == cannot
+        assert refusal(run.truncate_metrics, 1) == cannot
+        run.log("nothing stops for a log")
+        assert (run.status()["message"], run.metrics()[0]) == ("told", {"step": 1})
+        assert not list(run.folder.glob("*.part"))
 
 
 @pytest.mark.parametrize(

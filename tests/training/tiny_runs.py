@@ -1,9 +1,13 @@
-"""Pretraining runs of milliseconds a step, which the tests of pretraining share."""
+"""What the tests of training share: runs of milliseconds a step, small folders of images, small disks, refusals."""
 
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -26,8 +30,58 @@ PLAIN = {
 
 
 @cache
-def _demo() -> Pictures:
-    return demo("train")
+def _demo(part: str = "train") -> Pictures:
+    return demo(part)
+
+
+def refused(kind: type[Exception], do: Callable, *args, **kwargs) -> str:
+    """What the person is told, with the checks that hold for every refusal: one sentence, on one line."""
+    with pytest.raises(kind) as raised:
+        do(*args, **kwargs)
+    text = str(raised.value)
+    assert "\n" not in text
+    assert text.endswith(".")
+    return text
+
+
+@contextmanager
+def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
+    """A file system of its own in a new folder; skips the test where only root may make one."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", folder]
+    try:
+        mounted = subprocess.run(mount, check=False, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        mounted = False
+    if not mounted:
+        pytest.skip("only root may mount a file system")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def fill(folder: Path) -> Path:
+    """A file that leaves no room on the folder's disk."""
+    with (folder / "filler").open("wb", buffering=0) as file:
+        try:
+            while file.write(bytes(4096)):
+                pass
+        except OSError:
+            pass
+    return folder / "filler"
+
+
+def write_classes(root: Path, train: int, held_out: int) -> Path:
+    """The first three classes of the demo as two folders of class folders, with so many images of each class."""
+    for part, count in (("train", train), ("held-out", held_out)):
+        pictures = _demo(part)
+        for label in range(3):
+            folder = root / part / pictures.classes[label]
+            folder.mkdir(parents=True)
+            for i in np.flatnonzero(pictures.labels == label)[:count]:
+                pictures.open(int(i)).save(folder / f"{i}.png")
+    return root
 
 
 def write_images(folder: Path, count: int, *, classes: bool = False) -> Path:
