@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 from pathlib import Path
 
 import gradio as gr
 
-from dinoviz.ui import attention_tab, bar, compare_tab, pca_tab, segment_tab
+from dinoviz.ui import attention_tab, bar, compare_tab, live_figure, pca_tab, segment_tab, train_tab
 from dinoviz.ui.workbench import Settings, Workbench
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
@@ -19,7 +20,7 @@ def build(settings: Settings) -> gr.Blocks:
     with gr.Blocks(title="dinoviz", delete_cache=DELETE_UPLOADS, analytics_enabled=False) as page:
         gr.HTML('<h1 class="dv-title">dinoviz <small>see what DINO sees</small></h1>')
         shared = bar.build(page, bench)
-        with gr.Tabs():
+        with gr.Tabs() as tabs:
             with gr.Tab("Attention", id="attention"):
                 attention_tab.build(bench, shared)
             with gr.Tab("Patch PCA", id="pca"):
@@ -28,6 +29,10 @@ def build(settings: Settings) -> gr.Blocks:
                 segment_tab.build(bench, shared)
             with gr.Tab("Compare", id="compare"):
                 compare_tab.build(bench, shared)
+            with gr.Tab("Train", id="train"):
+                jobs = train_tab.build(page, bench, shared, tabs)
+    if jobs:
+        atexit.register(jobs.close)  # no process of a run outlives the app unless it was asked to
     page.queue(default_concurrency_limit=8)
     bench.warm_up(bar.example_files()[0], bar.DEFAULT_RESOLUTION)
     return page
@@ -43,7 +48,7 @@ def launch_options() -> dict:
         "theme": theme,
         "js": attention_tab.ARROW_KEYS,
         "css_paths": [ASSETS / "dinoviz.css"],
-        "allowed_paths": sorted({str(Path(file).parent) for file in bar.example_files()}),
+        "allowed_paths": [*sorted({str(Path(file).parent) for file in bar.example_files()}), live_figure.script_path()],
         "max_file_size": "100mb",
         "run_history": False,
         "footer_links": ["api", "settings"],

@@ -50,4 +50,6 @@ def script_path() -> str:
 
 def drawn(title: str = "", figure: dict | None = None, said: str = "") -> dict:
     """The update that makes a LiveFigure show a figure, or nothing."""
-    return gr.update(title=title, figure=json.dumps(figure, separators=(",", ":")) if figure else "", said=said)
+    figure = json.dumps(figure, separators=(",", ":")) if figure else ""
+    # In a tab that was never open, an update takes the place of all properties: the script goes with it.
+    return gr.update(title=title, figure=figure, said=said, script=script_path())

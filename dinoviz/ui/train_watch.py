@@ -56,7 +56,7 @@ def build(bench: Workbench, bar: Bar, jobs: Jobs, token: gr.BrowserState, tabs: 
     public = bench.settings.public
     with gr.Row():
         with gr.Column(scale=1, min_width=250):
-            chosen = gr.Radio([], label="Runs", elem_id="train-runs", elem_classes="dv-runs")
+            chosen = gr.Radio([], label="Runs", elem_id="train-runs", elem_classes="dv-run-list")
             others = gr.Dropdown([], value=[], multiselect=True, label="Curves of others too", elem_id="train-others")
         with gr.Column(scale=3, min_width=320):
             status = gr.HTML(note(NOTHING), label="run", elem_id="train-status")
@@ -102,7 +102,7 @@ def build(bench: Workbench, bar: Bar, jobs: Jobs, token: gr.BrowserState, tabs: 
         else:
             update += [gr.skip(), gr.skip()]
         if chosen is None:
-            update += [note(NOTHING), *[gr.Button(interactive=False)] * 3, gr.update(frames=[], probes=[]), ""]
+            update += [note(NOTHING), *[gr.Button(interactive=False)] * 3, strip.shown(None), ""]
             update += [live_figure.drawn()] * PANELS + ["", ""]
             return *update, page.now
         run = Run(chosen)
@@ -130,7 +130,7 @@ def build(bench: Workbench, bar: Bar, jobs: Jobs, token: gr.BrowserState, tabs: 
             gr.Button(interactive=exported),
         ])  # fmt: skip
         snapshots = sorted(path.parent.name for path in run.folder.glob("snapshots/step-*/arrays.npz"))
-        add("strip", snapshots, 1, lambda: [_strip(run)])
+        add("strip", snapshots, 1, lambda: [strip.shown(run)])
         drawn = [run, *overlaid]
         curves = [(str(each.folder), _written(each.folder / "metrics.jsonl")) for each in drawn]
         add("curves", (curves, style), 1 + PANELS, lambda: _curves(drawn, *style))
@@ -173,11 +173,6 @@ def _written(*files: Path) -> tuple:
             about = file.stat()
             found.append((about.st_mtime_ns, about.st_size))
     return tuple(found)
-
-
-def _strip(run: Run) -> dict:
-    frames, probes = strip.frames(run)
-    return gr.update(frames=frames, probes=probes)
 
 
 def _curves(runs: list[Run], smoothing: float, log: bool, x: str) -> list:

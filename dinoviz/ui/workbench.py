@@ -49,9 +49,16 @@ def _memory() -> int:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the operator decides. public: others than the owner of the machine can reach the page."""
+    """What the operator decides.
+
+    public: others than the owner of the machine can reach the page. train: whether one can train there.
+    data_roots: folders of this machine whose pictures may be trained on. runs_at_once: how many; more wait.
+    """
 
     public: bool = False
+    train: bool = True
+    data_roots: tuple[Path, ...] = ()
+    runs_at_once: int = 1
     cache_bytes: int = field(default_factory=_default_cache_bytes)
     models_kept: int = 2
 
@@ -193,10 +200,14 @@ class Workbench:
         return names + [(f"{models.run_name(folder)} (trained here)", str(folder)) for folder in folders]
 
     def backbone(self, name: str) -> Backbone:
-        """The loaded model, as it is on the disk now. Raises ModelError; a public page serves names and runs only."""
+        """The loaded model, as it is on the disk now. Raises ModelError."""
+        self.check_model(name)
+        return self._models.get((name, models.weights_stamp(name)), lambda: models.load(name))
+
+    def check_model(self, name: str) -> None:
+        """Raises ModelError on a public page for all but the names that it lists and runs."""
         if self.settings.public and name not in self.model_names() and not is_run_network(name):
             raise models.ModelError(f"There is no model {name!r} here; there are {', '.join(self.model_names())}.")
-        return self._models.get((name, models.weights_stamp(name)), lambda: models.load(name))
 
     def loaded(self, name: str) -> Backbone | None:
         """The model, as it is on the disk now, if it is loaded, else None."""
