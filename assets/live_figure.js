@@ -2,10 +2,8 @@
 // element, props and watch are given by gradio.
 const root = element.querySelector('.dv-live'), title = root.querySelector('figcaption'), plot = root.querySelector('.dv-plot')
 const CONFIG = {displaylogo: false, modeBarButtons: [['toImage', 'resetScale2d']]}
-let shown = null     // what is drawn: figure and colours
-let width = 0        // that it was drawn at
-let pressed = false  // a part is being chosen: a new figure would take it away
-let pointer = null   // where it points, if it is over the figure
+let shown = null  // what is drawn: figure and colours
+let width = 0      // that it was drawn at
 
 // Once for the page, when the first figure comes, and from the page's own host.
 function library() {
@@ -29,14 +27,14 @@ async function draw() {
     root.classList.toggle('dv-empty', !props.figure)
     title.textContent = props.title
     root.setAttribute('aria-label', props.said || props.title)
-    if (!props.figure || !plot.clientWidth || pressed) return  // in a hidden tab, the observer calls when it is shown
+    if (!props.figure || !plot.clientWidth) return  // in a hidden tab, the observer calls when it is shown
     let Plotly
     try { Plotly = await library() } catch {
         plot.textContent = 'The library that draws curves could not be loaded.'
         return
     }
     const {text, back} = colours(), wanted = `${text} ${back} ${props.figure}`
-    if (wanted === shown || pressed || !plot.clientWidth || !props.figure) return
+    if (wanted === shown || !plot.clientWidth || !props.figure) return
     if (shown === null) plot.replaceChildren()
     shown = wanted
     width = plot.clientWidth
@@ -50,24 +48,7 @@ async function draw() {
     const hidden = new Set(plot.data?.filter(curve => curve.visible === 'legendonly').map(curve => curve.legendgroup))
     for (const curve of data) if (hidden.has(curve.legendgroup)) curve.visible = 'legendonly'
     await Plotly.react(plot, data, {...layout, ...themed}, CONFIG)
-    if (pointer) hover()
 }
-
-// Drawing takes the hover text away, which would flicker under a pointer that rests.
-function hover() {
-    const [clientX, clientY] = pointer
-    plot.querySelector('.nsewdrag')?.dispatchEvent(new MouseEvent('mousemove', {clientX, clientY, bubbles: true}))
-}
-
-plot.addEventListener('pointermove', event => { pointer = [event.clientX, event.clientY] })
-plot.addEventListener('pointerleave', () => { pointer = null })
-plot.addEventListener('pointerdown', () => { pressed = true }, true)
-for (const end of ['pointerup', 'pointercancel'])
-    window.addEventListener(end, () => {
-        if (!pressed) return
-        pressed = false
-        setTimeout(draw)  // once plotly has heard of it
-    })
 
 new ResizeObserver(() => {
     if (!plot.clientWidth || plot.clientWidth === width) return

@@ -141,7 +141,8 @@ def test_a_figure_comes_with_the_first_numbers_and_changes_in_place_with_its_zoo
     live.mouse.down()
     live.mouse.move(box["x"] + 120, box["y"] + 100, steps=3)
     add_steps(run, 210, 250)
-    live.wait_for_timeout(500)  # figures come meanwhile, and must not end what the hand is at
+    until(live, f"{points(live)} === 25")  # which must not end what the hand is at
+    assert live.locator("#loss .zoombox").count() == 1
     live.mouse.move(box["x"] + 140, box["y"] + 110, steps=2)
     live.mouse.up()
     ranges = "['xaxis', 'yaxis'].map(axis => document.querySelector('#loss .dv-plot').layout[axis].range)"
