@@ -70,12 +70,16 @@ def estimate(
     Takes some seconds, up to a minute for large models. Raises DinovizError where the run would: for images fewer than
     a batch, models that cannot be had, settings that do not fit them, and a device whose memory is full.
     """
-    kinds = {PretrainConfig: _pretraining, FinetuneConfig: _finetuning, ProbeConfig: _probing}
+    kind, work = {
+        PretrainConfig: ("pretrain", _pretraining),
+        FinetuneConfig: ("finetune", _finetuning),
+        ProbeConfig: ("probe", _probing),
+    }[type(config)]
     tell = tell or (lambda what, share: None)
     tell("Building the network", 0.0)
     try:
-        with torch.random.fork_rng(devices=[]):  # a run seeds it
-            return kinds[type(config)](config, images, tell)
+        with enough_memory(kind), torch.random.fork_rng(devices=[]):  # a run seeds it
+            return work(config, images, tell)
     finally:
         _give_memory_back()
 
@@ -126,25 +130,21 @@ class _Laps:
 def _pretraining(config: PretrainConfig, images: int, tell: Tell) -> Estimate:
     from accelerate import Accelerator
 
-    held_out = _held_out(config.validation, not config.data) or round(config.validation_share * images)
-    train = images - (round(config.validation_share * images) if config.data and not config.validation else 0)
+    shared = round(config.validation_share * images) if config.data and not config.validation else 0
+    train, held_out = images - shared, shared or _held_out(config.validation, not config.data)
     epoch = steps_in_epoch(config, train)
     steps = max(1, round(config.epochs * epoch))
-    with enough_memory("pretrain"):
-        # Not compiled, which takes minutes.
-        accelerator = Accelerator(cpu=models.pick_device().type == "cpu")
-        dino = Distillation(replace(config, compile=False), accelerator, steps, epoch)
-        side = advice.store_size(config, 2 * config.global_size)
-        pixels = torch.randint(256, (config.batch, 3, side, side), dtype=torch.uint8)
-        aspects = torch.ones(config.batch)
-        # The norm is a number that has to be waited for, on devices that compute while Python goes on.
-        step = _Laps(tell, "Timing a step", 0.2, 0.6).time(lambda: float(dino.step(pixels, aspects, 0).norm))
-        teacher = monitor.view(dino.teacher.backbone, "estimate", dino.mean, dino.std)
-        some = pixels[:LOOKED_AT].to(dino.device)
-        embedding = _Laps(tell, "Timing k-NN", 0.6, 0.8).time(
-            lambda: embed_tensor(teacher, some, config.global_size, share=1)
-        )
-        snapshot = _snapshot(teacher, config, _Laps(tell, "Timing a snapshot", 0.8, 1.0))
+    accelerator = Accelerator(cpu=models.pick_device().type == "cpu")
+    dino = Distillation(replace(config, compile=False), accelerator, steps, epoch)  # to compile takes minutes
+    side = advice.store_size(config, 2 * config.global_size)
+    pixels, aspects = torch.randint(256, (config.batch, 3, side, side), dtype=torch.uint8), torch.ones(config.batch)
+    # The norm is a number that has to be waited for, on devices that compute while Python goes on.
+    step = _Laps(tell, "Timing a step", 0.2, 0.6).time(lambda: float(dino.step(pixels, aspects, 0).norm))
+    teacher = monitor.view(dino.teacher.backbone, "estimate", dino.mean, dino.std)
+    some = pixels[:64].to(dino.device)
+    laps = _Laps(tell, "Timing k-NN", 0.6, 0.8)
+    embedding = laps.time(lambda: embed_tensor(teacher, some, config.global_size, share=1))
+    snapshot = _snapshot(teacher, config, _Laps(tell, "Timing a snapshot", 0.8, 1.0))
     known = min(train, monitor.MOST_NEIGHBOURS) + held_out if held_out else 0
     neighbours = known * embedding / len(some)
     evaluations = _looks(steps, config.knn_every * epoch) if held_out else 0
