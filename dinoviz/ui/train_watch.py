@@ -10,7 +10,8 @@ from pathlib import Path
 import gradio as gr
 
 from dinoviz.errors import DinovizError
-from dinoviz.ui import live_figure, strip, train_curves
+from dinoviz.models import weights_stamp
+from dinoviz.ui import live_figure, strip, train_after, train_curves
 from dinoviz.ui.bar import RESOLUTIONS, Bar
 from dinoviz.ui.live_figure import LiveFigure
 from dinoviz.ui.parts import note, told
@@ -73,8 +74,10 @@ def build(bench: Workbench, bar: Bar, jobs: Jobs, token: gr.BrowserState, tabs: 
         x = gr.Radio(["step", "epoch"], value="step", label="Over", elem_id="train-x", min_width=140)
         log = gr.Checkbox(False, label="Logarithmic", elem_id="train-log", min_width=120)
     legend = gr.HTML("", label="legend", elem_id="train-legend", padding=False)
-    with gr.Row(elem_classes="dv-panels"):
+    with gr.Row(elem_classes="dv-curves"):
         panels = [LiveFigure(elem_id=f"train-panel-{i}", min_width=300) for i in range(PANELS)]
+    ripe = gr.State("")  # which network the chosen run has
+    train_after.build(bench, bar, chosen, ripe, token)
     with gr.Accordion("Card of the run: data, settings, figures", open=False, elem_id="train-card-part"):
         about = gr.Markdown("", elem_id="train-card")
     with gr.Accordion("Its log", open=False):
@@ -83,7 +86,7 @@ def build(bench: Workbench, bar: Bar, jobs: Jobs, token: gr.BrowserState, tabs: 
     seen = gr.State({})
 
     inputs = [token, chosen, others, smoothing, log, x, seen]
-    outputs = [chosen, others, status, stop, resume, look, pictures, legend, *panels, about, lines, seen]
+    outputs = [chosen, others, status, stop, resume, look, pictures, legend, *panels, about, lines, ripe, seen]
 
     def refresh(token: str, chosen: str | None, others: list[str], smoothing: float, log: bool, x: str, seen: dict):
         """What changed since the page was told last; all of it where it was told nothing."""
@@ -103,7 +106,7 @@ def build(bench: Workbench, bar: Bar, jobs: Jobs, token: gr.BrowserState, tabs: 
             update += [gr.skip(), gr.skip()]
         if chosen is None:
             update += [note(NOTHING), *[gr.Button(interactive=False)] * 3, strip.shown(None), ""]
-            update += [live_figure.drawn()] * PANELS + ["", ""]
+            update += [live_figure.drawn()] * PANELS + ["", "", ""]
             return *update, page.now
         run = Run(chosen)
         try:
@@ -138,6 +141,8 @@ def build(bench: Workbench, bar: Bar, jobs: Jobs, token: gr.BrowserState, tabs: 
             lambda: [card(run)])  # fmt: skip
         add("log", _written(run.folder / "log.txt", run.folder / "output.txt"), 1,
             lambda: [last_lines(run, LOG_LINES)])  # fmt: skip
+        stamp = f"{folder} {weights_stamp(folder)}"
+        add("ripe", stamp, 1, lambda: [stamp])
         return update
 
     def ask_to_stop(token: str, chosen: str | None):
