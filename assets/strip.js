@@ -108,7 +108,7 @@ function reveal() {
 function go(place) {
     const last = frames().length - 1
     at = Math.max(0, Math.min(place, last))
-    following = at === last
+    following = at >= last  // also where there is none yet
     render()
     reveal()
 }

@@ -18,6 +18,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from dinoviz.errors import DinovizError
 from training import runs
 from training.command_line import KINDS
@@ -28,6 +30,7 @@ from training.stopping import PARENT
 
 POLL = 0.3  # seconds between looks at the processes
 GRACE = 5.0  # seconds that a process has to end after a signal
+NICE = 10  # of 19
 LONGEST = 300  # characters of a message
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -201,6 +204,7 @@ class Jobs:
                     env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
                     start_new_session=True,
                 )  # fmt: skip
+                _step_back(job.process.pid)
                 self._working.append(job)
                 job.run.set_status("starting", pid=job.process.pid)
         except (OSError, RunError) as error:
@@ -219,6 +223,12 @@ class Jobs:
                 job.run.log(message)
                 with suppress(RunError):
                     job.run.set_status(state, message=message)
+
+
+def _step_back(pid: int) -> None:
+    """The page has the first word where there are fewer cores than work."""
+    with suppress(psutil.Error):
+        psutil.Process(pid).nice(psutil.BELOW_NORMAL_PRIORITY_CLASS if psutil.WINDOWS else NICE)
 
 
 def _kill(process: subprocess.Popen) -> None:

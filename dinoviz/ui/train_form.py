@@ -50,7 +50,7 @@ class Form:
     def write(self, values: dict[str, Any]) -> list:
         """What the parts show for these settings, and the defaults for all others."""
         config = self.config.from_dict(values)
-        return [_shown(getattr(config, name)) for name in self.names]
+        return [self._shown(name, getattr(config, name)) for name in self.names]
 
     def _part(self, field: dataclasses.Field, values: dict[str, Any], elem_id: str) -> gr.Component:
         value, about = values.get(field.name, field.default), field.metadata
@@ -66,7 +66,7 @@ class Form:
             return gr.Dropdown([str(choice) for choice in about["choices"]], value=str(value), **options)
         if isinstance(value, int | float):
             return gr.Number(value, precision=0 if self._hints[field.name] is int else None, **options)
-        return gr.Textbox(_shown(value), lines=1, max_lines=1, **options)
+        return gr.Textbox(self._shown(field.name, value), lines=1, max_lines=1, **options)
 
     def _value(self, name: str, value: Any) -> Any:
         hint = self._hints[name]
@@ -84,9 +84,8 @@ class Form:
             raise ConfigError(f"{name.replace('_', ' ')} needs {wanted}, not {str(value)!r}.") from None
         return numbers if several else numbers[0]
 
-
-def _shown(value: Any) -> Any:
-    """A value as its part of the page has it."""
-    if isinstance(value, tuple):
-        return " ".join(f"{one:g}" for one in value)
-    return value
+    def _shown(self, name: str, value: Any) -> Any:
+        """A value as its part of the page has it."""
+        if isinstance(value, tuple):
+            return " ".join(f"{one:g}" for one in value)
+        return str(value) if self._fields[name].metadata["choices"] else value

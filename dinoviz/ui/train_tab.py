@@ -9,7 +9,7 @@ import gradio as gr
 from dinoviz.ui import train_setup, train_watch
 from dinoviz.ui.bar import Bar
 from dinoviz.ui.parts import note, told
-from dinoviz.ui.train_runs import own
+from dinoviz.ui.train_runs import own, visible
 from dinoviz.ui.workbench import Workbench
 from training import runs
 from training.jobs import Jobs
@@ -58,12 +58,17 @@ def build(page: gr.Blocks, bench: Workbench, bar: Bar, tabs: gr.Tabs) -> Jobs | 
             folder = str(runs.root() / run.name)
             return gr.Tabs(selected="watch"), gr.Radio([(run.name, folder)], value=folder), {}, ""
 
-    def wake(evt: gr.SelectData) -> gr.Timer:
-        return gr.Timer(active=evt.value == "Train")
+    def wake(evt: gr.SelectData, token: str):
+        """Look at the runs while the tab is open; one that goes on is what a returning person wants to see."""
+        chosen = evt.value == "Train"
+        goes_on = chosen and any(run.at_work() for run in visible(public, token))
+        return gr.Timer(active=chosen), gr.Tabs(selected="watch") if goes_on else gr.skip()
 
     page.load(give_token, token, token, **PRIVATE)
     setup.start.click(start, [token, *setup.inputs], [halves, watch.chosen, watch.seen, setup.name], **PRIVATE).success(
         watch.refresh, watch.inputs, watch.outputs, **PRIVATE
     )
-    tabs.select(wake, None, watch.timer, **PRIVATE).then(watch.refresh, watch.inputs, watch.outputs, **PRIVATE)
+    tabs.select(wake, token, [watch.timer, halves], **PRIVATE).then(
+        watch.refresh, watch.inputs, watch.outputs, **PRIVATE
+    )
     return jobs

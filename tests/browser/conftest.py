@@ -33,17 +33,24 @@ def find_chromium() -> str | None:
 
 
 @contextmanager
-def running_app(log: Path, **environment: str) -> Iterator[str]:
-    """`python app.py` on a free port -> its address; killed at the end."""
+def running_app(log: Path, *options: str, **environment: str) -> Iterator[str]:
+    """`python app.py` on a free port -> its address; ended at the end."""
+    with started_app(log, *options, **environment) as (url, _):
+        yield url
+
+
+@contextmanager
+def started_app(log: Path, *options: str, **environment: str) -> Iterator[tuple[str, subprocess.Popen]]:
+    """The same -> its address and its process. Runs are in a folder beside the log, unless $DINOVIZ_RUNS says more."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", **environment}
+    runs = {"DINOVIZ_RUNS": str(log.parent / "runs")}
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", **runs, **environment}
+    command = [sys.executable, "app.py", "--port", str(port), *options]
     with log.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, "app.py", "--port", str(port)], cwd=ROOT, env=env, stdout=file, stderr=subprocess.STDOUT
-        )
+        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=file, stderr=subprocess.STDOUT)
     try:
         deadline = time.monotonic() + 90
         while True:
@@ -54,10 +61,10 @@ def running_app(log: Path, **environment: str) -> Iterator[str]:
                 if process.poll() is not None or time.monotonic() > deadline:
                     pytest.fail(f"The app did not start:\n{log.read_text()}")
                 time.sleep(0.25)
-        yield url
+        yield url, process
     finally:
         process.terminate()
-        process.wait(timeout=20)
+        process.wait(timeout=30)
 
 
 @pytest.fixture(scope="session")

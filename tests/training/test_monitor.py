@@ -154,4 +154,4 @@ def test_a_share_of_labelled_data_is_kept_out_for_knn(tmp_path):
     run = begin(config, tmp_path)
     pretrain(config, run)
     assert "18 images" in (run.folder / "log.txt").read_text()
-    assert [record["step"] for record in run.metrics() if "knn" in record][0] == 0
+    assert next(record["step"] for record in run.metrics() if "knn" in record) == 0
