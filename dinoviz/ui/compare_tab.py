@@ -110,7 +110,7 @@ def build(bench: Workbench, bar: Bar) -> None:
         knn_button = gr.Button("Compare k-NN", size="sm", elem_id="compare-knn", scale=0, min_width=150)
         knn_stop = gr.Button("Stop", size="sm", elem_id="compare-knn-stop", visible=False, scale=0, min_width=90)
     knn_said = gr.HTML(
-        note("How well each tells held-out crops of the built-in demo: about a minute for a small model on a CPU."),
+        note("How well each tells held-out crops of the built-in demo: minutes for a small model on a CPU."),
         label="k-NN", elem_id="compare-knn-table",
     )  # fmt: skip
     troubles = gr.State({})  # why a side cannot be looked through, in a sentence, by what was asked
