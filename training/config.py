@@ -222,6 +222,7 @@ PRESETS: dict[str, Preset] = {
         **_QUICK, "dim": 96, "depth": 4, "heads": 3, "global_size": 48, "local_size": 24, "local_crops": 4,
         "prototypes": 1024, "head_hidden": 512, "head_bottleneck": 128,
         "lr": 8e-3, "epochs": 20.0, "warmup_epochs": 2.0, "knn_every": 5.0, "snapshot_every": 2.0,
+        "checkpoint_minutes": 0.1,
     }),
     "quarter-hour": Preset("a quarter of an hour on two cores, for a thousand or two small images", {
         **_QUICK, "dim": 128, "depth": 6, "heads": 2, "global_size": 48, "local_size": 24,

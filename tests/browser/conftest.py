@@ -101,13 +101,14 @@ def browser() -> Iterator:
 
 # What Gradio's page logs of answers that a reload cuts off.
 CUT_OFF = ("console: AbortError: signal is aborted", "console: Unexpected error Connection errored out")
+GONE = ("console: Failed to load resource: net::ERR_", "console: TypeError: network error")
 
 
 @contextmanager
-def watched_page(browser, url: str, log: Path, *, reloads: bool = False, **options) -> Iterator:
+def watched_page(browser, url: str, log: Path, *, reloads: bool = False, outlives: bool = False, **options) -> Iterator:
     """A page in a fresh context that must end without console errors, failed or foreign requests, or stack traces.
 
-    reloads: the page is reloaded while answers may be under way.
+    reloads: the page is reloaded while answers may be under way. outlives: the app ends before the page does.
     """
     already_logged = len(log.read_text())
     context = browser.new_context(**{"viewport": {"width": 1280, "height": 1000}, **options})
@@ -124,7 +125,8 @@ def watched_page(browser, url: str, log: Path, *, reloads: bool = False, **optio
         yield page
     finally:
         context.close()
-    faults = [fault for fault in faults if not (reloads and fault.startswith(CUT_OFF))]
+    allowed = (CUT_OFF if reloads or outlives else ()) + (GONE if outlives else ())
+    faults = [fault for fault in faults if not fault.startswith(allowed)]
     assert not faults, faults
     logged = log.read_text()[already_logged:]
     assert "Traceback" not in logged, logged

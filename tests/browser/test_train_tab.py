@@ -253,7 +253,7 @@ def test_a_killed_run_a_queue_and_a_killed_app(browser, folder):
     runs = folder / "queue"
     environment = {"DINOVIZ_RUNS": str(runs), **ALONE}
     log = folder / "killed.log"
-    with started_app(log, **environment) as (url, process), watched_page(browser, url, log, reloads=True) as page:
+    with started_app(log, **environment) as (url, process), watched_page(browser, url, log, outlives=True) as page:
         open_train(page, url)
         train(page, "one", epochs=500)
         says(page, "one is (starting|learning)")
@@ -264,12 +264,15 @@ def test_a_killed_run_a_queue_and_a_killed_app(browser, folder):
         page.click("#train-stop")
         says(page, "one was stopped")
         page.locator("#train-runs").get_by_text("two", exact=False).first.click()
-        says(page, "two is learning: step", timeout=60)
+        says(page, "two is learning: step .* left", timeout=60)
+        while Run(runs / "two").checkpoint() is None:  # there is one every few seconds
+            page.wait_for_timeout(500)
         os.kill(Run(runs / "two").status()["pid"], signal.SIGKILL)
         said = says(page, "two failed", timeout=10)
         assert "killed" in said
         page.click("#train-resume")
-        says(page, "two is learning: step", timeout=60)
+        says(page, "two is learning: step .* left", timeout=60)
+        assert "resumed at step" in (runs / "two" / "log.txt").read_text()
         child = psutil.Process(Run(runs / "two").status()["pid"])
         process.kill()
         process.wait()
@@ -278,13 +281,13 @@ def test_a_killed_run_a_queue_and_a_killed_app(browser, folder):
     assert Run(runs / "two").status()["state"] == "stopped"
     assert Run(runs / "two").checkpoint() is not None
     log = folder / "again.log"
-    with started_app(log, **environment) as (url, process), watched_page(browser, url, log, reloads=True) as page:
+    with started_app(log, **environment) as (url, process), watched_page(browser, url, log, outlives=True) as page:
         open_train(page, url)
         half(page, "Watch")
         page.locator("#train-runs").get_by_text("two", exact=False).first.click()
         says(page, "two was stopped")
         page.click("#train-resume")
-        says(page, "two is learning: step", timeout=60)
+        says(page, "two is learning: step .* left", timeout=60)
         children = psutil.Process(process.pid).children(recursive=True)
         assert children
         process.send_signal(signal.SIGINT)
