@@ -88,8 +88,8 @@ def build(bench: Workbench, bar: Bar) -> None:
                 list(COLOURS), value="aligned", label="Colours: B's turned onto A's, both together, or each its own",
                 elem_id="compare-colours", visible=False,
             )  # fmt: skip
-    # "hidden", here and below: what is taken out of the page forgets the marks.
-    with gr.Column(elem_id="compare-clicks", visible="hidden") as clicks:
+    # Not by `visible`: what is taken out of the page forgets the marks, and a column cannot begin as "hidden".
+    with gr.Column(elem_id="compare-clicks", elem_classes="dv-hidden") as clicks:
         canvas = MarkCanvas(title="Click on a thing: the same clicks go through both", elem_id="compare-canvas")
     figures = gr.HTML(note(CHOOSE), label="in common", elem_id="compare-figures")
     with gr.Column(visible=False, elem_id="compare-results") as results:
@@ -244,7 +244,7 @@ def build(bench: Workbench, bar: Bar) -> None:
 
     def show_options(view: str):
         of_attention, of_pca = (gr.update(visible=view == each) for each in (ATTENTION, PCA))
-        marking = gr.Column(visible=True if view == SEGMENTATION else "hidden")
+        marking = gr.Column(elem_classes=[] if view == SEGMENTATION else ["dv-hidden"])
         return gr.update(visible=view != SEGMENTATION), of_attention, of_attention, of_pca, of_pca, marking
 
     def list_models():

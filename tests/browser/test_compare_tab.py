@@ -43,6 +43,7 @@ def opened(browser, app, app_log, other, flower_file):
         page.get_by_role("tab", name="Compare").click()
         said(page, "figures", "Choose the two models")
         assert not page.locator(A).is_visible()
+        assert not page.locator(CANVAS).is_visible()
         choose(page, "#compare-resolution-a", "224 px")
         give(page, "b", other)
         said(page, "figures", "Linear CKA")
@@ -154,6 +155,7 @@ def test_one_scale_for_both_or_each_its_own(page):
 
 def test_colours_of_one_space_of_both_or_of_each(page):
     view(page, "patch PCA")
+    assert not page.locator(CANVAS).is_visible()
     aligned = said(page, "figures", "turned onto A's (Procrustes)")
     assert "of their variance over" in aligned
     assert "correlations" in aligned
