@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,15 +13,19 @@ import numpy as np
 
 from dinoviz.images import SUFFIXES
 from dinoviz.ui.parts import file_name
-from dinoviz.ui.workbench import Job, Workbench, file_key
+from dinoviz.ui.workbench import Job, Workbench
+from training.config import PretrainConfig
 from training.data import DEMO as DEMO_PICTURES
-from training.data import DEMO_CROPS, DEMO_SIZE
-from training.pictures import DataError, Pictures, find
-from training.rgbd import find_pairs
+from training.data import DEMO_CROPS, DEMO_SIZE, too_many
+from training.pictures import DataError, Member, Pictures, Where, find
+from training.rgbd import Pair, find_pairs
 from training.survey import Survey, survey
 
 DEMO, UPLOAD, FOLDER = "demo", "upload", "folder"
-TAKEN = (".zip", ".txt", ".csv", *SUFFIXES)
+LISTS = (".txt", ".csv")
+TAKEN = (".zip", *LISTS, *SUFFIXES)
+NAMED = 3  # broken pictures, in a message
+LONGEST = 80  # characters of what was typed, in a message
 
 
 @dataclass(frozen=True)
@@ -41,24 +45,29 @@ class Source:
         if self.where == DEMO:
             return None
         pictures = find(self._given())
-        self._check_inside(pictures)
-        if self.held_out:
-            self._check_inside(find(self._allowed(self.held_out)))
+        self._check_inside(pictures.where)
+        if self.held_out_path:
+            self._check_inside(find(self.held_out_path).where)
         return pictures
 
     def names(self) -> list[str]:
         """What to call the data in a command."""
-        return [file_name(file) for file in self.files] if self.where == UPLOAD else [self.path] if self.path else []
+        if self.where == UPLOAD:
+            return [file_name(file) for file in self.files]
+        return [self.path] if self.where == FOLDER and self.path else []
 
     def kept(self, folder: Path) -> dict[str, Path]:
         """Where each upload goes below this folder of a run: the page forgets its own copies after some hours."""
         if self.where != UPLOAD:
             return {}
-        single = len(self.files) == 1
         places = {}
         for number, file in enumerate(self.files):
-            name = file_name(file) if single else f"{number:05}-{file_name(file)}"
-            places[file] = folder / ("images" if _is_image(file) else ".") / name
+            # Two may have the same name, and a name with a dot first would be hidden.
+            numbered = f"{number:05}-{file_name(file)}"
+            if _is_image(file):
+                places[file] = folder / "images" / numbered
+            else:
+                places[file] = folder / (file_name(file) if len(self.files) == 1 else numbered)
         return places
 
     def paths(self, folder: Path) -> tuple[str, ...]:
@@ -86,7 +95,7 @@ class Source:
     def pairs(self) -> int:
         """How many pictures have their depth. Raises DinovizError."""
         self._with_depth()
-        return len(find_pairs(self._allowed(self.path)))
+        return len(self._pairs(self.path))
 
     def _given(self) -> list[Path]:
         if self.where == FOLDER:
@@ -94,15 +103,25 @@ class Source:
         if not self.files:
             raise DataError("There are no pictures yet: drop a zip file or many images.")
         for file in self.files:
-            if Path(file).suffix.lower() not in TAKEN:
+            suffix = Path(file).suffix.lower()
+            if suffix not in TAKEN:
                 raise DataError(f"{file_name(file)} is no zip file, list (.txt, .csv) or image.")
-        return [Path(file) for file in self.files]
+            if suffix in LISTS and not self.roots:  # not even whether a file is there is to be learnt
+                raise DataError(f"{file_name(file)} lists files of this machine, which are not open to this page.")
+            if not Path(file).is_file():
+                raise DataError(f"{file_name(file)} is here no more, uploads are kept for some hours: drop it again.")
+        return [Path(file) for file in dict.fromkeys(self.files)]
 
     def _with_depth(self) -> None:
         if self.where != FOLDER:
             raise DataError("A depth probe needs a folder of this machine, with rgb and depth in it.")
-        for path in filter(None, (self.path, self.held_out)):
-            find_pairs(self._allowed(path))
+        for path in (self.path, *filter(None, [self.held_out])):
+            self._pairs(path)
+
+    def _pairs(self, path: str) -> list[Pair]:
+        pairs = find_pairs(self._allowed(path))
+        self._check_inside(str(file) for pair in pairs for file in (pair.image, pair.depth))
+        return pairs
 
     def _allowed(self, path: str) -> Path:
         """The path, below one of the roots; symbolic links do not lead out of them."""
@@ -110,19 +129,40 @@ class Source:
             raise DataError("Folders of this machine are not open to this page; upload a zip file.")
         if not path.strip():
             raise DataError(f"Name a folder, a zip file or a list below {_listed(self.roots)}.")
-        given = Path(path.strip()).expanduser()
-        for root in self.roots:
-            real = Path(os.path.realpath(root / given))
-            if real.is_relative_to(os.path.realpath(root)):
-                return real
-        raise DataError(f"{path} is not below {_listed(self.roots)}: `python app.py --data FOLDER` opens another.")
+        inside = list(filter(None, (_below(root, path.strip()) for root in self.roots)))
+        if not inside:
+            raise DataError(
+                f"{_short(path)} is not below {_listed(self.roots)}: `python app.py --data FOLDER` opens another."
+            )
+        there = next(filter(os.path.exists, inside), None)
+        if there is None:
+            raise DataError(f"{_short(path)}: there is no such file or folder below {_listed(self.roots)}.")
+        return there
 
-    def _check_inside(self, pictures: Pictures) -> None:
-        """A list may name any file of the machine."""
-        own = [os.path.realpath(file) for file in (*self.files, *self.roots)]
-        for where in pictures.where:
-            if isinstance(where, str) and not any(Path(os.path.realpath(where)).is_relative_to(each) for each in own):
-                raise DataError(f"{file_name(where)} is listed, but lies outside of what this page may read.")
+    def _check_inside(self, files: Iterable[Where]) -> None:
+        """A list may name any file of the machine, and links may lead anywhere."""
+        own = set(map(os.path.realpath, self.files))
+        roots = [os.path.realpath(root) for root in self.roots]
+        for file in files:
+            if not isinstance(file, str):  # inside a zip file that was given
+                continue
+            real = os.path.realpath(file)
+            if real not in own and not any(Path(real).is_relative_to(root) for root in roots):
+                raise DataError(f"{file_name(file)} is listed or linked, but lies outside of what this page may read.")
+
+
+def _below(root: Path, path: str) -> Path | None:
+    """The real path, if it is below the root: neither `..` nor symbolic links lead out."""
+    try:
+        real = Path(os.path.realpath(root / Path(path).expanduser()))
+    except (OSError, ValueError, RuntimeError):  # no path at all: a null byte, or the home of nobody
+        return None
+    return real if real.is_relative_to(os.path.realpath(root)) else None
+
+
+def _short(path: str) -> str:
+    words = " ".join(path.split())
+    return words if len(words) <= LONGEST else f"{words[:LONGEST]} …"
 
 
 def _listed(roots: Sequence[Path]) -> str:
@@ -139,10 +179,48 @@ def demo_words() -> str:
     )
 
 
-def surveyed(bench: Workbench, source: Source, pictures: Pictures, job: Job) -> Survey:
+def surveyed(bench: Workbench, pictures: Pictures, job: Job) -> Survey:
     """A look at the pictures, done once; the job is told how far it is."""
-    key = ("survey", source.where, source.path, tuple(map(file_key, source.files)), len(pictures))
-    return bench.derived(key, lambda: survey(pictures, tell=job.tell))
+    return bench.derived(_key(pictures), lambda: survey(pictures, tell=job.tell))
+
+
+def check_broken(bench: Workbench, pictures: Pictures, share: float) -> None:
+    """Raises DataError where a look at the pictures has found more broken ones than a run leaves out."""
+    key = _key(pictures)
+    if not bench.is_derived(key):
+        return
+    broken = bench.derived(key, lambda: survey(pictures)).broken
+    if too_many(len(broken), len(pictures), share):
+        raise DataError(
+            f"{len(broken)} of {len(pictures):,} pictures cannot be read, more than the {share:.0%} that this run may "
+            f"leave out (max broken): {_which(broken)}.",
+            broken,
+        )
+
+
+def _key(pictures: Pictures) -> tuple:
+    """Another when a picture is added, removed, written anew or of another class."""
+    labels = None if pictures.labels is None else pictures.labels.tobytes()
+    files = {where.archive if isinstance(where, Member) else where for where in _places(pictures)}
+    written = tuple((file, _written(file)) for file in sorted(files))
+    return "survey", hash((pictures.names, pictures.classes, labels, written))
+
+
+def _places(pictures: Pictures) -> Iterable[str | Member]:
+    return (where for where in pictures.where if not isinstance(where, np.ndarray))
+
+
+def _written(file: str) -> tuple[int, int] | None:
+    try:
+        about = Path(file).stat()
+    except OSError:
+        return None
+    return about.st_mtime_ns, about.st_size
+
+
+def _which(broken: Sequence[tuple[str, str]]) -> str:
+    more = f"; and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
+    return "; ".join(reason.removesuffix(".") for _, reason in broken[:NAMED]) + more
 
 
 def in_words(seen: Survey) -> str:
@@ -162,11 +240,12 @@ def in_words(seen: Survey) -> str:
         lines.append("No classes: the pictures are not in folders of their own.")
     if seen.broken:
         share = len(seen.broken) / seen.looked
-        which = "; ".join(html.escape(reason) for _, reason in seen.broken[:3])
-        more = f" and {len(seen.broken) - 3} more" if len(seen.broken) > 3 else ""
+        fate = "and would be left out"
+        if too_many(len(seen.broken), seen.looked, PretrainConfig.max_broken):
+            fate = f"more than the {PretrainConfig.max_broken:.0%} that a run leaves out"
         lines.append(
-            f'<span class="dv-error">{len(seen.broken)} cannot be read ({share:.1%}), and would be left out: '
-            f"{which}{more}</span>"
+            f'<span class="dv-error">{len(seen.broken)} cannot be read ({share:.1%}), {fate}: '
+            f"{html.escape(_which(seen.broken))}.</span>"
         )
     return "<br>".join(lines)
 

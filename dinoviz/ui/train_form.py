@@ -72,10 +72,10 @@ class Form:
         hint = self._hints[name]
         several = get_origin(hint) is tuple
         kind = get_args(hint)[0] if several else hint
-        if value is None and hint is not str:
+        if value is None and kind not in (bool, str):
             raise ConfigError(f"{name.replace('_', ' ')} is empty: it needs a number.")
         if kind in (bool, str) and not several:
-            return "" if value is None else value
+            return "" if value is None and kind is str else value
         words = str(value).replace(",", " ").split() if several else [value]
         try:
             numbers = tuple(kind(word) for word in words)
@@ -87,5 +87,5 @@ class Form:
     def _shown(self, name: str, value: Any) -> Any:
         """A value as its part of the page has it."""
         if isinstance(value, tuple):
-            return " ".join(f"{one:g}" for one in value)
+            return " ".join(f"{one:.15g}" for one in value)
         return str(value) if self._fields[name].metadata["choices"] else value

@@ -27,31 +27,35 @@ def own(run: Run, token: str) -> None:
 
 def visible(public: bool, token: str) -> list[Run]:
     """The runs that a browser may see, newest first: on a public page those that it made itself."""
-    runs = list_runs()
-    return [run for run in runs if not public or _owner(run) == _digest(token)][:MOST_RUNS]
+    return [run for run in list_runs() if not public or _owns(token, run)][:MOST_RUNS]
 
 
 def opened(folder: str | None, public: bool, token: str) -> Run:
     """The run of this folder, if this browser may see it. Raises RunError."""
-    if not folder or not is_run_network(folder):
+    try:
+        known = bool(folder) and is_run_network(folder)
+    except OSError:  # longer than any path
+        known = False
+    if not known or (public and not _owns(token, Run(folder))):
         raise RunError("Choose a run first.")
-    run = Run(folder)
-    if public and _owner(run) != _digest(token):
-        raise RunError("Choose a run first.")
-    return run
+    return Run(folder)
 
 
 def label(run: Run) -> str:
     """For the list of runs."""
     state = run.status()["state"]
-    return f"{MARKS.get(state, '✗')} {run.name} ({run.kind}, {'failed' if state == 'died' else state})"
+    try:
+        kind = run.kind
+    except RunError:  # one damaged run must not take the others from the page
+        kind = "damaged"
+    return f"{MARKS.get(state, '✗')} {run.name} ({kind}, {'failed' if state == 'died' else state})"
 
 
 def said(run: Run, queue: Sequence[str]) -> str:
     """How a run goes, as HTML: state, progress, the last figures, alarms, and why it failed."""
     status = run.status()
     state, step, steps = status["state"], status.get("step") or 0, status.get("steps") or 0
-    words = WORDS[state]
+    words = WORDS.get(state, WORDS["unknown"])
     if run.name in queue:
         place = queue.index(run.name)
         words += f", {place} before it in the queue" if place else ", next"
@@ -122,11 +126,12 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
-def _owner(run: Run) -> str:
+def _owns(token: str, run: Run) -> bool:
+    """A browser without a token owns nothing: all those would be one."""
     try:
-        return (run.folder / "owner.txt").read_text(encoding="ascii")
+        return bool(token) and (run.folder / "owner.txt").read_text(encoding="ascii") == _digest(token)
     except (OSError, ValueError):
-        return ""
+        return False
 
 
 def _digest(token: str) -> str:

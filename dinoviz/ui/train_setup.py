@@ -17,7 +17,7 @@ from dinoviz.errors import DinovizError
 from dinoviz.ui import train_crops
 from dinoviz.ui.bar import Bar
 from dinoviz.ui.parts import follow, jpeg_file, note, told
-from dinoviz.ui.train_data import DEMO, FOLDER, UPLOAD, Source, demo_words, in_words, surveyed
+from dinoviz.ui.train_data import DEMO, FOLDER, UPLOAD, Source, check_broken, demo_words, in_words, surveyed
 from dinoviz.ui.train_form import Form
 from dinoviz.ui.train_runs import duration
 from dinoviz.ui.workbench import Workbench
@@ -163,7 +163,7 @@ def build(page: gr.Blocks, bench: Workbench, bar: Bar) -> Setup:
                 return
             pictures = source.find() or demo("train")
             owner = (request.session_hash, "train-data")
-            job = bench.start(owner, source, lambda job: surveyed(bench, source, pictures, job))
+            job = bench.start(owner, source, lambda job: surveyed(bench, pictures, job))
             for sentence in follow(bench, owner, job):
                 yield note(html.escape(sentence), "caption dv-busy"), gr.skip()
             if job.superseded:
@@ -247,7 +247,9 @@ def _reader(bench: Workbench, forms: dict[str, Form]) -> Callable[..., Order]:
         wanted = Order(kind, KINDS[kind].from_dict(settings), preset, (name or "").strip(), source, bool(keep))
         if not checked:
             return wanted
-        source.find(depth=task == PROBE)
+        pictures = source.find(depth=task == PROBE)
+        if pictures is not None:
+            check_broken(bench, pictures, wanted.config.max_broken)
         return replace(wanted, name=check_name(wanted.name or _name_of_now(wanted)))
 
     return order

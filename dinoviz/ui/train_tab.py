@@ -44,6 +44,8 @@ def build(page: gr.Blocks, bench: Workbench, bar: Bar, tabs: gr.Tabs) -> Jobs | 
     def start(token: str, *values):
         """Make the run, in the queue, and show it."""
         with told():
+            if public and not token:  # nobody could see such a run
+                raise DataError("The page does not know yet whose run this is: reload it.")
             wanted = setup.order(*values)
             name = f"{wanted.name}-{secrets.token_hex(4)}" if public else wanted.name
             if public and len(jobs.queue()) >= MOST_WAITING:
@@ -56,7 +58,7 @@ def build(page: gr.Blocks, bench: Workbench, bar: Bar, tabs: gr.Tabs) -> Jobs | 
 
             run = jobs.submit(name, wanted.kind, wanted.config_on(data), keep=wanted.keep, before=bring)
             folder = str(runs.root() / run.name)
-            return gr.Tabs(selected="watch"), gr.Radio([(run.name, folder)], value=folder), {}, ""
+            return gr.Tabs(selected="watch"), gr.update(value=folder), {}, ""
 
     def wake(evt: gr.SelectData, token: str):
         """Look at the runs while the tab is open; one that goes on is what a returning person wants to see."""
