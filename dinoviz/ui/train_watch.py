@@ -52,13 +52,33 @@ class _Told:
         return self.seen.get(piece) != signature
 
 
+class RunRadio(gr.Radio):
+    """The list of runs, which grows while a choice is under way: what was chosen is checked when it is used."""
+
+    def get_block_name(self) -> str:
+        return "radio"
+
+    def preprocess(self, payload: str | None) -> str | None:
+        return payload
+
+
+class RunDropdown(gr.Dropdown):
+    """The same, of several runs."""
+
+    def get_block_name(self) -> str:
+        return "dropdown"
+
+    def preprocess(self, payload: list[str] | None) -> list[str]:
+        return payload or []
+
+
 def build(bench: Workbench, bar: Bar, jobs: Jobs, token: gr.BrowserState, tabs: gr.Tabs) -> Watch:
     """Lay out the tab's second half and wire it."""
     public = bench.settings.public
     with gr.Row():
         with gr.Column(scale=1, min_width=250):
-            chosen = gr.Radio([], label="Runs", elem_id="train-runs", elem_classes="dv-run-list")
-            others = gr.Dropdown([], value=[], multiselect=True, label="Curves of others too", elem_id="train-others")
+            chosen = RunRadio([], label="Runs", elem_id="train-runs", elem_classes="dv-run-list")
+            others = RunDropdown([], value=[], multiselect=True, label="Curves of others too", elem_id="train-others")
         with gr.Column(scale=3, min_width=320):
             status = gr.HTML(note(NOTHING), label="run", elem_id="train-status")
             with gr.Row():
@@ -101,7 +121,7 @@ def build(bench: Workbench, bar: Bar, jobs: Jobs, token: gr.BrowserState, tabs: 
         if page.changed("list", (tuple(choices), chosen)):
             overlays = [(run.name, folder) for run, folder in zip(runs, folders, strict=True) if folder != chosen]
             kept = [folder for folder in others or [] if folder in folders and folder != chosen]
-            update += [gr.Radio(choices, value=chosen), gr.Dropdown(overlays, value=kept)]
+            update += [RunRadio(choices, value=chosen), RunDropdown(overlays, value=kept)]
         else:
             update += [gr.skip(), gr.skip()]
         if chosen is None:
