@@ -213,11 +213,11 @@ def build(bench: Workbench, bar: Bar) -> None:
         bench.stop((request.session_hash, "attention"))
 
     def draw_figure(ready: Hashable, image, model, resolution, layer):
-        look = bench.peek(image, model, resolution)
-        if ready is None or look is None:
-            return None if ready is None else gr.skip()
+        if ready is None:
+            return None
         with told():
-            return _figure(bench, look, layer)
+            look = bench.peek(image, model, resolution)
+            return gr.skip() if look is None else _figure(bench, look, layer)
 
     def use_registers(model: str) -> str:
         return _register_sibling(model) or model

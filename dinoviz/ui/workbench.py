@@ -60,7 +60,7 @@ class Settings:
     data_roots: tuple[Path, ...] = ()
     runs_at_once: int = 1
     cache_bytes: int = field(default_factory=_default_cache_bytes)
-    models_kept: int = 2
+    models_kept: int = 3  # the one of the bar, and the two that are compared
 
 
 @dataclass(frozen=True, eq=False)
