@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from dinoviz.models import run_name
 from training.command_line import KINDS, command_line
 from training.runs import Run
 from training.settings import ConfigError
 
 KIND_NAMES = {"pretrain": "self-distillation (DINO)", "finetune": "image classification", "probe": "depth probe"}
+TASKS = {"finetune": "image-classification", "probe": "depth-estimation"}  # as the Hub calls them
 # Of a record of metrics, what a reader asks for at the end, and what it means.
 FIGURES = {
     "knn": ("k-NN accuracy", "weighted 20-NN of the teacher's CLS token on held-out images, top-1", 100, " %"),
@@ -24,33 +29,38 @@ FIGURES = {
 MOST_CLASSES = 60
 
 
-def card(run: Run) -> str:
-    """Markdown: what was trained on what, how far, with which figures, and how to open it. Names of data, no paths."""
+def card(run: Run, repository: str = "") -> str:
+    """Markdown: what was trained on what, how far, with which figures, and how to open it. Names of data, no paths.
+
+    repository: of the Hugging Face Hub, where that is to be opened instead of the run's folder.
+    """
     config, status = run.config, run.status()
     data = config.get("data") or []
-    names = [Path(each).name for each in ([data] if isinstance(data, str) else data)] or ["the built-in demo"]
+    names = [_name(each) for each in ([data] if isinstance(data, str) else data)]
     start = config.get("start") or config.get("model")
     lines = [
-        f"# {run.name}",
+        f"# {_plain(run.name)}",
         f"{KIND_NAMES.get(run.kind, run.kind)}, trained with [dinoviz](https://github.com/dinoviz/dinoviz): "
-        f"{status['state']} at step {status.get('step', 0):,} of {status.get('steps', 0):,}.",
-        f"**Data** {', '.join(names)}.  \n**From** {Path(start).name if start else 'random weights'}.  \n"
+        f"{status['state']} at step {status.get('step') or 0:,} of {status.get('steps') or 0:,}.",
+        f"**Data** {', '.join(map(_plain, names)) or 'the built-in demo'}.  \n"
+        f"**From** {_plain(_model(start)) if start else 'random weights'}.  \n"
         f"**Seed** {config.get('seed', 0)}.  \n**Time** {_minutes(run)}.",
         *_figures(run),
         *_scores(run),
         "## The same again",
         f"```sh\n{_command(run, names)}\n```",
         "## To open it",
-        f"```python\n{_python(run)}\n```",
+        f"```python\n{_python(run, repository)}\n```",
     ]
     return "\n\n".join(lines) + "\n"
 
 
-def hub_card(run: Run) -> str:
+def hub_card(run: Run, repository: str = "") -> str:
     """The card with the header that the Hugging Face Hub reads."""
-    task = {"finetune": "image-classification"}.get(run.kind, "image-feature-extraction")
-    header = f"---\nlibrary_name: transformers\npipeline_tag: {task}\ntags:\n- dinov2\n- dinoviz\n---\n\n"
-    return header + card(run)
+    library = "dinoviz" if run.kind == "probe" else "transformers"
+    task = TASKS.get(run.kind, "image-feature-extraction")
+    header = f"---\nlibrary_name: {library}\npipeline_tag: {task}\ntags:\n- dino\n- dinoviz\n---\n\n"
+    return header + card(run, repository)
 
 
 def result(run: Run) -> dict[str, Any]:
@@ -84,7 +94,7 @@ def _scores(run: Run) -> list[str]:
         lines.append(f"## {part.capitalize()}: top-1 {scores['top1']:.1%}{top5}, {scores['n']:,} images")
         totals = [sum(row) for row in scores["confusion"]]
         rows = [
-            f"| {_cell(name)} | {'' if share is None else f'{share:.0%}'} | {total} | {_mistaken(scores, i)} |"
+            f"| {_plain(name)} | {'' if share is None else f'{share:.0%}'} | {total} | {_mistaken(scores, i)} |"
             for i, ((name, share), total) in enumerate(zip(scores["per_class"].items(), totals, strict=True))
         ]
         more = f"\n\nand {len(rows) - MOST_CLASSES} more classes" if len(rows) > MOST_CLASSES else ""
@@ -96,11 +106,21 @@ def _scores(run: Run) -> list[str]:
 def _mistaken(scores: dict, i: int) -> str:
     names, row = list(scores["per_class"]), list(scores["confusion"][i])
     row[i] = 0
-    return f"{_cell(names[row.index(max(row))])} ({max(row)})" if max(row, default=0) else ""
+    return f"{_plain(names[row.index(max(row))])} ({max(row)})" if max(row, default=0) else ""
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is, on one line: a class may be called like a picture on another host."""
+    return re.sub(r"([\\`*_\[\]|~$!#])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
+def _name(path: str) -> str:
+    return " ".join(Path(path).name.split())
+
+
+def _model(start: str) -> str:
+    """What was begun from: a known name or a Hub id as it is, of a folder its name."""
+    return run_name(Path(start)) if Path(start).is_absolute() else start
 
 
 def _minutes(run: Run) -> str:
@@ -122,16 +142,25 @@ def _command(run: Run, names: list[str]) -> str:
         config = KINDS[kind].from_dict(run.config)
     except (KeyError, ConfigError) as error:
         return f"# the settings cannot be read: {error}"
-    shown = [] if not config.data else names
-    return command_line(kind, config, data=shown)
+    values = asdict(config).items()
+    hidden = {name: _name(value) for name, value in values if isinstance(value, str) and Path(value).is_absolute()}
+    if getattr(config, "probe_images", ()):
+        hidden["probe_images"] = tuple(map(_name, config.probe_images))
+    return command_line(kind, replace(config, **hidden), data=names)
 
 
-def _python(run: Run) -> str:
+def _python(run: Run, repository: str) -> str:
+    where = json.dumps(repository or f"runs/{run.name}/export")
     if run.kind == "finetune":
         return (
-            "from transformers import AutoModelForImageClassification\n"
-            'model = AutoModelForImageClassification.from_pretrained("the folder")'
+            "from transformers import AutoImageProcessor, AutoModelForImageClassification\n"
+            f"processor = AutoImageProcessor.from_pretrained({where})\n"
+            f"model = AutoModelForImageClassification.from_pretrained({where})"
         )
-    if run.kind == "probe":
-        return f'from training.probe import open_probe\nprobe = open_probe("runs/{run.name}")'
-    return f'import dinoviz\nbackbone = dinoviz.load("runs/{run.name}")  # or the exported folder'
+    if run.kind != "probe":
+        return f"import dinoviz\nbackbone = dinoviz.load({where})"
+    opening = "from training.probe import open_probe\nhead, about = open_probe"
+    if repository:
+        fetch = f'hf_hub_download({where}, "probe.safetensors")'
+        return f"from huggingface_hub import hf_hub_download\n{opening}({fetch})"
+    return f'{opening}({where[:-1]}/probe.safetensors")'
