@@ -21,7 +21,7 @@ def main() -> None:
     settings = Settings(
         public=public,
         train=not public or os.environ.get("DINOVIZ_TRAIN") == "1",
-        data_roots=() if public else tuple(map(Path, options.data or _folders_in("DINOVIZ_DATA") or ["."])),
+        data_roots=() if public else tuple(map(Path, options.data or _folders_in("DINOVIZ_FOLDERS") or ["."])),
     )
     # Ends as Ctrl-C does: what was started here is ended too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -54,7 +54,7 @@ def _arguments() -> argparse.Namespace:
         action="append",
         metavar="FOLDER",
         help="pictures below this folder may be trained on, from the page; by default those below the folder that the "
-        "app is started in, and none on a public page; may be given several times ($DINOVIZ_DATA)",
+        "app is started in, and none on a public page; may be given several times ($DINOVIZ_FOLDERS)",
     )
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
     parser.add_argument(

@@ -20,6 +20,7 @@ def build(settings: Settings) -> gr.Blocks:
     with gr.Blocks(title="dinoviz", delete_cache=DELETE_UPLOADS, analytics_enabled=False) as page:
         gr.HTML('<h1 class="dv-title">dinoviz <small>see what DINO sees</small></h1>')
         shared = bar.build(page, bench)
+        notice = gr.HTML("", elem_id="going-on", padding=False)
         with gr.Tabs() as tabs:
             with gr.Tab("Attention", id="attention"):
                 attention_tab.build(bench, shared)
@@ -30,7 +31,7 @@ def build(settings: Settings) -> gr.Blocks:
             with gr.Tab("Compare", id="compare"):
                 compare_tab.build(bench, shared)
             with gr.Tab("Train", id="train"):
-                jobs = train_tab.build(page, bench, shared, tabs)
+                jobs = train_tab.build(page, bench, shared, tabs, notice)
     if jobs:
         atexit.register(jobs.close)  # no process of a run outlives the app unless it was asked to
     page.queue(default_concurrency_limit=8)

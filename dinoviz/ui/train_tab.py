@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import secrets
 
 import gradio as gr
@@ -24,8 +25,11 @@ OFF = (
 )
 
 
-def build(page: gr.Blocks, bench: Workbench, bar: Bar, tabs: gr.Tabs) -> Jobs | None:
-    """Lay out the tab and wire it. Returns what keeps the processes of runs, for the app to close at its end."""
+def build(page: gr.Blocks, bench: Workbench, bar: Bar, tabs: gr.Tabs, notice: gr.HTML) -> Jobs | None:
+    """Lay out the tab and wire it. Returns what keeps the processes of runs, for the app to close at its end.
+
+    notice: says above all tabs which runs go on.
+    """
     if not bench.settings.train:
         gr.HTML(note(OFF))
         return None
@@ -66,7 +70,12 @@ def build(page: gr.Blocks, bench: Workbench, bar: Bar, tabs: gr.Tabs) -> Jobs | 
         goes_on = chosen and any(run.at_work() for run in visible(public, token))
         return gr.Timer(active=chosen), gr.Tabs(selected="watch") if goes_on else gr.skip()
 
-    page.load(give_token, token, token, **PRIVATE)
+    def say_what_goes_on(token: str) -> str:
+        at_work = [run for run in visible(public, token) if run.at_work()]
+        names = ", ".join(f"<b>{html.escape(run.name)}</b>" for run in at_work)
+        return note(f"{names} {'is' if len(at_work) == 1 else 'are'} learning: open Train.") if at_work else ""
+
+    page.load(give_token, token, token, **PRIVATE).then(say_what_goes_on, token, notice, **PRIVATE)
     setup.start.click(start, [token, *setup.inputs], [halves, watch.chosen, watch.seen, setup.name], **PRIVATE).success(
         watch.refresh, watch.inputs, watch.outputs, **PRIVATE
     )

@@ -39,6 +39,12 @@ def main() -> None:
         page.locator("#segment-gallery button").nth(1).click()
         page.get_by_text("flower, closer.png · present").wait_for()
         _shoot(page, "segment.jpg", below="#segment-reference")
+        page.get_by_role("tab", name="Train").click()
+        page.fill("#train-name input", "demo")
+        page.locator("#train-start").click()
+        page.get_by_text("demo is finished").wait_for(timeout=600_000)
+        page.wait_for_timeout(3000)
+        _shoot(page, "train.jpg", below="#train-status")
         browser.close()
 
 

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import io
-import os
 import re
-import signal
-import statistics
-import time
 import zipfile
 
 import numpy as np
-import psutil
 import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
 from tests.browser.conftest import started_app, watched_page
-from tests.browser.pictures import choose, click_at, is_blank, pixels, source, wait_for_change, wait_for_status
+from tests.browser.pictures import choose, is_blank, pixels, source, wait_for_change, wait_for_status
+from tests.browser.train import ALONE, half, open_train, says, train
 from training.data import demo
-from training.runs import Run
 
 pytestmark = pytest.mark.browser
-
-STATUS = "#train-status"
-ALONE = {"OMP_NUM_THREADS": "1"}  # two processes with two threads each on two cores would each be ten times as slow
 
 
 @pytest.fixture(scope="module")
@@ -45,37 +37,6 @@ def page(browser, served, folder):
     with watched_page(browser, served[0], folder / "app.log", reloads=True) as page:
         open_train(page, served[0])
         yield page
-
-
-def open_train(page, url: str) -> None:
-    page.goto(url)
-    page.wait_for_selector("#attention-map img", timeout=60_000)
-    page.get_by_role("tab", name="Train", exact=True).click()
-
-
-def says(page, pattern: str, timeout: float = 60, selector: str = STATUS) -> str:
-    """What a part of the page says, once it matches."""
-    deadline = time.monotonic() + timeout
-    while True:
-        text = page.inner_text(selector)
-        if re.search(pattern, text):
-            return text
-        assert time.monotonic() < deadline, f"{selector} does not say {pattern!r} but {text!r}"
-        page.wait_for_timeout(100)
-
-
-def train(page, name: str, **settings) -> None:
-    """Fill in the form of pretraining, and press Train."""
-    half(page, "Set up a run")
-    page.fill("#train-name input", name)
-    for setting, value in settings.items():
-        page.fill(f"#train-pretrain-{setting.replace('_', '-')} input", str(value))
-        page.keyboard.press("Tab")
-    page.click("#train-start")
-
-
-def half(page, name: str) -> None:
-    page.get_by_role("tab", name=name, exact=True).click()
 
 
 def film(page) -> int:
@@ -147,6 +108,7 @@ def test_a_run_is_watched_found_again_stopped_and_resumed(page, served):
     )
     page.reload()
     page.wait_for_selector("#attention-map img", timeout=60_000)
+    says(page, "first is learning: open Train", selector="#going-on")
     page.get_by_role("tab", name="Train", exact=True).click()
     says(page, "first is learning: step")  # the half that one wants to see is open
     page.wait_for_function("n => document.querySelectorAll('#train-strip .dv-film button').length > n", arg=frames)
@@ -246,72 +208,3 @@ def test_a_classifier_is_trained_on_an_upload_and_answers(page, tmp_path):
     says(page, "astronaut|coffee", selector="#train-answer")
     page.locator("#examples .gallery-item").nth(1).click()  # the astronaut herself
     says(page, r"above\s+astronaut", selector="#train-answer", timeout=20)
-
-
-def test_a_killed_run_a_queue_and_a_killed_app(browser, folder):
-    """Two runs in a queue; kill -9 of the run, and of the app; Ctrl-C leaves no process behind."""
-    runs = folder / "queue"
-    environment = {"DINOVIZ_RUNS": str(runs), **ALONE}
-    log = folder / "killed.log"
-    with started_app(log, **environment) as (url, process), watched_page(browser, url, log, outlives=True) as page:
-        open_train(page, url)
-        train(page, "one", epochs=500)
-        says(page, "one is (starting|learning)")
-        train(page, "two", epochs=500)
-        says(page, "two waits for its turn")
-        page.locator("#train-runs").get_by_text("one", exact=False).first.click()
-        says(page, "one is learning: step", timeout=60)
-        page.click("#train-stop")
-        says(page, "one was stopped")
-        page.locator("#train-runs").get_by_text("two", exact=False).first.click()
-        says(page, "two is learning: step .* left", timeout=60)
-        while Run(runs / "two").checkpoint() is None:  # there is one every few seconds
-            page.wait_for_timeout(500)
-        os.kill(Run(runs / "two").status()["pid"], signal.SIGKILL)
-        said = says(page, "two failed", timeout=10)
-        assert "killed" in said
-        page.click("#train-resume")
-        says(page, "two is learning: step .* left", timeout=60)
-        assert "resumed at step" in (runs / "two" / "log.txt").read_text()
-        child = psutil.Process(Run(runs / "two").status()["pid"])
-        process.kill()
-        process.wait()
-    psutil.wait_procs([child], timeout=20)
-    assert not child.is_running()
-    assert Run(runs / "two").status()["state"] == "stopped"
-    assert Run(runs / "two").checkpoint() is not None
-    log = folder / "again.log"
-    with started_app(log, **environment) as (url, process), watched_page(browser, url, log, outlives=True) as page:
-        open_train(page, url)
-        half(page, "Watch")
-        page.locator("#train-runs").get_by_text("two", exact=False).first.click()
-        says(page, "two was stopped")
-        page.click("#train-resume")
-        says(page, "two is learning: step .* left", timeout=60)
-        children = psutil.Process(process.pid).children(recursive=True)
-        assert children
-        process.send_signal(signal.SIGINT)
-        process.wait(timeout=30)
-    _gone, alive = psutil.wait_procs(children, timeout=1)
-    assert not alive
-    assert Run(runs / "two").status()["state"] == "stopped"
-
-
-@pytest.mark.slow  # it measures, and wants the machine for itself
-def test_the_page_stays_quick_while_a_run_goes_on(browser, folder):
-    log = folder / "quick.log"
-    environment = {"DINOVIZ_RUNS": str(folder / "quick")}
-    with started_app(log, **environment) as (url, _), watched_page(browser, url, log) as page:
-        open_train(page, url)
-        train(page, "busy", epochs=500)
-        says(page, "busy is learning: step", timeout=90)
-        page.get_by_role("tab", name="Attention", exact=True).click()
-        times = []
-        for i in range(21):
-            before = source(page, "#attention-map")
-            began = time.perf_counter()
-            click_at(page, "#attention-photo", 0.1 + 0.04 * i, 0.3 + 0.02 * (i % 5))
-            wait_for_change(page, "#attention-map", before)
-            times.append(time.perf_counter() - began)
-        print(f"median of a click: {1000 * statistics.median(times[1:]):.0f} ms")
-        assert statistics.median(times[1:]) < 0.3

@@ -1,0 +1,87 @@
+"""What becomes of runs when they, the app or the page are ended, in a real browser with real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import statistics
+import time
+
+import psutil
+import pytest
+
+from tests.browser.conftest import started_app, watched_page
+from tests.browser.pictures import click_at, source, wait_for_change
+from tests.browser.train import ALONE, half, open_train, says, train
+from training.runs import Run
+
+pytestmark = pytest.mark.browser
+
+
+def test_a_killed_run_a_queue_and_a_killed_app(browser, tmp_path):
+    """Two runs in a queue; kill -9 of the run, and of the app; Ctrl-C leaves no process behind."""
+    runs = tmp_path / "queue"
+    environment = {"DINOVIZ_RUNS": str(runs), **ALONE}
+    log = tmp_path / "killed.log"
+    with started_app(log, **environment) as (url, process), watched_page(browser, url, log, outlives=True) as page:
+        open_train(page, url)
+        train(page, "one", epochs=500)
+        says(page, "one is (starting|learning)")
+        train(page, "two", epochs=500)
+        says(page, "two waits for its turn")
+        page.locator("#train-runs").get_by_text("one", exact=False).first.click()
+        says(page, "one is learning: step", timeout=60)
+        page.click("#train-stop")
+        says(page, "one was stopped")
+        page.locator("#train-runs").get_by_text("two", exact=False).first.click()
+        says(page, "two is learning: step .* left", timeout=60)
+        while Run(runs / "two").checkpoint() is None:  # there is one every few seconds
+            page.wait_for_timeout(500)
+        os.kill(Run(runs / "two").status()["pid"], signal.SIGKILL)
+        said = says(page, "two failed", timeout=10)
+        assert "killed" in said
+        page.click("#train-resume")
+        says(page, "two is learning: step .* left", timeout=60)
+        assert "resumed at step" in (runs / "two" / "log.txt").read_text()
+        child = psutil.Process(Run(runs / "two").status()["pid"])
+        process.kill()
+        process.wait()
+    psutil.wait_procs([child], timeout=20)
+    assert not child.is_running()
+    assert Run(runs / "two").status()["state"] == "stopped"
+    assert Run(runs / "two").checkpoint() is not None
+    log = tmp_path / "again.log"
+    with started_app(log, **environment) as (url, process), watched_page(browser, url, log, outlives=True) as page:
+        open_train(page, url)
+        half(page, "Watch")
+        page.locator("#train-runs").get_by_text("two", exact=False).first.click()
+        says(page, "two was stopped")
+        page.click("#train-resume")
+        says(page, "two is learning: step .* left", timeout=60)
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert children
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=30)
+    _gone, alive = psutil.wait_procs(children, timeout=1)
+    assert not alive
+    assert Run(runs / "two").status()["state"] == "stopped"
+
+
+@pytest.mark.slow  # it measures, and wants the machine for itself
+def test_the_page_stays_quick_while_a_run_goes_on(browser, tmp_path):
+    log = tmp_path / "quick.log"
+    environment = {"DINOVIZ_RUNS": str(tmp_path / "quick")}
+    with started_app(log, **environment) as (url, _), watched_page(browser, url, log) as page:
+        open_train(page, url)
+        train(page, "busy", epochs=500)
+        says(page, "busy is learning: step", timeout=90)
+        page.get_by_role("tab", name="Attention", exact=True).click()
+        times = []
+        for i in range(21):
+            before = source(page, "#attention-map")
+            began = time.perf_counter()
+            click_at(page, "#attention-photo", 0.1 + 0.04 * i, 0.3 + 0.02 * (i % 5))
+            wait_for_change(page, "#attention-map", before)
+            times.append(time.perf_counter() - began)
+        print(f"median of a click: {1000 * statistics.median(times[1:]):.0f} ms")
+        assert statistics.median(times[1:]) < 0.3
