@@ -72,7 +72,7 @@ class Form:
         hint = self._hints[name]
         several = get_origin(hint) is tuple
         kind = get_args(hint)[0] if several else hint
-        if value is None and kind not in (bool, str):
+        if kind not in (bool, str) and (value is None or (several and not str(value).strip(" ,"))):
             raise ConfigError(f"{name.replace('_', ' ')} is empty: it needs a number.")
         if kind in (bool, str) and not several:
             return "" if value is None and kind is str else value

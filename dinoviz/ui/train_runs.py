@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import html
 from collections.abc import Sequence
+from pathlib import Path
 
 from dinoviz.ui.parts import note
 from dinoviz.ui.train_curves import records
-from training.runs import AT_WORK, Run, RunError, is_run_network, list_runs
+from training.runs import AT_WORK, Run, RunError, is_run_network, list_runs, root
 
 RESUMABLE = ("stopped", "failed", "died")
 LAST_LINES = 8
@@ -33,7 +34,7 @@ def visible(public: bool, token: str) -> list[Run]:
 def opened(folder: str | None, public: bool, token: str) -> Run:
     """The run of this folder, if this browser may see it. Raises RunError."""
     try:
-        known = bool(folder) and is_run_network(folder)
+        known = bool(folder) and is_run_network(folder) and Path(folder).parent == root()  # no snapshot
     except OSError:  # longer than any path
         known = False
     if not known or (public and not _owns(token, Run(folder))):
