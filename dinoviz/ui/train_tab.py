@@ -62,7 +62,12 @@ def build(page: gr.Blocks, bench: Workbench, bar: Bar, tabs: gr.Tabs, notice: gr
 
             run = jobs.submit(name, wanted.kind, wanted.config_on(data), keep=wanted.keep, before=bring)
             folder = str(runs.root() / run.name)
-            return gr.Tabs(selected="watch"), gr.update(value=folder), {}, ""
+            return (
+                gr.Tabs(selected="watch"),
+                gr.update(choices=train_watch.listed(visible(public, token)), value=folder),
+                {},
+                "",
+            )
 
     def wake(evt: gr.SelectData, token: str):
         """Look at the runs while the tab is open; one that goes on is what a returning person wants to see."""

@@ -112,16 +112,19 @@ def build(bench: Workbench, bar: Bar, jobs: Jobs, token: gr.BrowserState, tabs: 
         """What changed since the page was told last; all of it where it was told nothing."""
         runs = visible(public, token)
         folders = [str(run.folder) for run in runs]
-        if chosen not in folders:
+        gone = chosen not in folders
+        if gone:
             at_work = [str(run.folder) for run in runs if run.status()["state"] in AT_WORK]
             chosen = (at_work or folders or [None])[0]
         page = _Told(seen or {})
-        choices = [(label(run), folder) for run, folder in zip(runs, folders, strict=True)]
+        choices = listed(runs)
         update = []
         if page.changed("list", (tuple(choices), chosen)):
             overlays = [(run.name, folder) for run, folder in zip(runs, folders, strict=True) if folder != chosen]
             kept = [folder for folder in others or [] if folder in folders and folder != chosen]
-            update += [RunRadio(choices, value=chosen), RunDropdown(overlays, value=kept)]
+            # The choice itself is left alone where it can be: somebody may have made another one meanwhile.
+            radio = gr.update(choices=choices, value=chosen) if gone else gr.update(choices=choices)
+            update += [radio, RunDropdown(overlays, value=kept)]
         else:
             update += [gr.skip(), gr.skip()]
         if chosen is None:
@@ -188,6 +191,11 @@ def build(bench: Workbench, bar: Bar, jobs: Jobs, token: gr.BrowserState, tabs: 
         **PRIVATE,
     )  # fmt: skip
     return Watch(chosen, seen, timer, refresh, inputs, outputs)
+
+
+def listed(runs: list[Run]) -> list[tuple[str, str]]:
+    """What the list of runs offers."""
+    return [(label(run), str(run.folder)) for run in runs]
 
 
 def _written(*files: Path) -> tuple:
