@@ -135,7 +135,7 @@ class Network:
 
 def logits_of(network: nn.Module, prepare: Callable, held: Held) -> torch.Tensor:
     """(N, C), of the network as it will be exported."""
-    with torch.inference_mode():
+    with torch.inference_mode(), autocast(network.device, "float32")():
         parts = [network(prepare(images.to(network.device).float() / 255)).logits.cpu() for images in held]
     return torch.cat(parts)
 
@@ -144,7 +144,7 @@ def _features(network: nn.Module, prepare: Callable, held: Held) -> torch.Tensor
     """What the network gives its head, whatever the family makes it of: (N, D) on its device."""
     head, network.classifier = network.classifier, nn.Identity()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), autocast(network.device, "float32")():
             parts = [network(prepare(images.to(network.device).float() / 255)).logits for images in held]
         return torch.cat(parts)
     finally:
