@@ -43,6 +43,26 @@ class UploadImage(gr.Image):
         return payload.path
 
 
+class LiveRadio(gr.Radio):
+    """A choice whose list changes while a choice is under way: gradio would refuse it, handlers check it themselves."""
+
+    def get_block_name(self) -> str:
+        return "radio"
+
+    def preprocess(self, payload: str | None) -> str | None:
+        return payload
+
+
+class LiveDropdown(gr.Dropdown):
+    """The same; of several a list, which may be empty."""
+
+    def get_block_name(self) -> str:
+        return "dropdown"
+
+    def preprocess(self, payload: str | list[str] | None) -> str | list[str] | None:
+        return payload or ([] if self.multiselect else None)
+
+
 class ViewImage(gr.Image):
     """A picture made here: JPEG, because that repaints fastest."""
 

@@ -84,7 +84,7 @@ def _hub(on_space: bool) -> tuple:
         if on_space:
             gr.LoginButton(size="sm")
         repository = gr.Textbox(
-            label="Repository", info="owner/name; it is made if there is none", elem_id="train-hub-name"
+            label="Repository", info="owner/name; it is made if there is none", max_lines=1, elem_id="train-hub-name"
         )
         secret = gr.Textbox(
             label="Your token", info="with the right to write; it is used once and not kept", type="password",

@@ -16,7 +16,7 @@ from gradio.utils import get_upload_folder
 from dinoviz.errors import DinovizError
 from dinoviz.ui import train_crops
 from dinoviz.ui.bar import Bar
-from dinoviz.ui.parts import follow, jpeg_file, note, told
+from dinoviz.ui.parts import LiveDropdown, follow, jpeg_file, note, told
 from dinoviz.ui.train_data import DEMO, FOLDER, UPLOAD, Source, check_broken, demo_words, in_words, surveyed
 from dinoviz.ui.train_form import Form
 from dinoviz.ui.train_runs import duration
@@ -88,12 +88,12 @@ def build(page: gr.Blocks, bench: Workbench, bar: Bar) -> Setup:
                 path = gr.Textbox(
                     label="Folder, zip file or list",
                     info=f"below {' or '.join(map(str, roots))}; a list is .txt or .csv with a path a line",
-                    elem_id="train-path", min_width=200,
+                    elem_id="train-path", min_width=200, max_lines=1,
                 )  # fmt: skip
                 held_out = gr.Textbox(
                     label="Held-out images",
                     info="labelled, or with depth; never trained on. Empty: a share of the data, or none",
-                    elem_id="train-held-out", min_width=200,
+                    elem_id="train-held-out", min_width=200, max_lines=1,
                 )  # fmt: skip
             found = gr.HTML(note(demo_words()), label="data", elem_id="train-found")
             thumbnails = gr.Gallery(
@@ -105,7 +105,7 @@ def build(page: gr.Blocks, bench: Workbench, bar: Bar) -> Setup:
             gr.HTML('<div class="dv-title-of">2 · What to do</div>', padding=False)
             task = gr.Radio(list(TASKS), value=SCRATCH, show_label=False, elem_id="train-task")
             with gr.Row():
-                preset = gr.Dropdown(
+                preset = LiveDropdown(
                     _presets(SCRATCH), value=FIRST_PRESET[SCRATCH], label="Preset",
                     info=PRESETS[FIRST_PRESET[SCRATCH]].about, elem_id="train-preset", min_width=200,
                 )  # fmt: skip
@@ -146,13 +146,13 @@ def build(page: gr.Blocks, bench: Workbench, bar: Bar) -> Setup:
         values = forms["pretrain"].write(_preset_values(FIRST_PRESET[task])) if choices else gr.skip()
         first = FIRST_PRESET.get(task)
         about = PRESETS[first].about if first else ""
-        dropdown = gr.Dropdown(choices, value=first, info=about, visible=bool(choices))
+        dropdown = gr.update(choices=choices, value=first, info=about, visible=bool(choices))
         shown = [gr.Column(visible=kind == KIND[task]) for kind in columns]
         return dropdown, *shown, *(values if choices else [gr.skip()] * len(forms["pretrain"].parts))
 
     def use_preset(preset: str):
         with told():
-            return gr.Dropdown(info=PRESETS[preset].about), *forms["pretrain"].write(_preset_values(preset))
+            return gr.update(info=PRESETS[preset].about), *forms["pretrain"].write(_preset_values(preset))
 
     def look_at_data(where, files, path, held_out, task, request: gr.Request) -> Iterator[tuple]:
         """Decode some of the pictures, with progress, and say what there is."""

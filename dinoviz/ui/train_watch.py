@@ -14,7 +14,7 @@ from dinoviz.models import weights_stamp
 from dinoviz.ui import live_figure, strip, train_after, train_curves
 from dinoviz.ui.bar import RESOLUTIONS, Bar
 from dinoviz.ui.live_figure import LiveFigure
-from dinoviz.ui.parts import note, told
+from dinoviz.ui.parts import LiveDropdown, LiveRadio, note, told
 from dinoviz.ui.strip import Strip
 from dinoviz.ui.train_runs import RESUMABLE, label, last_lines, opened, said, visible
 from dinoviz.ui.workbench import Workbench
@@ -52,33 +52,13 @@ class _Told:
         return self.seen.get(piece) != signature
 
 
-class RunRadio(gr.Radio):
-    """The list of runs, which grows while a choice is under way: what was chosen is checked when it is used."""
-
-    def get_block_name(self) -> str:
-        return "radio"
-
-    def preprocess(self, payload: str | None) -> str | None:
-        return payload
-
-
-class RunDropdown(gr.Dropdown):
-    """The same, of several runs."""
-
-    def get_block_name(self) -> str:
-        return "dropdown"
-
-    def preprocess(self, payload: list[str] | None) -> list[str]:
-        return payload or []
-
-
 def build(bench: Workbench, bar: Bar, jobs: Jobs, token: gr.BrowserState, tabs: gr.Tabs) -> Watch:
     """Lay out the tab's second half and wire it."""
     public = bench.settings.public
     with gr.Row():
         with gr.Column(scale=1, min_width=250):
-            chosen = RunRadio([], label="Runs", elem_id="train-runs", elem_classes="dv-run-list")
-            others = RunDropdown([], value=[], multiselect=True, label="Curves of others too", elem_id="train-others")
+            chosen = LiveRadio([], label="Runs", elem_id="train-runs", elem_classes="dv-run-list")
+            others = LiveDropdown([], value=[], multiselect=True, label="Curves of others too", elem_id="train-others")
         with gr.Column(scale=3, min_width=320):
             status = gr.HTML(note(NOTHING), label="run", elem_id="train-status")
             with gr.Row():
@@ -124,7 +104,7 @@ def build(bench: Workbench, bar: Bar, jobs: Jobs, token: gr.BrowserState, tabs: 
             kept = [folder for folder in others or [] if folder in folders and folder != chosen]
             # The choice itself is left alone where it can be: somebody may have made another one meanwhile.
             radio = gr.update(choices=choices, value=chosen) if gone else gr.update(choices=choices)
-            update += [radio, RunDropdown(overlays, value=kept)]
+            update += [radio, gr.update(choices=overlays, value=kept)]
         else:
             update += [gr.skip(), gr.skip()]
         if chosen is None:
