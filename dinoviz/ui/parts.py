@@ -198,6 +198,22 @@ def api_only() -> gr.Button:
     return gr.Button(visible=False)
 
 
+def picture_grid(pictures: Iterable[tuple[Image.Image, str]], *, pixelated: bool = False) -> str:
+    """HTML of small pictures with their captions, as many beside each other as there is room for.
+
+    pixelated: show their own pixels, enlarged.
+    """
+    cells = []
+    for picture, caption in pictures:
+        content, kind = (render.to_png(picture), "png") if pixelated else (render.to_jpeg(picture), "jpeg")
+        source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+        text = html.escape(caption)
+        cells.append(
+            f'<figure><img src="{source}" alt="{text}"><figcaption title="{text}">{text}</figcaption></figure>'
+        )
+    return f'<div class="dv-grid{" dv-pixelated" if pixelated else ""}">{"".join(cells)}</div>' if cells else ""
+
+
 def download(elem_id: str) -> tuple[gr.Button, gr.DownloadButton, str]:
     """A button, the hidden download behind it, and the JavaScript that presses it once the file is made.
 

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 import gradio as gr
 import numpy as np
-from gradio.utils import get_upload_folder
 from PIL import Image
 
 from dinoviz.errors import DinovizError
+from dinoviz.render import display_copy
 from dinoviz.ui.bar import Bar
-from dinoviz.ui.parts import jpeg_file, note, told
+from dinoviz.ui.parts import note, picture_grid, told
 from dinoviz.ui.workbench import Workbench
 from training import crops as crops_of
 from training.config import PretrainConfig
 
-CROP_SHOWN = 192  # pixels of a crop on the page, more or less: whole multiples of its own
+WHERE = 400  # pixels of the picture with the boxes
 PRIVATE = {"show_progress": "hidden", "concurrency_limit": 8, "api_visibility": "private"}
 
 
@@ -27,7 +27,7 @@ class Parts:
 
     part: gr.Accordion
     words: gr.HTML
-    drawn: gr.Gallery
+    drawn: gr.HTML
     again: gr.Button
 
 
@@ -35,10 +35,7 @@ def lay_out() -> Parts:
     """The folded part of the page, where it is called."""
     with gr.Accordion("What student and teacher see of a picture", open=False, elem_id="train-crops-part") as part:
         words = gr.HTML(note(""), label="crops", elem_id="train-crops-words")
-        drawn = gr.Gallery(
-            label="crops", show_label=False, columns=5, height="auto", object_fit="contain", buttons=["fullscreen"],
-            elem_id="train-crops",
-        )  # fmt: skip
+        drawn = gr.HTML("", label="crops", elem_id="train-crops", padding=False)
         again = gr.Button("Draw again, of the picture above", size="sm", elem_id="train-crops-again")
     return Parts(part, words, drawn, again)
 
@@ -62,18 +59,17 @@ def wire(bench: Workbench, bar: Bar, parts: Parts, inputs: list, order: Callable
     )  # fmt: skip
 
 
-def _crops(bench: Workbench, image: str, config: PretrainConfig, number: int) -> tuple[str, list]:
+def _crops(bench: Workbench, image: str, config: PretrainConfig, number: int) -> tuple[str, str]:
     """Words, and the pictures with their captions."""
     picture = bench.picture(image)
     made = crops_of.crops(picture.image, config, number)
-    folder = get_upload_folder()
-    shown = [(jpeg_file(crops_of.drawn(picture.shown, made), folder), "where they lie")]
+    shown = []
     for crop in made.globals:
-        seen_by = "teacher" if crop.mask is not None else "teacher and student"
-        shown.append((_enlarged(crop.pixels, None, folder), seen_by))
+        shown.append((Image.fromarray(crop.pixels), "teacher" if crop.mask is not None else "teacher and student"))
         if crop.mask is not None:
-            shown.append((_enlarged(crop.pixels, crop.mask, folder), f"student: {crop.mask.mean():.0%} masked"))
-    shown += [(_enlarged(crop.pixels, None, folder), "student only") for crop in made.locals]
+            hidden = f"{crop.mask.mean():.0%}" if crop.mask.any() else "nothing"
+            shown.append((_masked(crop.pixels, crop.mask), f"student, {hidden} hidden"))
+    shown += [(Image.fromarray(crop.pixels), "student only") for crop in made.locals]
     words = (
         f"The teacher sees the 2 global crops ({config.global_size} px, orange), the student these and the "
         f"{len(made.locals)} local ones ({config.local_size} px, blue), each turned, coloured and blurred by chance. "
@@ -81,13 +77,12 @@ def _crops(bench: Workbench, image: str, config: PretrainConfig, number: int) ->
     )
     if config.ibot_weight:
         words += " With iBOT it is also to tell what the teacher sees at the patches that are hidden from it."
-    return note(words), shown
+    where = picture_grid([(display_copy(crops_of.drawn(picture.image, made), WHERE, WHERE), "where they lie")])
+    return note(words), where + picture_grid(shown, pixelated=True)
 
 
-def _enlarged(pixels: np.ndarray, mask: np.ndarray | None, folder: str) -> str:
-    """A crop with its own pixels to be seen; masked patches are grey."""
+def _masked(pixels: np.ndarray, mask: np.ndarray) -> Image.Image:
+    """A crop whose hidden patches are grey."""
     pixels = pixels.copy()
-    if mask is not None:
-        pixels[np.kron(mask, np.ones(np.divide(pixels.shape[:2], mask.shape).astype(int), dtype=bool))] = 128
-    times = max(1, round(CROP_SHOWN / len(pixels)))
-    return jpeg_file(Image.fromarray(pixels.repeat(times, 0).repeat(times, 1)), folder)
+    pixels[np.kron(mask, np.ones(np.divide(pixels.shape[:2], mask.shape).astype(int), dtype=bool))] = 128
+    return Image.fromarray(pixels)

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import gradio as gr
 import numpy as np
-from gradio.utils import get_upload_folder
 
 from dinoviz.errors import DinovizError
 from dinoviz.ui import train_crops
 from dinoviz.ui.bar import Bar
-from dinoviz.ui.parts import LiveDropdown, follow, jpeg_file, note, told
+from dinoviz.ui.parts import LiveDropdown, follow, note, picture_grid, told
 from dinoviz.ui.train_data import DEMO, FOLDER, UPLOAD, Source, check_broken, demo_words, in_words, surveyed
 from dinoviz.ui.train_form import Form
 from dinoviz.ui.train_runs import duration
@@ -96,10 +95,7 @@ def build(page: gr.Blocks, bench: Workbench, bar: Bar) -> Setup:
                     elem_id="train-held-out", min_width=200, max_lines=1,
                 )  # fmt: skip
             found = gr.HTML(note(demo_words()), label="data", elem_id="train-found")
-            thumbnails = gr.Gallery(
-                label="Some of them", columns=6, height="auto", object_fit="contain", buttons=["fullscreen"],
-                elem_id="train-pictures", visible=False,
-            )  # fmt: skip
+            thumbnails = gr.HTML("", label="pictures", elem_id="train-pictures", padding=False)
             crops = train_crops.lay_out()
         with gr.Column(min_width=320):
             gr.HTML('<div class="dv-title-of">2 · What to do</div>', padding=False)
@@ -159,7 +155,7 @@ def build(page: gr.Blocks, bench: Workbench, bar: Bar) -> Setup:
         source = _source(bench, where, files, path, held_out)
         try:
             if task == PROBE:
-                yield note(f"{source.pairs():,} pictures with their depth."), gr.Gallery(visible=False)
+                yield note(f"{source.pairs():,} pictures with their depth."), ""
                 return
             pictures = source.find() or demo("train")
             owner = (request.session_hash, "train-data")
@@ -171,12 +167,10 @@ def build(page: gr.Blocks, bench: Workbench, bar: Bar) -> Setup:
             seen = job.result()
         except DinovizError as error:
             empty = (where == UPLOAD and not files) or (where == FOLDER and not path)
-            yield note(html.escape(str(error)), "caption" if empty else "caption dv-error"), gr.Gallery(visible=False)
+            yield note(html.escape(str(error)), "caption" if empty else "caption dv-error"), ""
             return
-        folder = get_upload_folder()
-        shown = [(jpeg_file(picture, folder), label) for picture, label in seen.thumbnails]
         words = demo_words() if where == DEMO else in_words(seen)
-        yield note(words), gr.Gallery(shown, visible=bool(shown))
+        yield note(words), picture_grid(seen.thumbnails)
 
     def say_command(*values):
         try:
