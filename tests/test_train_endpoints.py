@@ -262,9 +262,19 @@ def test_broken_pictures_are_told_when_they_were_seen(private):
 def test_uploads_that_cannot_be_learnt_from(name, content, told, private):
     file = private.upload(name, content)
     assert told in private.refusal("start", ME, where="upload", files=[file], name="bad")
-    found, gallery = private.ask("look_at_data", where="upload", files=[file])
-    assert told in json.dumps(found)
-    assert gallery["visible"] is False
+    found, shown = private.ask("look_at_data", where="upload", files=[file])
+    assert told in found
+    assert shown == ""
+
+
+def test_names_in_uploads_are_shown_as_text(private):
+    with zipfile.ZipFile(content := io.BytesIO(pictures()), "a") as archive:
+        for i in range(40):
+            archive.writestr(f'<b>"/<i>{i}.png', archive.read(f"{i:02}.png"))
+    shown = private.ask("look_at_data", where="upload", files=[private.upload("photos.zip", content.getvalue())])
+    assert "<b>80 pictures</b>" in shown[0]
+    assert "<i>" not in shown[1]
+    assert "&lt;i&gt;" in shown[1]
 
 
 def test_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path, monkeypatch):
@@ -342,10 +352,9 @@ def test_nobody_sees_the_run_of_another(two, public):
     mine, yours = two
     for token, own, other in ((ME, mine, yours), (YOU, yours, mine), ("", None, mine), ("guess", None, yours)):
         for chosen in (None, str(other.folder), f"{mine.folder}/../{other.name}"):
-            for others in ([], [str(mine.folder), str(yours.folder)]):
-                sent = json.dumps(public.ask("refresh", token, chosen, others))
-                assert other.name not in sent
-                assert own is None or own.name in sent
+            sent = json.dumps(public.ask("refresh", token, chosen, [str(mine.folder), str(yours.folder)]))
+            assert other.name not in sent
+            assert own is None or own.name in sent
         (notice,) = public.ask("say_what_goes_on", token)
         assert other.name not in notice
 
