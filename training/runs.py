@@ -304,7 +304,10 @@ def is_run_network(path: str) -> bool:
 
 def _is_run(folder: Path) -> bool:
     # A network in transformers' format has a config.json too.
-    return (folder / "config.json").is_file() and (folder / "checkpoints").is_dir()
+    try:
+        return (folder / "config.json").is_file() and (folder / "checkpoints").is_dir()
+    except (OSError, ValueError):  # a name that no file system takes
+        return False
 
 
 def _made(folder: Path) -> float:

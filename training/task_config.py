@@ -166,6 +166,8 @@ class ProbeConfig(Config):
     seed: int = setting(0, "decides every random number", group="run", low=0, high=2**31 - 1)
 
     def check(self) -> None:
+        if not self.layers:
+            raise ConfigError("layers is empty: name one layer at least.")
         if len(self.depth) != 2 or self.depth[0] >= self.depth[1]:
             raise ConfigError(
                 f"depth takes the nearest first, then the farthest, not {' '.join(map(str, self.depth))}."

@@ -35,7 +35,8 @@ def build(page: gr.Blocks, bench: Workbench, bar: Bar, tabs: gr.Tabs, notice: gr
         return None
     public = bench.settings.public
     jobs = Jobs(limit=bench.settings.runs_at_once)
-    token = gr.BrowserState("", storage_key="dinoviz-runs")  # whose runs are whose, where strangers share a page
+    # Whose runs are whose, where strangers share a page; a fixed secret, so that it is readable after a restart.
+    token = gr.BrowserState("", storage_key="dinoviz-runs", secret="dinoviz")
     with gr.Tabs(elem_id="train-tabs") as halves:
         with gr.Tab("Set up a run", id="setup"):
             setup = train_setup.build(page, bench, bar)
@@ -60,7 +61,7 @@ def build(page: gr.Blocks, bench: Workbench, bar: Bar, tabs: gr.Tabs, notice: gr
                 own(run, token)
                 wanted.source.bring(data)
 
-            run = jobs.submit(name, wanted.kind, wanted.config_on(data), keep=wanted.keep, before=bring)
+            run = jobs.submit(name, wanted.kind, wanted.config_on(data), keep=wanted.keep and not public, before=bring)
             folder = str(runs.root() / run.name)
             return (
                 gr.Tabs(selected="watch"),

@@ -386,7 +386,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
     [
         ("mine", True), ("mine/snapshots/step-00000004", True), ("", False), ("..", False), ("mine/..", False),
         ("other", False), ("mine/checkpoints", False), ("mine/snapshots/step-1/export", False), ("../mine", False),
-        ("mine/../mine", False), ("mine/snapshots/step-x", False),
+        ("mine/../mine", False), ("mine/snapshots/step-x", False), ("x" * 5000, False), ("mine\0", False),
     ],
 )  # fmt: skip
 def test_a_public_page_opens_runs_and_nothing_else(path, is_one, tmp_path, monkeypatch):
