@@ -214,11 +214,11 @@ def picture_grid(pictures: Iterable[tuple[Image.Image, str]], *, pixelated: bool
     return f'<div class="dv-grid{" dv-pixelated" if pixelated else ""}">{"".join(cells)}</div>' if cells else ""
 
 
-def download(elem_id: str) -> tuple[gr.Button, gr.DownloadButton, str]:
+def download(elem_id: str, label: str = "Download at full size") -> tuple[gr.Button, gr.DownloadButton, str]:
     """A button, the hidden download behind it, and the JavaScript that presses it once the file is made.
 
     Gradio's own DownloadButton sends the file that was there before the click.
     """
-    button = gr.Button("Download at full size", size="sm", elem_id=f"{elem_id}-button")
+    button = gr.Button(label, size="sm", elem_id=f"{elem_id}-button")
     hidden = gr.DownloadButton("file", elem_id=elem_id, elem_classes="dv-hidden")
     return button, hidden, f"() => document.getElementById('{elem_id}').click()"

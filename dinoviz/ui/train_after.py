@@ -33,7 +33,7 @@ def build(bench: Workbench, bar: Bar, chosen: gr.Radio, ripe: gr.State, token: g
             )  # fmt: skip
             answer_note = gr.HTML("", label="answer", elem_id="train-answer-note", padding=False)
         with gr.Column(min_width=280):
-            file_button, file, press = download("train-file")
+            file_button, file, press = download("train-file", "Download the network")
             hub_parts = _hub(on_space) if on_space or not public else None
 
     def classify(token: str, folder: str | None, image: str | None):

@@ -64,7 +64,9 @@ def said(run: Run, queue: Sequence[str]) -> str:
         words += " and will stop at its next step"
     lines = [f"<b>{html.escape(run.name)}</b> {words}{_progress(state, step, steps, status.get('eta'))}"]
     if steps:
-        lines.append(f'<progress value="{step}" max="{steps}" aria-label="progress"></progress>')
+        lines.append(
+            f'<progress value="{steps if state == "finished" else step}" max="{steps}" aria-label="progress"></progress>'
+        )
     lines += _figures(run)
     message = status.get("message")
     if state in ("failed", "died"):
@@ -98,6 +100,8 @@ def _progress(state: str, step: int, steps: int, eta: float | None) -> str:
     text = f": step {step:,} of {steps:,}"
     if state in AT_WORK and eta:
         text += f", about {duration(eta)} left"
+    if state == "finished" and step < steps:
+        text += ": more would not have helped, said the validation"
     return f"{text}."
 
 

@@ -65,8 +65,9 @@ def build(bench: Workbench, bar: Bar, jobs: Jobs, token: gr.BrowserState, tabs: 
                 stop = gr.Button("Stop", size="sm", interactive=False, elem_id="train-stop", min_width=80)
                 resume = gr.Button("Resume", size="sm", interactive=False, elem_id="train-resume", min_width=80)
                 look = gr.Button("Look through it", size="sm", interactive=False, elem_id="train-look", min_width=120)
-            gr.HTML('<div class="dv-title-of">What the teacher sees, as it learns</div>', padding=False)
-            pictures = Strip(elem_id="train-strip")
+            with gr.Column() as seen_part:
+                gr.HTML('<div class="dv-title-of">What the teacher sees, as it learns</div>', padding=False)
+                pictures = Strip(elem_id="train-strip")
     with gr.Row():
         smoothing = gr.Slider(
             0, 0.99, value=0.6, step=0.01, label="Smoothing", elem_id="train-smoothing", min_width=160
@@ -86,7 +87,8 @@ def build(bench: Workbench, bar: Bar, jobs: Jobs, token: gr.BrowserState, tabs: 
     seen = gr.State({})
 
     inputs = [token, chosen, others, smoothing, log, x, seen]
-    outputs = [chosen, others, status, stop, resume, look, pictures, legend, *panels, about, lines, ripe, seen]
+    outputs = [chosen, others, status, stop, resume, look, seen_part, pictures, legend, *panels]
+    outputs += [about, lines, ripe, seen]
 
     def refresh(token: str, chosen: str | None, others: list[str], smoothing: float, log: bool, x: str, seen: dict):
         """What changed since the page was told last; all of it where it was told nothing."""
@@ -108,7 +110,8 @@ def build(bench: Workbench, bar: Bar, jobs: Jobs, token: gr.BrowserState, tabs: 
         else:
             update += [gr.skip(), gr.skip()]
         if chosen is None:
-            update += [note(NOTHING), *[gr.Button(interactive=False)] * 3, strip.shown(None), ""]
+            update += [note(NOTHING), *[gr.Button(interactive=False)] * 3, gr.Column(visible=True)]
+            update += [strip.shown(None), ""]
             update += [live_figure.drawn()] * PANELS + ["", "", ""]
             return *update, page.now
         run = Run(chosen)
@@ -136,7 +139,7 @@ def build(bench: Workbench, bar: Bar, jobs: Jobs, token: gr.BrowserState, tabs: 
             gr.Button(interactive=exported),
         ])  # fmt: skip
         snapshots = sorted(path.parent.name for path in run.folder.glob("snapshots/step-*/arrays.npz"))
-        add("strip", snapshots, 1, lambda: [strip.shown(run)])
+        add("strip", snapshots, 2, lambda: [gr.Column(visible=run.kind == "pretrain"), strip.shown(run)])
         drawn = [run, *overlaid]
         curves = [(str(each.folder), _written(each.folder / "metrics.jsonl")) for each in drawn]
         add("curves", (curves, style), 1 + PANELS, lambda: _curves(drawn, *style))
