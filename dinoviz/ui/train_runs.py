@@ -64,9 +64,8 @@ def said(run: Run, queue: Sequence[str]) -> str:
         words += " and will stop at its next step"
     lines = [f"<b>{html.escape(run.name)}</b> {words}{_progress(state, step, steps, status.get('eta'))}"]
     if steps:
-        lines.append(
-            f'<progress value="{steps if state == "finished" else step}" max="{steps}" aria-label="progress"></progress>'
-        )
+        done = steps if state == "finished" else step
+        lines.append(f'<progress value="{done}" max="{steps}" aria-label="progress"></progress>')
     lines += _figures(run)
     message = status.get("message")
     if state in ("failed", "died"):
