@@ -11,16 +11,18 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 app: $(VENV)/.app
 	$(PY) app.py --open
 
-# Many small computations: a process a core is faster than many threads in one. A browser wants the machine for itself.
-ALONE := OMP_NUM_THREADS=1 $(PY) -m pytest --ignore=tests/browser -n logical --maxprocesses 4 --dist loadfile
+# Many small computations: a process a core is faster than many threads in one. Each page has an app and a browser too.
+TESTS := OMP_NUM_THREADS=1 $(PY) -m pytest --dist loadfile -n logical
+ALONE := $(TESTS) --ignore=tests/browser --maxprocesses 4
+PAGES := $(TESTS) tests/browser --maxprocesses 2
 
 test: $(VENV)/.dev lint browser
 	$(ALONE)
-	$(PY) -m pytest tests/browser
+	$(PAGES)
 
 test-all: $(VENV)/.dev lint browser
 	$(ALONE) -m "slow or not slow"
-	$(PY) -m pytest -m "slow or not slow" tests/browser
+	$(PAGES) -m "slow or not slow"
 
 bench: $(VENV)/.dev
 	$(PY) -m tests.benchmarks

@@ -50,6 +50,7 @@ def card(run: Run, repository: str = "") -> str:
         "## The same again",
         f"```sh\n{_command(run, names)}\n```",
         "## To open it",
+        "A copy that was downloaded opens by the folder that it was unpacked to.",
         f"```python\n{_python(run, repository)}\n```",
     ]
     return "\n\n".join(lines) + "\n"

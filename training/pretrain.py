@@ -161,7 +161,7 @@ class Pretraining:
         for name, value in {**seen.losses, "gradient_norm": seen.norm}.items():
             self.window.setdefault(name, []).append(value)
         self.used[seen.targets.flatten(0, 1).argmax(-1)] = self.step
-        if self.step % self.config.log_every and self.step != self.steps:
+        if self.step % self.config.log_every and self.step not in (1, self.steps):
             if clock.beat_due():
                 self._beat(clock)
             return

@@ -13,6 +13,7 @@ from training.runs import AT_WORK, Run, RunError, is_run_network, list_runs, roo
 
 RESUMABLE = ("stopped", "failed", "died")
 LAST_LINES = 8
+LOG, OUTPUT = "log.txt", "output.txt"
 MOST_RUNS = 100
 WORDS = {
     "queued": "waits for its turn", "starting": "is starting", "running": "is learning", "stopped": "was stopped",
@@ -72,7 +73,7 @@ def said(run: Run, queue: Sequence[str]) -> str:
         gone = "Its process is gone: it was killed, or the machine was."
         message = message if state == "failed" and message else gone
         lines.append(f'<span class="dv-error">{html.escape(message)}</span>')
-        lines.append(f"<pre>{html.escape(last_lines(run, LAST_LINES))}</pre>")
+        lines.append(f"<pre>{html.escape(last_lines(run, LAST_LINES, LOG))}</pre>")
         lines.append("Resume goes on from the last checkpoint, or from the start if there is none.")
     elif message:
         # While it learns, the only message is an alarm.
@@ -81,10 +82,10 @@ def said(run: Run, queue: Sequence[str]) -> str:
     return note("<br>".join(lines), "caption dv-run" + (" dv-busy" if state in AT_WORK else ""))
 
 
-def last_lines(run: Run, count: int) -> str:
-    """Of the run's log, and of what its process said beside it."""
+def last_lines(run: Run, count: int, *names: str) -> str:
+    """Of these files of the run, by default its log and what its process said beside it."""
     lines = []
-    for name in ("log.txt", "output.txt"):
+    for name in names or (LOG, OUTPUT):
         try:
             text = (run.folder / name).read_text(encoding="utf-8", errors="replace")
         except OSError:

@@ -144,7 +144,8 @@ def build(page: gr.Blocks, bench: Workbench, bar: Bar) -> Setup:
         about = PRESETS[first].about if first else ""
         dropdown = gr.update(choices=choices, value=first, info=about, visible=bool(choices))
         shown = [gr.Column(visible=kind == KIND[task]) for kind in columns]
-        return dropdown, *shown, *(values if choices else [gr.skip()] * len(forms["pretrain"].parts))
+        crops_part = gr.Accordion(visible=KIND[task] == "pretrain")
+        return dropdown, crops_part, *shown, *(values if choices else [gr.skip()] * len(forms["pretrain"].parts))
 
     def use_preset(preset: str):
         with told():
@@ -176,10 +177,10 @@ def build(page: gr.Blocks, bench: Workbench, bar: Bar) -> Setup:
         try:
             wanted = order(*values, checked=False)
         except DinovizError as error:
-            return f"# {error}"
-        return command_line(
-            wanted.kind, wanted.config, name=wanted.name, preset=wanted.preset, data=wanted.source.names()
-        )
+            return f"# {error}", note("")
+        data = wanted.source.names()
+        command = command_line(wanted.kind, wanted.config, name=wanted.name, preset=wanted.preset, data=data)
+        return command, note("")  # an estimate was of something else
 
     def say_estimate(request: gr.Request, *values) -> Iterator[str]:
         try:
@@ -198,11 +199,11 @@ def build(page: gr.Blocks, bench: Workbench, bar: Bar) -> Setup:
         yield note(f"<b>About {duration(taken.seconds)}</b>: {html.escape(taken.how)}")
 
     gr.on([where.input], show_where, where, [files, folder_row], **PRIVATE)
-    task.input(show_task, task, [preset, *columns.values(), *forms["pretrain"].parts], **PRIVATE).then(
-        say_command, inputs, command, **PRIVATE
+    task.input(show_task, task, [preset, crops.part, *columns.values(), *forms["pretrain"].parts], **PRIVATE).then(
+        say_command, inputs, [command, estimated], **PRIVATE
     )
     preset.input(use_preset, preset, [preset, *forms["pretrain"].parts], **PRIVATE).then(
-        say_command, inputs, command, **PRIVATE
+        say_command, inputs, [command, estimated], **PRIVATE
     )
     gr.on(
         [page.load, where.input, files.change, path.submit, path.blur, held_out.submit, held_out.blur, task.input],
@@ -211,7 +212,7 @@ def build(page: gr.Blocks, bench: Workbench, bar: Bar) -> Setup:
     )  # fmt: skip
     gr.on(
         [part.input for part in (where, path, held_out, name, *parts)] + [page.load, files.change, bar.model.change],
-        say_command, inputs, command, trigger_mode="always_last", **PRIVATE,
+        say_command, inputs, [command, estimated], trigger_mode="always_last", **PRIVATE,
     )  # fmt: skip
 
     how_long.click(say_estimate, inputs, estimated, **{**PRIVATE, "concurrency_limit": None})
@@ -231,6 +232,8 @@ def _reader(bench: Workbench, forms: dict[str, Form]) -> Callable[..., Order]:
         kind = KIND[task]
         source = _source(bench, where, files, path, held_out)
         settings = forms[kind].read(list(values[slices[kind]]))
+        if where == DEMO and kind == "pretrain":
+            settings["validation_share"] = 0.0  # it has held-out images of its own
         if task != SCRATCH:
             bench.check_model(model)
         if task == ADAPT:

@@ -17,6 +17,7 @@ from training.jobs import Jobs
 from training.pictures import DataError
 from training.runs import Run
 
+NOTICE = 10  # seconds between looks at what goes on, from any tab
 MOST_WAITING = 8  # on a public page
 PRIVATE = {"show_progress": "hidden", "concurrency_limit": 8, "api_visibility": "private"}
 OFF = (
@@ -81,7 +82,8 @@ def build(page: gr.Blocks, bench: Workbench, bar: Bar, tabs: gr.Tabs, notice: gr
         names = ", ".join(f"<b>{html.escape(run.name)}</b>" for run in at_work)
         return note(f"{names} {'is' if len(at_work) == 1 else 'are'} learning: open Train.") if at_work else ""
 
-    page.load(give_token, token, token, **PRIVATE).then(say_what_goes_on, token, notice, **PRIVATE)
+    page.load(give_token, token, token, **PRIVATE)
+    gr.on([page.load, gr.Timer(NOTICE).tick], say_what_goes_on, token, notice, **PRIVATE)
     setup.start.click(start, [token, *setup.inputs], [halves, watch.chosen, watch.seen, setup.name], **PRIVATE).success(
         watch.refresh, watch.inputs, watch.outputs, **PRIVATE
     )

@@ -203,6 +203,6 @@ def _with(choices: list[tuple[str, str]], run: Run) -> list[tuple[str, str]]:
 
 
 def _resolution(run: Run) -> str:
-    """What its snapshots were made at: small networks see little in large pictures."""
-    wanted = 2 * run.config.get("global_size", 0) or 224
+    """Not far from what it was trained at, but fine enough to see something."""
+    wanted = max(224, 2 * run.config.get("global_size", 0))
     return str(min(RESOLUTIONS, key=lambda size: abs(size - wanted)))

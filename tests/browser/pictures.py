@@ -69,6 +69,18 @@ def wait_for_status(page, text: str, timeout: int = 60_000) -> str:
     return page.inner_text("#status")
 
 
+def open_tab(page, name: str) -> None:
+    """Open a tab, which a narrow window may keep in a menu."""
+    tab = page.get_by_role("tab", name=name, exact=True)
+    page.get_by_role("tab").first.wait_for()
+    page.wait_for_timeout(200)  # tabs that have no room go into the menu a moment later
+    if tab.count() and tab.first.is_visible():
+        tab.first.click()
+    else:
+        page.locator(".overflow-menu > button").first.click()
+        page.locator(".overflow-dropdown button", has_text=name).first.click()
+
+
 def choose(page, selector: str, option: str) -> None:
     """Choose an option of a dropdown."""
     page.locator(f"{selector} input").click()

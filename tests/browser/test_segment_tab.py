@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from dinoviz.features import image_digest
 from dinoviz.images import open_image
 from tests.browser.conftest import watched_page
-from tests.browser.pictures import choose, is_blank, pixels, source, upload, wait_for_change, wait_for_status
+from tests.browser.pictures import choose, is_blank, open_tab, pixels, source, upload, wait_for_change, wait_for_status
 from tests.test_marks import distances
 
 pytestmark = pytest.mark.browser
@@ -44,7 +44,7 @@ def opened(browser, app, app_log, folder):
         page.wait_for_selector("#attention-map img")
         choose(page, "#resolution", "224 px")
         wait_for_status(page, "16 x 24")
-        page.get_by_role("tab", name="Segment").click()
+        open_tab(page, "Segment")
         show(page, folder / "flower.png")
         page.wait_for_function("document.querySelector('#segment-reference img').naturalWidth > 0")
         yield page
@@ -267,7 +267,7 @@ def test_draw_erase_and_draw_again_across_tabs(page):
     drawn = covered(page)
     assert drawn > 2
     page.get_by_role("tab", name="Attention").click()
-    page.get_by_role("tab", name="Segment").click()
+    open_tab(page, "Segment")
     page.keyboard.press("e")
     page.locator(f"{REFERENCE} button[data-sign=minus]").click()
     draw(page, [(0.5, 0.3), (0.5, 0.7)])
@@ -576,7 +576,7 @@ def test_clicks_land_where_one_sees_them(browser, app, app_log, window):
     with watched_page(browser, app, app_log, **window) as page:
         page.goto(app)
         page.wait_for_selector("#attention-map img")
-        page.get_by_role("tab", name="Segment").click()
+        open_tab(page, "Segment")
         page.wait_for_function("document.querySelector('#segment-reference img').naturalWidth > 0")
         actions = sent_marks(page, lambda: mark(page, 0.3, 0.6))
         assert actions[0]["x"] == pytest.approx(0.3 * 451, abs=2)
@@ -593,7 +593,7 @@ def test_drawing_by_touch_does_not_scroll_the_page(browser, app, app_log):
     with watched_page(browser, app, app_log, has_touch=True, viewport={"width": 420, "height": 700}) as page:
         page.goto(app)
         page.wait_for_selector("#attention-map img")
-        page.get_by_role("tab", name="Segment").click()
+        open_tab(page, "Segment")
         page.wait_for_function("document.querySelector('#segment-reference img').naturalWidth > 0")
         page.locator(f"{REFERENCE} button[data-tool=draw]").click()
         canvas = page.locator(f"{REFERENCE} canvas")

@@ -18,6 +18,7 @@ from training.runs import Run
 pytestmark = pytest.mark.browser
 
 
+@pytest.mark.slow  # two minutes; tests/training/test_jobs.py has the same without a page
 def test_a_killed_run_a_queue_and_a_killed_app(browser, tmp_path):
     """Two runs in a queue; kill -9 of the run, and of the app; Ctrl-C leaves no process behind."""
     runs = tmp_path / "queue"

@@ -156,7 +156,7 @@ def test_the_card_and_the_download(page):
 def test_the_run_opens_in_the_other_tabs_and_has_learnt(page, folder):
     page.click("#train-look")
     wait_for_status(page, "first:")
-    assert "96 px" in page.locator("#resolution input").input_value()
+    assert "224 px" in page.locator("#resolution input").input_value()
     says(page, "first · layer 4 of 4", selector="#attention-caption")
     trained = pixels(page, "#attention-map")
     assert not is_blank(trained)
