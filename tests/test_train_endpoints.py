@@ -321,12 +321,13 @@ def test_an_upload_to_the_hub_that_cannot_be_is_told_and_the_token_forgotten(pri
 
 
 def test_command_and_estimate_say_what_is_wrong(private):
-    (command,) = private.ask("say_command", pretrain_lr=-1)
+    command, _ = private.ask("say_command", pretrain_lr=-1)
     assert command == "# lr is at least 0, not -1."
     (said,) = private.ask("say_estimate", pretrain_dim=100)
     assert "dim (100) must be a multiple of heads (3)." in said
-    (command,) = private.ask("say_command", path="typed before", name="mine")
-    assert command == "python -m training pretrain --demo --preset micro --validation-share 0.1 --name mine"
+    command, estimate = private.ask("say_command", path="typed before", name="mine")
+    assert "About" not in estimate  # that was of other settings
+    assert command == "python -m training pretrain --demo --preset micro --name mine"
 
 
 # On a public page
