@@ -30,8 +30,8 @@ def build(settings: Settings) -> gr.Blocks:
                 segment_tab.build(bench, shared)
             with gr.Tab("Compare", id="compare"):
                 compare_tab.build(bench, shared)
-            with gr.Tab("Train", id="train"):
-                jobs = train_tab.build(page, bench, shared, tabs, notice)
+            with gr.Tab("Train", id="train") as train:
+                jobs = train_tab.build(page, bench, shared, tabs, train, notice)
     if jobs:
         atexit.register(jobs.close)  # no process of a run outlives the app unless it was asked to
     page.queue(default_concurrency_limit=8)

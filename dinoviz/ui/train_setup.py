@@ -69,8 +69,8 @@ class Setup:
     order: Callable[..., Order]
 
 
-def build(page: gr.Blocks, bench: Workbench, bar: Bar) -> Setup:
-    """Lay out the tab's first half and wire all but the start itself."""
+def build(tab: gr.Tab, bench: Workbench, bar: Bar) -> Setup:
+    """Lay out the tab's first half and wire all but the start itself, from the moment that the tab is opened."""
     roots = bench.settings.data_roots
     with gr.Row():
         with gr.Column(min_width=320):
@@ -206,12 +206,12 @@ def build(page: gr.Blocks, bench: Workbench, bar: Bar) -> Setup:
         say_command, inputs, [command, estimated], **PRIVATE
     )
     gr.on(
-        [page.load, where.input, files.change, path.submit, path.blur, held_out.submit, held_out.blur, task.input],
+        [tab.select, where.input, files.change, path.submit, path.blur, held_out.submit, held_out.blur, task.input],
         look_at_data, [*data, task], [found, thumbnails], trigger_mode="multiple",
         **{**PRIVATE, "concurrency_limit": None},
     )  # fmt: skip
     gr.on(
-        [part.input for part in (where, path, held_out, name, *parts)] + [page.load, files.change, bar.model.change],
+        [part.input for part in (where, path, held_out, name, *parts)] + [tab.select, files.change, bar.model.change],
         say_command, inputs, [command, estimated], trigger_mode="always_last", **PRIVATE,
     )  # fmt: skip
 

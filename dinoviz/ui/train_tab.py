@@ -26,10 +26,10 @@ OFF = (
 )
 
 
-def build(page: gr.Blocks, bench: Workbench, bar: Bar, tabs: gr.Tabs, notice: gr.HTML) -> Jobs | None:
+def build(page: gr.Blocks, bench: Workbench, bar: Bar, tabs: gr.Tabs, tab: gr.Tab, notice: gr.HTML) -> Jobs | None:
     """Lay out the tab and wire it. Returns what keeps the processes of runs, for the app to close at its end.
 
-    notice: says above all tabs which runs go on.
+    tab: this one, among tabs. notice: says above all tabs which runs go on.
     """
     if not bench.settings.train:
         gr.HTML(note(OFF))
@@ -40,7 +40,7 @@ def build(page: gr.Blocks, bench: Workbench, bar: Bar, tabs: gr.Tabs, notice: gr
     token = gr.BrowserState("", storage_key="dinoviz-runs", secret="dinoviz")
     with gr.Tabs(elem_id="train-tabs") as halves:
         with gr.Tab("Set up a run", id="setup"):
-            setup = train_setup.build(page, bench, bar)
+            setup = train_setup.build(tab, bench, bar)
         with gr.Tab("Watch", id="watch"):
             watch = train_watch.build(bench, bar, jobs, token, tabs)
 

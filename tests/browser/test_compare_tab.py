@@ -143,6 +143,7 @@ def test_layers_heads_raw_and_opacity_repaint_both(page):
     change(page, lambda: fade("0.8"))
 
 
+@pytest.mark.slow
 def test_one_scale_for_both_or_each_its_own(page):
     def scale(part: str) -> str:
         return page.inner_text(f"#compare-{part}").split("times an even")[0].splitlines()[-1].split("(")[0]
@@ -153,6 +154,7 @@ def test_one_scale_for_both_or_each_its_own(page):
     assert scale("caption-a").replace("≥", "").split() != scale("caption-b").replace("≥", "").split()
 
 
+@pytest.mark.slow
 def test_colours_of_one_space_of_both_or_of_each(page):
     view(page, "patch PCA")
     assert not page.locator(CANVAS).is_visible()
@@ -172,6 +174,7 @@ def test_colours_of_one_space_of_both_or_of_each(page):
     change(page, lambda: page.locator("#compare-foreground input").check())
 
 
+@pytest.mark.slow
 def test_a_model_beside_itself_looks_like_itself(page):
     give(page, "b", "embedded")
     said(page, "caption-b", "B: embedded")
@@ -207,6 +210,7 @@ def test_the_same_clicks_go_through_both_and_outlive_a_change_of_view(page):
     page.locator(f"{CANVAS} [data-sign=plus]").click()
 
 
+@pytest.mark.slow
 def test_each_has_a_resolution_of_its_own(page):
     change(page, lambda: choose(page, "#compare-resolution-b", "64 px"), B)
     said(page, "caption-b", "4 x 6 patches of 16 px at 64 px")
@@ -225,6 +229,7 @@ def test_what_cannot_be_looked_through_is_said_on_its_side(page):
     assert not page.locator(SLIDER).is_visible()
 
 
+@pytest.mark.slow
 def test_a_head_that_one_model_lacks_is_said_on_its_side(page):
     choose(page, "#compare-heads", "head 5")
     said(page, "caption-b", "There is no map 'head 5'")
@@ -232,6 +237,7 @@ def test_a_head_that_one_model_lacks_is_said_on_its_side(page):
     change(page, lambda: choose(page, "#compare-heads", "mean of heads"), B)
 
 
+@pytest.mark.slow
 def test_a_layer_that_is_none_is_said(page):
     page.locator("#compare-layer input").fill("first")
     page.keyboard.press("Enter")
@@ -249,6 +255,7 @@ def test_another_picture_is_looked_at_through_both(page, flower_file):
     wait_for_change(page, B, before)
 
 
+@pytest.mark.slow
 def test_a_picture_that_cannot_be_read_is_one_sentence_on_each_side(page, flower_file, tmp_path):
     (tmp_path / "bad.png").write_text("no picture")
     upload(page, tmp_path / "bad.png")
@@ -258,6 +265,7 @@ def test_a_picture_that_cannot_be_read_is_one_sentence_on_each_side(page, flower
     said(page, "figures", "CKA")
 
 
+@pytest.mark.slow
 def test_long_encoding_can_be_stopped_and_begun_again(page):
     choose(page, "#compare-resolution-a", "1792 px")
     said(page, "figures", "A: ")
@@ -268,6 +276,7 @@ def test_long_encoding_can_be_stopped_and_begun_again(page):
     assert not page.locator("#compare-stop").is_visible()
 
 
+@pytest.mark.slow
 def test_knn_figures_with_data_protocol_and_error(page, tiny_folders, other):
     page.locator("#compare-knn").click()
     said(page, "knn-table", "A: ")
@@ -287,6 +296,7 @@ def test_knn_figures_with_data_protocol_and_error(page, tiny_folders, other):
     said(page, "caption-a", "A: embedded")
 
 
+@pytest.mark.slow
 def test_a_narrow_window_does_not_scroll_sideways(browser, app, app_log, other):
     with watched_page(browser, app, app_log, viewport={"width": 400, "height": 800}) as page:
         page.goto(app)

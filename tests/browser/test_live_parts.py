@@ -163,6 +163,7 @@ def test_a_figure_comes_with_the_first_numbers_and_changes_in_place_with_its_zoo
     assert f"{run.name}, loss: " in live.locator("#loss figure").get_attribute("aria-label")
 
 
+@pytest.mark.slow
 def test_what_the_legend_hid_stays_hidden_while_smoothing_adds_curves(live, run):
     add_steps(run, 10, 200)
     live.locator("#loss .legendtoggle").nth(1).click()
@@ -177,6 +178,7 @@ def test_what_the_legend_hid_stays_hidden_while_smoothing_adds_curves(live, run)
     until(live, f"{points(live)} === 30 && {hidden}.length === 0")
 
 
+@pytest.mark.slow
 def test_what_one_points_at_is_told_and_stays_told_while_figures_come(live, run):
     add_steps(run, 10, 100)
     box = live.locator("#loss .point").nth(2).bounding_box()
@@ -189,6 +191,7 @@ def test_what_one_points_at_is_told_and_stays_told_while_figures_come(live, run)
     told.get_by_text("what is minimised").wait_for()
 
 
+@pytest.mark.slow
 def test_a_figure_in_a_tab_behind_fits_when_it_is_shown_and_when_the_window_changes(live, run):
     add_steps(run, 10, 100)
     live.locator("#loss .main-svg").first.wait_for()
@@ -204,6 +207,7 @@ def test_a_figure_in_a_tab_behind_fits_when_it_is_shown_and_when_the_window_chan
     assert live.evaluate("document.documentElement.scrollWidth") <= 400
 
 
+@pytest.mark.slow
 def test_a_figure_is_readable_on_a_page_that_turns_dark(live, run):
     add_steps(run, 10, 100)
     text = "getComputedStyle(document.querySelector('#loss .xtick text')).fill"
@@ -257,6 +261,7 @@ def test_scrubbing_asks_the_server_nothing(live, run):
     assert not asked
 
 
+@pytest.mark.slow
 def test_play_goes_from_the_start_to_the_newest_and_can_pause(live, run):
     for step in (0, 50, 100):
         add_snapshot(run, step)
@@ -285,6 +290,7 @@ def test_the_page_reads_copies_and_never_the_run(live, run):
     assert live.request.get(f"{origin}/gradio_api/file={script_path()}").status == 200
 
 
+@pytest.mark.slow
 def test_a_run_that_has_gone_leaves_one_sentence(live, run):
     add_steps(run, 10, 20)
     add_snapshot(run, 0)
