@@ -34,6 +34,7 @@ def test_a_click_on_either_picture_asks_that_patch(page, view):
     assert "query: patch in row 19, column 14" in caption or "query: patch in row 19, column 15" in caption
 
 
+@pytest.mark.slow
 def test_quick_clicks_are_all_answered(page):
     for i in range(6):
         click_at(page, "#attention-photo", 0.2 + 0.1 * i, 0.5)
@@ -53,6 +54,7 @@ def test_the_cls_button_goes_back(page):
     assert np.array_equal(pixels(page, "#attention-map"), before)
 
 
+@pytest.mark.slow
 def test_arrow_keys_move_the_query_patch_by_patch(page):
     before = source(page, "#attention-map")
     click_at(page, "#attention-photo", 0.51, 0.4)
@@ -77,6 +79,7 @@ def test_a_click_on_the_sheet_enlarges_that_head(page):
     assert "head 6" in page.inner_text("#attention-caption")
 
 
+@pytest.mark.slow
 def test_a_query_can_be_typed(page):
     before = source(page, "#attention-map")
     page.locator(QUERY).fill("225, 150")
@@ -133,6 +136,7 @@ def test_sliders_repaint(page, slider):
     wait_for_change(page, "#attention-map", before)
 
 
+@pytest.mark.slow
 def test_colours_repaint(page):
     before = source(page, "#attention-map")
     choose(page, "#attention-colours", "viridis")
@@ -157,12 +161,14 @@ def test_download_has_full_size_pictures_and_numbers(page):
     assert about["query"] != "CLS"
 
 
+@pytest.mark.slow
 def test_register_model_is_offered_but_not_where_it_cannot_be_had(page):
     button = page.locator("#attention-registers")
     assert "dinov2-with-registers-small (needs the Hugging Face Hub)" in button.inner_text()
     assert button.is_disabled()
 
 
+@pytest.mark.slow
 def test_register_model_is_one_click_away_where_it_is_cached(browser, tiny_folders, tmp_path):
     """A Hub cache that holds a tiny model under the register model's name; the norm map then shows that model's."""
     repository = tmp_path / "hub" / "models--facebook--dinov2-with-registers-small"
@@ -182,6 +188,7 @@ def test_register_model_is_one_click_away_where_it_is_cached(browser, tiny_folde
 
 
 @pytest.mark.parametrize("corner", [(0.02, 0.03), (0.98, 0.03), (0.02, 0.97), (0.98, 0.97)])
+@pytest.mark.slow
 def test_clicks_near_the_corners_of_the_sheet_find_their_head(page, corner):
     click_at(page, "#attention-heads", *corner)
     head = 1 + 2 * (corner[0] > 0.5) + 3 * (corner[1] > 0.5)

@@ -21,6 +21,7 @@ def test_page_opens_with_an_example_and_says_what_it_looks_through(page):
     assert "embedded · layer 12 of 12" in page.inner_text("#attention-caption")
 
 
+@pytest.mark.slow
 def test_an_example_is_one_click(page):
     before = source(page, "#attention-map")
     page.locator("#examples .gallery-item").nth(1).click()
@@ -79,6 +80,7 @@ def test_a_bad_file_gets_one_sentence_and_the_next_one_works(page, tmp_path, kin
     wait_for_change(page, "#attention-map", "")
 
 
+@pytest.mark.slow
 def test_a_format_that_browsers_do_not_show_is_shown(page, tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 65535, (90, 120), dtype=np.uint16)).save(tmp_path / "deep.tif")
     before = source(page, "#attention-map")
@@ -101,6 +103,7 @@ def test_a_model_that_cannot_be_had_is_one_sentence(page):
     wait_for_status(page, "not Meta's release")
 
 
+@pytest.mark.slow
 def test_a_folder_as_model_and_one_that_is_none(page, tmp_path):
     page.locator("#model input").fill(str(tmp_path))
     page.keyboard.press("Enter")
@@ -136,6 +139,7 @@ def test_a_narrow_window_does_not_scroll_sideways(browser, app, app_log):
         assert page.evaluate("document.documentElement.scrollWidth") <= 400
 
 
+@pytest.mark.slow
 def test_the_dark_page_is_dark(browser, app, app_log):
     with watched_page(browser, app, app_log, color_scheme="dark") as page:
         page.goto(app)

@@ -47,6 +47,7 @@ def test_every_map_can_be_chosen_and_the_figures_stay(page, name):
 
 
 @pytest.mark.parametrize("colour", ["red", "green", "blue"])
+@pytest.mark.slow
 def test_any_component_in_any_channel(page, colour):
     before = source(page, "#pca-map")
     page.locator("#pca-steady input").uncheck()
@@ -56,6 +57,7 @@ def test_any_component_in_any_channel(page, colour):
     assert f"{colour} component 7" in page.inner_text("#pca-caption")
 
 
+@pytest.mark.slow
 def test_background_can_be_kept(page):
     before = source(page, "#pca-map")
     black = (pixels(page, "#pca-map").max(axis=2) < 12).mean()
@@ -64,6 +66,7 @@ def test_background_can_be_kept(page):
     assert (pixels(page, "#pca-map").max(axis=2) < 12).mean() < 0.05 < black
 
 
+@pytest.mark.slow
 def test_the_threshold_can_be_overruled(page):
     before = source(page, "#pca-map")
     page.locator("#pca-auto input").uncheck()
@@ -87,6 +90,7 @@ def test_layer_raw_and_opacity_repaint(page):
     assert "layer 11 of 12" in page.inner_text("#pca-caption")
 
 
+@pytest.mark.slow
 def test_kept_pictures_share_a_basis_with_the_next(page):
     page.locator("#pca-keep").click()
     page.get_by_text("chelsea.png").first.wait_for()

@@ -215,12 +215,14 @@ def test_negative_click_undo_and_clear(page):
 
 
 @pytest.mark.parametrize("options", [{"button": "right"}, {"modifiers": ["Shift"]}])
+@pytest.mark.slow
 def test_right_button_and_shift_mean_beside(page, options):
     actions = sent_marks(page, lambda: mark(page, 0.2, 0.3, **options))
     assert actions[0]["label"] == 0
     caption(page, "So far everything marked is beside the thing")
 
 
+@pytest.mark.slow
 def test_clicks_arrive_in_pixels_of_the_picture(page):
     actions = sent_marks(page, lambda: mark(page, 0.25, 0.75))
     assert actions == [
@@ -280,6 +282,7 @@ def test_draw_erase_and_draw_again_across_tabs(page):
     assert covered(page) > erased
 
 
+@pytest.mark.slow
 def test_a_stroke_is_seen_while_it_is_drawn(page):
     page.locator(f"{REFERENCE} button[data-tool=draw]").click()
     box = page.locator(f"{REFERENCE} canvas").bounding_box()
@@ -313,6 +316,7 @@ def test_a_drawn_mask_arrives_to_the_pixel(page, tmp_path):
     assert not mask[away >= radius + 1].any()
 
 
+@pytest.mark.slow
 def test_marks_are_kept_by_picture(page, folder):
     click_flower(page)
     show(page, folder / "b-cat.png")
@@ -389,6 +393,7 @@ def test_targets_are_found_and_a_corrupt_one_is_named(page, folder):
     assert cards.nth(2).is_disabled()
 
 
+@pytest.mark.slow
 def test_a_correction_in_a_target_changes_all_results(page, folder):
     drop(page, folder / "a-mirrored.png", folder / "b-cat.png")
     click_flower(page)
@@ -412,6 +417,7 @@ def test_a_correction_in_a_target_changes_all_results(page, folder):
         page.locator(f"{TARGET} button[data-do=clear]").click()
 
 
+@pytest.mark.slow
 def test_everything_marked_is_one_sentence(page, folder):
     drop(page, folder / "a-mirrored.png")
     page.locator(f"{REFERENCE} button[data-tool=draw]").click()
@@ -468,6 +474,7 @@ def test_the_zip_holds_what_the_endpoints_give(page, client, folder):
         assert sorted(archive.namelist()) == ["about.json", *sorted(n for n in names if n.startswith("masks/"))]
 
 
+@pytest.mark.slow
 def test_stop_and_go_on(page, folder):
     take_away(page)
     choose(page, "#resolution", "616 px")
@@ -543,6 +550,7 @@ def test_a_video_from_example_to_masks(video_tab, client):
         assert json.loads(archive.read("about.json"))["clip"]["frames_a_second"] == 6
 
 
+@pytest.mark.slow
 def test_the_mask_must_be_of_the_first_frame(video_tab):
     page = video_tab
     page.locator("#segment-follow").click()
@@ -589,6 +597,7 @@ def test_clicks_land_where_one_sees_them(browser, app, app_log, window):
         assert actions[1]["y"] == pytest.approx(0.2 * 300, abs=2)
 
 
+@pytest.mark.slow
 def test_drawing_by_touch_does_not_scroll_the_page(browser, app, app_log):
     with watched_page(browser, app, app_log, has_touch=True, viewport={"width": 420, "height": 700}) as page:
         page.goto(app)
