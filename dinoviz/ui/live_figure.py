@@ -9,8 +9,6 @@ import gradio as gr
 
 from dinoviz.ui.scripted import Scripted
 
-SCRIPT = Path(__file__).resolve().parents[2] / "assets" / "live_figure.js"
-
 TEMPLATE = """
 <figure class="dv-live dv-empty" role="img">
   <figcaption class="dv-title-of"></figcaption>
@@ -27,12 +25,10 @@ class LiveFigure(Scripted):
     """
 
     def __init__(self, value: str = "", *, title="", figure="", said="", script="", **options):
-        for fixed in ("html_template", "css_template", "js_on_load"):  # an update hands all properties in again
-            options.pop(fixed, None)
         super().__init__(
             value,
-            html_template=TEMPLATE,
-            js_on_load=SCRIPT.read_text(encoding="utf-8"),
+            template=TEMPLATE,
+            drawn_by="live_figure.js",
             title=title,
             figure=figure,
             said=said,

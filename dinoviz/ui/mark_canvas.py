@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import html
-from pathlib import Path
 
 from dinoviz.ui.scripted import Scripted
-
-SCRIPT = Path(__file__).resolve().parents[2] / "assets" / "mark_canvas.js"
 
 TEMPLATE = """
 <div class="dv-canvas dv-empty" data-tool="click">
@@ -53,12 +50,10 @@ class MarkCanvas(Scripted):
     def __init__(
         self, value: str = "{}", *, title="", image="", picture="", size=(1, 1), answered=0, given="", **options
     ):
-        for fixed in ("html_template", "css_template", "js_on_load"):  # an update hands all properties in again
-            options.pop(fixed, None)
         super().__init__(
             value,
-            html_template=TEMPLATE.replace("TITLE", html.escape(title)),
-            js_on_load=SCRIPT.read_text(encoding="utf-8"),
+            template=TEMPLATE.replace("TITLE", html.escape(title)),
+            drawn_by="mark_canvas.js",
             title=title,
             image=image,
             picture=picture,

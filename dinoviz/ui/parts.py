@@ -24,6 +24,9 @@ from dinoviz import __version__, render
 from dinoviz.errors import DinovizError, Stopped
 from dinoviz.ui.workbench import Job, Look, Workbench
 
+# Of a handler that the page alone calls, and that answers at once.
+PRIVATE = {"show_progress": "hidden", "concurrency_limit": 8, "api_visibility": "private"}
+
 
 class UploadImage(gr.Image):
     """An image input that hands on the file as it was uploaded; decoding and checking is `open_image`'s work."""

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import gradio as gr
 
+ASSETS = Path(__file__).resolve().parents[2] / "assets"
 EVENTS = ("input", "change", "click", "select", "submit")  # that scripts trigger
 
 
 class Scripted(gr.HTML):
     """A component drawn by a script; its properties go to the page as they are."""
+
+    def __init__(self, value: str, *, template: str, drawn_by: str, **properties):
+        """template: HTML that the script finds. drawn_by: a script in assets/."""
+        for fixed in ("html_template", "css_template", "js_on_load"):  # an update hands all properties in again
+            properties.pop(fixed, None)
+        javascript = (ASSETS / drawn_by).read_text(encoding="utf-8")
+        super().__init__(value, html_template=template, js_on_load=javascript, **properties)
 
     def __getattr__(self, name: str):
         # Gradio takes whatever a script has in quotes for an event. A property's name would find one, which goes into

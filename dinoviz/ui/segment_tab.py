@@ -16,7 +16,7 @@ from dinoviz.evidence import METHODS
 from dinoviz.ui import segment_examples, segment_files, segment_video
 from dinoviz.ui.bar import Bar
 from dinoviz.ui.mark_canvas import MarkCanvas
-from dinoviz.ui.parts import file_name, follow, jpeg_file, note, told
+from dinoviz.ui.parts import PRIVATE, file_name, follow, jpeg_file, note, told
 from dinoviz.ui.segment_state import ALL, CLICKED, OVERLAY, VIEWS, Choice, Search
 from dinoviz.ui.segment_views import card, draw, gallery_caption, reference_caption, target_caption
 from dinoviz.ui.target_gallery import TargetGallery
@@ -24,7 +24,6 @@ from dinoviz.ui.targets import Target, Targets, checked
 from dinoviz.ui.workbench import Job, Look, Workbench
 
 REPAINT_EVERY = 0.4  # seconds between two states of a gallery that is being filled
-PRIVATE = {"show_progress": "hidden", "concurrency_limit": 8, "api_visibility": "private"}
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,6 @@ from dinoviz.ui.scripted import Scripted
 from dinoviz.ui.train_curves import records
 from training.runs import Run
 
-SCRIPT = Path(__file__).resolve().parents[2] / "assets" / "strip.js"
-
 TEMPLATE = """
 <div class="dv-strip dv-empty" role="group" aria-label="What the teacher sees, snapshot by snapshot">
   <p class="dv-note dv-none">There is no snapshot yet: the first one comes before the first step.</p>
@@ -43,12 +41,10 @@ class Strip(Scripted):
     """
 
     def __init__(self, value: str = "", *, frames=(), probes=(), run="", **options):
-        for fixed in ("html_template", "css_template", "js_on_load"):  # an update hands all properties in again
-            options.pop(fixed, None)
         super().__init__(
             value,
-            html_template=TEMPLATE,
-            js_on_load=SCRIPT.read_text(encoding="utf-8"),
+            template=TEMPLATE,
+            drawn_by="strip.js",
             frames=list(frames),
             probes=list(probes),
             run=run,

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from dinoviz.ui.scripted import Scripted
-
-SCRIPT = Path(__file__).resolve().parents[2] / "assets" / "target_gallery.js"
 
 
 class TargetGallery(Scripted):
@@ -17,12 +13,10 @@ class TargetGallery(Scripted):
     """
 
     def __init__(self, value: str = "", *, items=(), **options):
-        for fixed in ("html_template", "css_template", "js_on_load"):  # an update hands all properties in again
-            options.pop(fixed, None)
         super().__init__(
             value,
-            html_template='<div class="dv-targets"></div>',
-            js_on_load=SCRIPT.read_text(encoding="utf-8"),
+            template='<div class="dv-targets"></div>',
+            drawn_by="target_gallery.js",
             items=list(items),
             **options,
         )

@@ -10,7 +10,7 @@ import gradio as gr
 from dinoviz.errors import DinovizError
 from dinoviz.models import weights_stamp
 from dinoviz.ui.bar import Bar
-from dinoviz.ui.parts import bundle, download, note, told
+from dinoviz.ui.parts import PRIVATE, bundle, download, note, told
 from dinoviz.ui.train_runs import opened
 from dinoviz.ui.workbench import Workbench
 from training import hub
@@ -19,7 +19,6 @@ from training.classifier import open_classifier, predict
 from training.runs import Run, RunError
 
 TOP = 5
-PRIVATE = {"show_progress": "hidden", "concurrency_limit": 8, "api_visibility": "private"}
 
 
 def build(bench: Workbench, bar: Bar, chosen: gr.Radio, ripe: gr.State, token: gr.BrowserState) -> None:

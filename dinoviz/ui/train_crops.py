@@ -12,13 +12,12 @@ from PIL import Image
 from dinoviz.errors import DinovizError
 from dinoviz.render import display_copy
 from dinoviz.ui.bar import Bar
-from dinoviz.ui.parts import note, picture_grid, told
+from dinoviz.ui.parts import PRIVATE, note, picture_grid, told
 from dinoviz.ui.workbench import Workbench
 from training import crops as crops_of
 from training.config import PretrainConfig
 
 WHERE = 400  # pixels of the picture with the boxes
-PRIVATE = {"show_progress": "hidden", "concurrency_limit": 8, "api_visibility": "private"}
 
 
 @dataclass(frozen=True)

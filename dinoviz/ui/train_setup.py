@@ -15,7 +15,7 @@ import numpy as np
 from dinoviz.errors import DinovizError
 from dinoviz.ui import train_crops
 from dinoviz.ui.bar import Bar
-from dinoviz.ui.parts import LiveDropdown, follow, note, picture_grid, told
+from dinoviz.ui.parts import PRIVATE, LiveDropdown, follow, note, picture_grid, told
 from dinoviz.ui.train_data import DEMO, FOLDER, UPLOAD, Source, check_broken, demo_words, in_words, surveyed
 from dinoviz.ui.train_form import Form
 from dinoviz.ui.train_runs import duration
@@ -36,9 +36,7 @@ TASKS = (
 )
 KIND = {SCRATCH: "pretrain", ADAPT: "pretrain", FINETUNE: "finetune", PROBE: "probe"}
 FIRST_PRESET = {SCRATCH: "micro", ADAPT: "adapt"}
-CROP_SHOWN = 192  # pixels of a crop on the page, at least half of that
 HELD_OUT = 0.1  # of labelled pictures, for k-NN accuracy while one watches
-PRIVATE = {"show_progress": "hidden", "concurrency_limit": 8, "api_visibility": "private"}
 
 
 @dataclass(frozen=True)
@@ -263,8 +261,7 @@ def _name_of_now(wanted: Order) -> str:
 
 
 def _presets(task: str) -> list[str]:
-    names = {SCRATCH: [name for name in PRESETS if name != "adapt"], ADAPT: ["adapt"]}.get(task, [])
-    return names
+    return {SCRATCH: [name for name in PRESETS if name != "adapt"], ADAPT: ["adapt"]}.get(task, [])
 
 
 def _preset_values(name: str) -> dict:

@@ -9,7 +9,7 @@ import gradio as gr
 
 from dinoviz.ui import train_setup, train_watch
 from dinoviz.ui.bar import Bar
-from dinoviz.ui.parts import note, told
+from dinoviz.ui.parts import PRIVATE, note, told
 from dinoviz.ui.train_runs import own, visible
 from dinoviz.ui.workbench import Workbench
 from training import runs
@@ -19,7 +19,6 @@ from training.runs import Run
 
 NOTICE = 10  # seconds between looks at what goes on, from any tab
 MOST_WAITING = 8  # on a public page
-PRIVATE = {"show_progress": "hidden", "concurrency_limit": 8, "api_visibility": "private"}
 OFF = (
     "Training is off on this page. Whoever runs it can allow it (DINOVIZ_TRAIN=1); on your own machine it is on: "
     "<code>make app</code>."

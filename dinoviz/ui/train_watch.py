@@ -14,7 +14,7 @@ from dinoviz.models import weights_stamp
 from dinoviz.ui import live_figure, strip, train_after, train_curves
 from dinoviz.ui.bar import RESOLUTIONS, Bar
 from dinoviz.ui.live_figure import LiveFigure
-from dinoviz.ui.parts import LiveDropdown, LiveRadio, note, told
+from dinoviz.ui.parts import PRIVATE, LiveDropdown, LiveRadio, note, told
 from dinoviz.ui.strip import Strip
 from dinoviz.ui.train_runs import RESUMABLE, label, last_lines, opened, said, visible
 from dinoviz.ui.workbench import Workbench
@@ -26,7 +26,6 @@ TICK = 1.0  # seconds between looks at the runs
 PANELS = len(train_curves.PANELS)
 LOG_LINES = 200
 NOTHING = "There is no run yet: set one up, and press Train."
-PRIVATE = {"show_progress": "hidden", "concurrency_limit": 8, "api_visibility": "private"}
 
 
 @dataclass(frozen=True)
