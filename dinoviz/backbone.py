@@ -200,19 +200,20 @@ class Backbone:
     def _features(self, i: int, grid: PatchGrid, output: torch.Tensor, capture: _Capture) -> Features:
         h, w = grid.shape
         first = 1 + self.registers  # the patches come after CLS and the registers
-        patches = _to_numpy(output[i, first:]).reshape(h, w, -1)
+        cls, patches = _to_numpy(output[i, 0]), _to_numpy(output[i, first:]).reshape(h, w, -1)
         captured = {}
         for layer in capture.layers:
-            raw = capture.output[layer][i, first:].float()
-            last = layer == self.layers - 1
+            tokens = capture.output[layer][i].float()
+            raw, last = tokens[first:], layer == self.layers - 1
             captured[layer] = LayerTokens(
                 patches=patches if last else _to_numpy(self._final_norm(raw)).reshape(h, w, -1),
                 norms=_to_numpy(raw.norm(dim=-1)).reshape(h, w),
                 query=_to_numpy(capture.query[layer][i]),
                 key=_to_numpy(capture.key[layer][i]),
+                cls=cls if last else _to_numpy(self._final_norm(tokens[0])),
             )
         return Features(
-            cls=_to_numpy(output[i, 0]),
+            cls=cls,
             patches=patches,
             registers=_to_numpy(output[i, 1:first]),
             grid=grid,

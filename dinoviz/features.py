@@ -27,12 +27,14 @@ class LayerTokens:
     patches: (h, w, D), the block's output after the model's final norm (DINOv2's `get_intermediate_layers`).
     norms: (h, w), Euclidean length of the block's output *before* the final norm, where artefacts show.
     query, key: (heads, N, D / heads), as they entered the attention (after the rotary embedding, where there is one).
+    cls: (D,), the CLS token after the final norm.
     """
 
     patches: np.ndarray
     norms: np.ndarray
     query: np.ndarray
     key: np.ndarray
+    cls: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +65,10 @@ class Features:
         """
         return self.patches if layer in (-1, self.layers - 1) else self.tokens(layer).patches
 
+    def layer_cls(self, layer: int) -> np.ndarray:
+        """The CLS token (D,) of a captured layer after the final norm. Raises as `layer` does."""
+        return self.cls if layer in (-1, self.layers - 1) else self.tokens(layer).cls
+
     def tokens(self, layer: int) -> LayerTokens:
         """Everything that was kept of a captured layer. Raises as `layer` does."""
         index = layer_index(layer, self.layers)
@@ -78,8 +84,8 @@ class Features:
         arrays = [self.cls, self.patches, self.registers]
         for tokens in self.captured.values():
             arrays += [tokens.norms, tokens.query, tokens.key]
-            if tokens.patches is not self.patches:
-                arrays.append(tokens.patches)
+            if tokens.patches is not self.patches:  # those of the last layer are the same arrays
+                arrays += [tokens.patches, tokens.cls]
         return sum(array.nbytes for array in arrays)
 
 

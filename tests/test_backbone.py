@@ -38,7 +38,7 @@ def test_everything_that_is_kept_is_float32(tiny, astronaut):
     features = tiny.backbone.encode(astronaut, 224, "all")
     arrays = [features.cls, features.patches, features.registers]
     for tokens in features.captured.values():
-        arrays += [tokens.patches, tokens.norms, tokens.query, tokens.key]
+        arrays += [tokens.patches, tokens.cls, tokens.norms, tokens.query, tokens.key]
     assert {array.dtype for array in arrays} == {np.dtype(np.float32)}
 
 
@@ -49,8 +49,10 @@ def test_a_layer_is_the_final_norm_of_its_hidden_state(tiny, astronaut):
     assert len(plain.blocks) == tiny.backbone.layers
     for layer, block in enumerate(plain.blocks):
         with torch.inference_mode():
-            expected = plain.norm(torch.from_numpy(block[first:]))
-        np.testing.assert_allclose(features.layer(layer).reshape(expected.shape), expected, atol=PARITY)
+            expected = plain.norm(torch.from_numpy(block))
+        patches = features.layer(layer).reshape(expected[first:].shape)
+        np.testing.assert_allclose(patches, expected[first:], atol=PARITY)
+        np.testing.assert_allclose(features.layer_cls(layer), expected[0], atol=PARITY)
 
 
 def test_norms_are_the_lengths_before_the_final_norm(tiny, astronaut):

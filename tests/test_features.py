@@ -117,7 +117,7 @@ def test_features_count_the_bytes_of_every_array_once(tiny_backbone, chelsea):
     features = tiny_backbone.encode(chelsea, 224, "all")
     arrays = {id(a): a for a in (features.cls, features.patches, features.registers)}
     for tokens in features.captured.values():
-        arrays |= {id(a): a for a in (tokens.patches, tokens.norms, tokens.query, tokens.key)}
+        arrays |= {id(a): a for a in (tokens.patches, tokens.cls, tokens.norms, tokens.query, tokens.key)}
     assert features.nbytes == sum(array.nbytes for array in arrays.values())
 
 

@@ -31,7 +31,7 @@ def made_up(patches: np.ndarray, size: tuple[int, int]) -> Features:
     h, w, _ = patches.shape
     grid = PatchGrid(size, (w * 14, h * 14), 14)
     nothing = np.empty(0, np.float32)
-    tokens = LayerTokens(patches.astype(np.float32), nothing, nothing, nothing)
+    tokens = LayerTokens(patches.astype(np.float32), nothing, nothing, nothing, nothing)
     return Features(nothing, tokens.patches, nothing, grid, 2, {0: tokens, 1: tokens}, 1.0, "made up", "made up")
 
 

@@ -149,7 +149,7 @@ def _light(features: Features) -> Features:
     """Only what segmenting reads: no queries, keys and norms, and half of the precision."""
     wanted = set(segment.layers_of(features.layers))
     captured = {
-        layer: LayerTokens(tokens.patches, NOTHING, NOTHING, NOTHING)
+        layer: LayerTokens(tokens.patches, NOTHING, NOTHING, NOTHING, NOTHING)
         for layer, tokens in features.captured.items()
         if layer in wanted
     }

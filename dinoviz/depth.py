@@ -1,0 +1,152 @@
+"""Depth: what a probe, a small head trained on frozen features, says how far away everything is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from dinoviz import depth_heads
+from dinoviz.errors import DinovizError
+from dinoviz.features import Features
+from dinoviz.files import whole
+from dinoviz.images import PatchGrid
+
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
+SHIPPED = ASSETS / "depth-embedded.safetensors"  # trained on NYU Depth v2, for the embedded weights; see its card
+
+
+class ProbeError(DinovizError):
+    """A probe that cannot be trained, opened or used here; the message says why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A trained head, and what its file says of it.
+
+    about: weights_id and backbone (whose features it reads), head, layers (from 0), depth (nearest, farthest in
+        metres), resolution (that it was trained at), data, metrics, familiar_limit and more, see `training.probe`.
+    familiar: (n, D) descriptors of its training pictures, of length 1, see `unfamiliarity`; empty where there are none.
+    """
+
+    head: nn.Module
+    about: dict
+    familiar: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    name: str = "probe"
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return tuple(self.about["layers"])
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The nearest and the farthest that it can say, in metres."""
+        near, far = self.about["depth"]
+        return near, far
+
+    def check(self, weights_id: str, weights: str) -> None:
+        """Raises ProbeError unless it was trained on the features of these weights."""
+        if self.about["weights_id"] != weights_id:
+            raise ProbeError(
+                f"{self.name} was trained on the features of {self.about['backbone']}; those of {weights} mean "
+                "something else, and it would tell no depth."
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Depth:
+    """What a probe says of one picture. The grid is finer than the patches by the head's upsampling.
+
+    metres: (a, b) float32. spread: (a, b), standard deviation of the head's bins in metres, or None for a head without.
+    patches: (h, w), the depth of the patches themselves.
+    unfamiliarity: how far the picture is from the probe's training pictures; above 1 farther than 99 in 100 of
+        pictures like them. None where the probe does not know.
+    """
+
+    metres: np.ndarray
+    spread: np.ndarray | None
+    patches: np.ndarray
+    unfamiliarity: float | None
+    grid: PatchGrid
+
+
+def look(features: Features, probe: Probe) -> Depth:
+    """What a probe says of a picture, from its features alone. Layers of the probe must have been captured.
+
+    Raises ProbeError for another backbone's features, DinovizError for a layer that was not captured.
+    """
+    probe.check(features.weights_id, features.weights)
+    patches, cls = joined(features, probe.layers)
+    with torch.inference_mode():
+        metres, spread = probe.head(patches, cls)
+        raw, _ = probe.head(patches, cls, upsample=1)
+    return Depth(
+        metres=metres[0].numpy(),
+        spread=None if spread is None else spread[0].numpy(),
+        patches=raw[0].numpy(),
+        unfamiliarity=unfamiliarity(features, probe),
+        grid=features.grid,
+    )
+
+
+def predict(features: Features, probe: Probe) -> np.ndarray:
+    """The depth of a picture, (H, W) float32 metres at its own size. Raises as `look` does."""
+    return features.grid.resize(look(features, probe).metres, "image")
+
+
+def joined(features: Features, layers: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a head is given: patches (1, h, w, L * D) and CLS tokens (1, L * D) of the layers, joined."""
+    patches = np.concatenate([features.layer(layer) for layer in layers], axis=2)
+    cls = np.concatenate([features.layer_cls(layer) for layer in layers])
+    return torch.from_numpy(patches)[None], torch.from_numpy(cls)[None]
+
+
+def descriptor(features: Features, layers: Sequence[int]) -> np.ndarray:
+    """(D,) of length 1: the mean patch of the last of the layers, by which pictures are told alike."""
+    mean = features.layer(layers[-1]).mean(axis=(0, 1))
+    return mean / np.linalg.norm(mean)
+
+
+def unfamiliarity(features: Features, probe: Probe) -> float | None:
+    """Cosine distance to the nearest training picture, as a multiple of the probe's `familiar_limit`."""
+    if not len(probe.familiar):
+        return None
+    nearest = 1 - float((probe.familiar @ descriptor(features, probe.layers)).max())
+    return nearest / probe.about["familiar_limit"]
+
+
+def save_probe(path: str | Path, head: nn.Module, about: dict, familiar: np.ndarray | None = None) -> None:
+    """Write a probe as safetensors with a JSON header, half of it or nothing is never seen. Raises ProbeError."""
+    weights = {f"head.{name}": value.cpu().contiguous() for name, value in head.state_dict().items()}
+    if familiar is not None and len(familiar):
+        weights["familiar"] = torch.from_numpy(familiar).half()
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as part:
+            safetensors.torch.save_file(weights, part, metadata={"probe": json.dumps(about)})
+    except OSError as error:
+        raise ProbeError(f"{path} cannot be written: {error.strerror or error}.") from None
+
+
+def open_probe(path: str | Path) -> Probe:
+    """The probe in a .safetensors file, or in the run that made it. Raises ProbeError."""
+    path = Path(path)
+    file = path / "export" / "probe.safetensors" if path.is_dir() else path
+    try:
+        with safetensors.safe_open(file, "pt") as opened:
+            about = json.loads(opened.metadata()["probe"])
+            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, it is no dictionary
+        familiar = weights.pop("familiar", torch.empty(0, 0)).float().numpy()
+        head = depth_heads.make(about)
+        head.load_state_dict({name.removeprefix("head."): value.float() for name, value in weights.items()})
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError):
+        raise ProbeError(f"{path.name} holds no depth probe that can be read.") from None
+    return Probe(head.eval().requires_grad_(False), about, familiar, path.name)
