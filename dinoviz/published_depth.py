@@ -33,7 +33,11 @@ MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 @dataclass(frozen=True)
 class Trained:
-    """What a head was trained on: the data, the farthest in metres, and the short side of its pictures in pixels."""
+    """What a head was trained on.
+
+    far: the farthest that it says, in metres. short_side: of its pictures, in pixels; the same thing in other sizes
+    seems nearer or farther to it.
+    """
 
     data: str
     scenes: str
@@ -73,20 +77,22 @@ class PublishedDepth:
     """A DPT head with its own DINOv2 backbone, made by `load`. Threads may share it; passes run one after the other.
 
     name: Hub id or folder. source: one sentence part on where it is from and what it was trained on.
-    range: the nearest and the farthest that it can say, in metres.
-    short_side: of the pictures that it was trained on, in pixels; at other sizes things seem nearer or farther to it.
     mean, std: of RGB values from 0 to 255.
     """
 
     name: str
     source: str
-    range: tuple[float, float]
-    short_side: int
+    trained: Trained
     model: torch.nn.Module
     device: torch.device
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The nearest and the farthest that it can say, in metres."""
+        return NEAR, self.trained.far
 
     @property
     def patch_size(self) -> int:
@@ -222,8 +228,7 @@ def _from_pretrained(location, name: str, source: str, device: torch.device, loc
     return PublishedDepth(
         name=name,
         source=f"{source}, {trained}",
-        range=(NEAR, trained.far),
-        short_side=trained.short_side,
+        trained=trained,
         model=model.eval().requires_grad_(False).to(device),
         device=device,
         mean=mean,

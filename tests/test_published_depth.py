@@ -115,12 +115,12 @@ def test_pixels_are_normalised_as_the_folder_says(folder, chelsea):
 def test_the_range_is_known_by_name_or_told_by_the_config(folder):
     network = published_depth.load(folder, device="cpu")
     assert network.range == (0.001, 10)
-    assert network.short_side == 480
+    assert network.trained.short_side == 480
     assert network.source == f"the folder {folder}, trained on NYU Depth v2 (indoor, to 10 m)"
     street = folder.rename(folder.with_name("tiny-kitti"))
     network = published_depth.load(street, device="cpu")
     assert network.range == (0.001, 80)
-    assert network.short_side == 375
+    assert network.trained.short_side == 375
     mine = street.rename(folder.with_name("mine"))
     assert sentence(mine) == (
         "mine: nothing says that its depth is in metres: its name does not end in -nyu or -kitti, and its config.json "
@@ -193,6 +193,11 @@ def test_a_head_in_the_hub_s_cache_needs_no_hub(monkeypatch, tmp_path, folder, c
     assert network.name == name
     assert network.source == "published by Meta with DINOv2, trained on KITTI (street, to 80 m)"
     np.testing.assert_array_equal(network.predict(chelsea, 224), published.predict(chelsea, 224))
+    weights = repository / "snapshots" / ("1" * 40) / "model.safetensors"
+    torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
+    weights.unlink()
+    assert not published_depth.is_cached(name)
+    assert "its cache has no such depth head" in sentence(name)  # as safetensors, that is
 
 
 def test_a_folder_that_is_no_depth_head(folder, tiny_folders, tmp_path):
