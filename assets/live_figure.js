@@ -1,7 +1,7 @@
 // A figure that is drawn anew in the same place, so that nothing flickers and a zoom stays.
 // element, props and watch are given by gradio.
 const root = element.querySelector('.dv-live'), title = root.querySelector('figcaption'), plot = root.querySelector('.dv-plot')
-const CONFIG = {displaylogo: false, modeBarButtons: [['toImage', 'resetScale2d']]}
+const config = space => ({displaylogo: false, modeBarButtons: [['toImage', space ? 'resetCameraDefault3d' : 'resetScale2d']]})
 let shown = null  // what is drawn: figure and colours
 let width = 0      // that it was drawn at
 
@@ -47,7 +47,7 @@ async function draw() {
     // By group, so that it also holds for curves that were not there yet, such as those of one more run.
     const hidden = new Set(plot.data?.filter(curve => curve.visible === 'legendonly').map(curve => curve.legendgroup))
     for (const curve of data) if (hidden.has(curve.legendgroup)) curve.visible = 'legendonly'
-    await Plotly.react(plot, data, {...layout, ...themed}, CONFIG)
+    await Plotly.react(plot, data, {...layout, ...themed}, config(layout.scene))
 }
 
 new ResizeObserver(() => {

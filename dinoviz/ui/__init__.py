@@ -7,7 +7,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from dinoviz.ui import attention_tab, bar, compare_tab, live_figure, pca_tab, segment_tab, train_tab
+from dinoviz.ui import attention_tab, bar, compare_tab, depth_tab, live_figure, pca_tab, segment_tab, train_tab
 from dinoviz.ui.workbench import Settings, Workbench
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
@@ -28,6 +28,8 @@ def build(settings: Settings) -> gr.Blocks:
                 pca_tab.build(bench, shared)
             with gr.Tab("Segment", id="segment"):
                 segment_tab.build(bench, shared)
+            with gr.Tab(depth_tab.TAB, id="depth"):
+                depth_tab.build(bench, shared, tabs)
             with gr.Tab("Compare", id="compare"):
                 compare_tab.build(bench, shared)
             with gr.Tab("Train", id="train") as train:

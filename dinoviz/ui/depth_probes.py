@@ -1,0 +1,112 @@
+"""What can tell depth from a look: the shipped probe, probes of runs, published networks; and what they say of it."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Hashable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dinoviz import depth, published_depth
+from dinoviz.depth import Depth, Probe, ProbeError
+from dinoviz.ui.workbench import Job, Look, Workbench, file_key
+from training.runs import list_runs
+
+PUBLISHED = "published by Meta"
+NONE_HERE = (
+    "There is no depth probe for {model}: a probe reads the features of one network and no other's. "
+    "Train one in the Train tab (Depth probe), on pictures with depth"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What one probe says of one look. about: of the probe, for files. source: in words, HTML."""
+
+    depth: Depth
+    source: str
+    about: dict
+    range: tuple[float, float]
+
+
+def offers(bench: Workbench, look: Look) -> list[tuple[str, str]]:
+    """(what to call it, its value) of all that can tell depth from the look's features, the best first."""
+    found = []
+    with suppress(ProbeError):
+        if _opened(bench, str(depth.SHIPPED)).about["weights_id"] == look.backbone.weights_id:
+            found.append(("NYU Depth v2, rooms (shipped)", str(depth.SHIPPED)))
+    if not bench.settings.public:
+        for run in list_runs():
+            file = run.export_folder / "probe.safetensors"
+            with suppress(ProbeError):
+                if file.is_file() and _opened(bench, str(file)).about["weights_id"] == look.backbone.weights_id:
+                    found.append((f"{run.name} (trained here)", str(file)))
+    return found + [(f"{name} ({PUBLISHED})", name) for name in published_depth.names_for(look.backbone.name)]
+
+
+def none_here(look: Look) -> str:
+    """Why nothing can tell depth, and what to do about it, as HTML."""
+    published = published_depth.names_for(look.backbone.name)
+    more = f"; or let {published[0]}, once it can be downloaded, tell it or teach a probe" if published else ""
+    return NONE_HERE.format(model=html.escape(look.backbone.name)) + more + "."
+
+
+def is_published(chosen: str) -> bool:
+    """Whether it is a network of its own, which has to run over the picture."""
+    return chosen in published_depth.PUBLISHED
+
+
+def read(bench: Workbench, look: Look, chosen: str, job: Job | None = None) -> Reading:
+    """What the chosen one says of the look; at once where it is a probe. Raises DinovizError.
+
+    chosen: a value of `offers`, or on one's own machine a probe's file or run.
+    """
+    if chosen not in [value for _, value in offers(bench, look)] and bench.settings.public:
+        raise ProbeError("There is no such probe here.")
+    return bench.derived(key(look, chosen), lambda: _published(look, chosen, job) if is_published(chosen)
+                         else _read(look, _opened(bench, chosen)))  # fmt: skip
+
+
+def key(look: Look, chosen: str) -> Hashable:
+    """What decides a reading."""
+    return "depth", look.key, chosen if is_published(chosen) else file_key(str(_file(chosen)))
+
+
+def _file(chosen: str) -> Path:
+    path = Path(chosen)
+    return path / "export" / "probe.safetensors" if path.is_dir() else path
+
+
+def _opened(bench: Workbench, path: str) -> Probe:
+    return bench.derived(("probe", file_key(str(_file(path)))), lambda: depth.open_probe(path))
+
+
+def _read(look: Look, probe: Probe) -> Reading:
+    about = probe.about
+    layers = ", ".join(str(layer + 1) for layer in probe.layers)
+    errors = about.get("metrics", {}).get("test") or about.get("metrics", {}).get("validation") or {}
+    measured = f", off by {errors['rmse']:.2f} m (RMSE) on pictures like it held out" if "rmse" in errors else ""
+    data = html.escape(str(about.get("data", {}).get("folder", "?")))
+    source = (
+        f"<b>{html.escape(about['head'])} probe</b> on layers {layers} of {look.backbone.layers}, "
+        f"trained on {data} at {about['resolution']} px{measured}"
+    )
+    return Reading(depth.look(look.features, probe), source, about, probe.range)
+
+
+def _published(look: Look, name: str, job: Job | None) -> Reading:
+    if job:
+        job.tell(f"Loading {name}")
+    network = published_depth.load(name)
+
+    def blocks(done: int, of: int) -> None:
+        if job:
+            job.tell(f"{name} looks at the picture", done / of)
+
+    grid = replace(look.features.grid, image_size=look.picture.shown.size)
+    metres = network.predict(look.picture.shown, look.resolution, on_block=blocks)
+    raw = grid.to_patches(metres)
+    source = f"<b>{html.escape(network.name)}</b>, a network of its own: {html.escape(network.source)}"
+    about = {"published": network.name, "source": network.source, "depth": list(network.range)}
+    return Reading(Depth(metres, None, raw, None, look.features.grid), source, about, network.range)
