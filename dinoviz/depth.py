@@ -85,8 +85,9 @@ def look(features: Features, probe: Probe) -> Depth:
     probe.check(features.weights_id, features.weights)
     patches, cls = joined(features, probe.layers)
     with torch.inference_mode():
-        metres, spread = probe.head(patches, cls)
-        raw, _ = probe.head(patches, cls, upsample=1)
+        scores = probe.head.scores(patches, cls)
+        metres, spread = probe.head.metres(scores, probe.head.upsample)
+        raw, _ = probe.head.metres(scores, 1)
     return Depth(
         metres=metres[0].numpy(),
         spread=None if spread is None else spread[0].numpy(),
@@ -123,8 +124,12 @@ def unfamiliarity(features: Features, probe: Probe) -> float | None:
 
 
 def save_probe(path: str | Path, head: nn.Module, about: dict, familiar: np.ndarray | None = None) -> None:
-    """Write a probe as safetensors with a JSON header, half of it or nothing is never seen. Raises ProbeError."""
-    weights = {f"head.{name}": value.cpu().contiguous() for name, value in head.state_dict().items()}
+    """Write a probe as safetensors in half precision with a JSON header, whole or not at all. Raises ProbeError."""
+    learnt = {name for name, _ in head.named_parameters()}
+    weights = {
+        f"head.{name}": (value.half() if name in learnt else value).cpu().contiguous()
+        for name, value in head.state_dict().items()
+    }
     if familiar is not None and len(familiar):
         weights["familiar"] = torch.from_numpy(familiar).half()
     path = Path(path)
@@ -145,8 +150,24 @@ def open_probe(path: str | Path) -> Probe:
             about = json.loads(opened.metadata()["probe"])
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, it is no dictionary
         familiar = weights.pop("familiar", torch.empty(0, 0)).float().numpy()
-        head = depth_heads.make(about)
-        head.load_state_dict({name.removeprefix("head."): value.float() for name, value in weights.items()})
+        with torch.device("meta"):  # a header may say anything: memory is that of the weights there are
+            head = depth_heads.make(about)
+        head.load_state_dict(
+            {name.removeprefix("head."): value.float() if value.is_floating_point() else value
+             for name, value in weights.items()}, assign=True,
+        )  # fmt: skip
+        _check(about, familiar)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError):
         raise ProbeError(f"{path.name} holds no depth probe that can be read.") from None
     return Probe(head.eval().requires_grad_(False), about, familiar, path.name)
+
+
+def _check(about: dict, familiar: np.ndarray) -> None:
+    """Raises ValueError, KeyError or TypeError for a header that `Probe` cannot stand for."""
+    near, far = about["depth"]
+    layers = [int(layer) for layer in about["layers"]]
+    int(about["resolution"])
+    named = isinstance(about["weights_id"], str) and isinstance(about["backbone"], str)
+    known = not familiar.size or (familiar.ndim == 2 and about["familiar_limit"] > 0)
+    if not (named and known and layers and min(layers) >= 0 and 0 <= near < far and int(about["upsample"]) > 0):
+        raise ValueError

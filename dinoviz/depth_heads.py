@@ -11,21 +11,26 @@ import torch.nn.functional as F
 from torch import nn
 
 BASE_WEIGHT = 0.1  # of each depth before the layer says anything, as published
+HIDDEN = 256  # channels of the textbook's two layers
+WIDTH = 128  # channels of the convolutions
 
 
-class Bins(nn.Module):
-    """A head that weighs depths: what gives the weights is left to those that are made of it.
+class Head(nn.Module):
+    """What all heads share; how scores come about and what they mean is left to those that are made of it.
 
-    bins depths from near to far, in metres. upsample: how much finer than the patches depth is told.
+    upsample: how much finer than the patches depth is told.
     """
 
-    def __init__(self, bins: int, near: float, far: float, upsample: int):
+    def __init__(self, upsample: int):
         super().__init__()
         self.upsample = upsample
-        self.register_buffer("depths", torch.linspace(near, far, bins))
 
-    def logits(self, patches: torch.Tensor, cls: torch.Tensor) -> torch.Tensor:
-        """(B, h, w, C) and (B, C) -> (B, bins, h, w)."""
+    def scores(self, patches: torch.Tensor, cls: torch.Tensor) -> torch.Tensor:
+        """(B, h, w, C) and (B, C) -> (B, K, h, w)."""
+        raise NotImplementedError
+
+    def metres(self, scores: torch.Tensor, upsample: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Scores (B, K, h, w) -> depth and its spread, each (B, h * u, w * u) in metres."""
         raise NotImplementedError
 
     def forward(
@@ -36,10 +41,52 @@ class Bins(nn.Module):
         C: channels of all layers together. upsample: u, instead of the head's own; 1 for the raw patch grid.
         The spread is the standard deviation of the depths under their weights; None of a head without bins.
         """
-        logits, finer = self.logits(patches, cls), upsample or self.upsample
-        if finer > 1:
-            logits = F.interpolate(logits, scale_factor=finer, mode="bilinear", align_corners=False)
-        weights = logits.relu() + BASE_WEIGHT
+        return self.metres(self.scores(patches, cls), upsample or self.upsample)
+
+
+class Joined(nn.Module):
+    """One linear layer on patches and, if wanted, the CLS token joined to each: (B, h, w, C) -> (B, K, h, w).
+
+    Channels are brought to mean 0 and deviation 1 first, see `fit`. In training, a share `dropout` of them is hidden
+    from a whole picture, so that no few of them decide.
+    """
+
+    def __init__(self, channels: int, out: int, cls: bool):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("deviation", torch.ones(channels))
+        self.patch = nn.Linear(channels, out)
+        self.cls = nn.Linear(channels, out, bias=False) if cls else None
+        self.dropout = 0.0
+
+    def fit(self, mean: torch.Tensor, deviation: torch.Tensor) -> None:
+        """Mean and standard deviation (C,) of the patches that it is going to learn from."""
+        self.mean.copy_(mean)
+        self.deviation.copy_(deviation.clamp(min=1e-3))
+
+    def forward(self, patches: torch.Tensor, cls: torch.Tensor) -> torch.Tensor:
+        patches, cls = ((tokens - self.mean) / self.deviation for tokens in (patches, cls))
+        if self.training and self.dropout:
+            kept = F.dropout(torch.ones_like(cls), self.dropout)
+            patches, cls = patches * kept[:, None, None], cls * kept
+        found = self.patch(patches)
+        if self.cls is not None:
+            found = found + self.cls(cls)[:, None, None]
+        return found.permute(0, 3, 1, 2)
+
+
+class Bins(Head):
+    """A head whose scores weigh depths.
+
+    bins depths from near to far, in metres.
+    """
+
+    def __init__(self, bins: int, near: float, far: float, upsample: int):
+        super().__init__(upsample)
+        self.register_buffer("depths", torch.linspace(near, far, bins))
+
+    def metres(self, scores: torch.Tensor, upsample: int) -> tuple[torch.Tensor, torch.Tensor]:
+        weights = finer(scores, upsample).relu() + BASE_WEIGHT
         total = weights.sum(1)
         mean = torch.einsum("bkhw,k->bhw", weights, self.depths) / total
         square = torch.einsum("bkhw,k->bhw", weights, self.depths**2) / total
@@ -49,17 +96,59 @@ class Bins(nn.Module):
 class Linear(Bins):
     """The same as one linear layer on patch and CLS joined, and as upsampling before it: both are linear."""
 
-    def __init__(self, channels: int, bins: int, near: float, far: float, upsample: int):
+    def __init__(self, channels: int, bins: int, near: float, far: float, upsample: int, cls: bool):
         super().__init__(bins, near, far, upsample)
-        self.patch, self.cls = nn.Linear(channels, bins), nn.Linear(channels, bins, bias=False)
+        self.joined = Joined(channels, bins, cls)
 
-    def logits(self, patches: torch.Tensor, cls: torch.Tensor) -> torch.Tensor:
-        return (self.patch(patches) + self.cls(cls)[:, None, None]).permute(0, 3, 1, 2)
-
-
-HEADS = {"linear": Linear}
+    def scores(self, patches: torch.Tensor, cls: torch.Tensor) -> torch.Tensor:
+        return self.joined(patches, cls)
 
 
-def make(about: dict) -> nn.Module:
+class Mlp(Head):
+    """The textbook's: two layers of each patch by itself, and a sigmoid of the farthest depth."""
+
+    def __init__(self, channels: int, bins: int, near: float, far: float, upsample: int, cls: bool):
+        super().__init__(upsample)
+        self.near, self.far = near, far
+        self.joined, self.out = Joined(channels, HIDDEN, cls), nn.Conv2d(HIDDEN, 1, 1)
+
+    def scores(self, patches: torch.Tensor, cls: torch.Tensor) -> torch.Tensor:
+        return self.out(F.gelu(self.joined(patches, cls)))
+
+    def metres(self, scores: torch.Tensor, upsample: int) -> tuple[torch.Tensor, None]:
+        return (self.far * finer(scores, upsample)[:, 0].sigmoid()).clamp(min=self.near), None
+
+
+class Conv(Bins):
+    """A projection and two 3 x 3 convolutions before the bins, so that a patch is told by those around it."""
+
+    def __init__(self, channels: int, bins: int, near: float, far: float, upsample: int, cls: bool):
+        super().__init__(bins, near, far, upsample)
+        self.joined = Joined(channels, WIDTH, cls)
+        self.convolutions = nn.Sequential(
+            nn.GELU(),
+            nn.Conv2d(WIDTH, WIDTH, 3, padding=1, padding_mode="replicate"),
+            nn.GELU(),
+            nn.Conv2d(WIDTH, WIDTH, 3, padding=1, padding_mode="replicate"),
+            nn.GELU(),
+        )
+        self.out = nn.Conv2d(WIDTH, bins, 1)
+
+    def scores(self, patches: torch.Tensor, cls: torch.Tensor) -> torch.Tensor:
+        return self.out(self.convolutions(self.joined(patches, cls)))
+
+
+HEADS = {"linear": Linear, "mlp": Mlp, "conv": Conv}
+
+
+def finer(scores: torch.Tensor, upsample: int) -> torch.Tensor:
+    """(B, K, h, w) -> (B, K, h * u, w * u)."""
+    if upsample == 1:
+        return scores
+    return F.interpolate(scores, scale_factor=upsample, mode="bilinear", align_corners=False)
+
+
+def make(about: dict) -> Head:
     """The head that a probe's header tells of, not yet trained. about["channels"]: of all its layers together."""
-    return HEADS[about["head"]](about["channels"], about["bins"], *about["depth"], about["upsample"])
+    head = HEADS[about["head"]]
+    return head(about["channels"], about["bins"], *about["depth"], about["upsample"], about.get("cls", True))

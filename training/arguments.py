@@ -48,7 +48,25 @@ def _add(group, field: dataclasses.Field, hint, positional: bool) -> None:
         group.add_argument(option, type=single, choices=field.metadata["choices"], **common)
     else:
         word = {int: "N", float: "X", str: "TEXT"}[single]
-        group.add_argument(option, type=single, metavar=word, **({"nargs": "+"} if several else {}), **common)
+        if several and single is not str:  # a path may hold commas
+            group.add_argument(option, type=_words(single), nargs="+", action=_Joined, metavar=word, **common)
+        else:
+            group.add_argument(option, type=single, metavar=word, **({"nargs": "+"} if several else {}), **common)
+
+
+def _words(single: type):
+    """Reads "3,6,9" as "3 6 9" is read."""
+
+    def words(text: str) -> list:
+        return [single(word) for word in text.split(",") if word.strip()]
+
+    words.__name__ = single.__name__  # which argparse says where it cannot be read
+    return words
+
+
+class _Joined(argparse.Action):
+    def __call__(self, parser, options, values, option=None):
+        setattr(options, self.dest, [each for word in values for each in word])
 
 
 def _default(value) -> str:

@@ -160,7 +160,7 @@ def _python(run: Run, repository: str) -> str:
         )
     if run.kind != "probe":
         return f"import dinoviz\nbackbone = dinoviz.load({where})"
-    opening = "from training.probe import open_probe\nhead, about = open_probe"
+    opening = "from dinoviz.depth import open_probe\nprobe = open_probe"
     if repository:
         fetch = f'hf_hub_download({where}, "probe.safetensors")'
         return f"from huggingface_hub import hf_hub_download\n{opening}({fetch})"

@@ -13,15 +13,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 import dinoviz
-from dinoviz import models
+from dinoviz import depth_heads, models
 from dinoviz.backbone import Backbone
 from dinoviz.errors import Stopped
 from dinoviz.images import PatchGrid
@@ -30,12 +29,13 @@ from training.classifier import build
 from training.config import PretrainConfig
 from training.course import Course
 from training.data import DEMO, DEMO_CROPS, DataError, Decoded, Pictures, demo_probes, find
+from training.depth_course import Lesson
+from training.depth_views import View, views_of
 from training.dino import Distillation
 from training.evaluate import embed_tensor, evaluation_size
 from training.finetune import HEAD_FIRST
 from training.pretrain import steps_in_epoch
-from training.probe import DepthHead, encode, scale_invariant_loss
-from training.rgbd import find_pairs
+from training.rgbd import find_pairs, split
 from training.stopping import enough_memory
 from training.task_config import FinetuneConfig, ProbeConfig
 from training.ways import STORE, Head, Held, Network, logits_of
@@ -220,35 +220,44 @@ def _course(config: FinetuneConfig, way: Head | Network, laps: _Laps) -> float:
 def _probing(config: ProbeConfig, images: int, tell: Tell) -> Estimate:
     images = min(images, config.limit or images)
     _check_count(images)
-    kept = max(1, round(config.validation * images))
+    kept, looked_at = _kept_back(config, images)
     backbone = dinoviz.load(config.model, device=config.device or None)
-    grid = PatchGrid.fit(ROOM, config.resolution, backbone.patch_size)
-    picture = _noise(1, ROOM[0]).open(0).resize(ROOM)
-    encoding = _Laps(tell, "Timing the encoding", 0.2, 0.6).time(lambda: encode(backbone, picture, grid, config.layers))
-    batch, device = min(config.batch, images - kept), backbone.device
-    patches, cls = (torch.stack([each] * batch).to(device) for each in encode(backbone, picture, grid, config.layers))
-    depth = torch.full((batch, *grid.model_size[::-1]), sum(config.depth) / 2, device=device)
-    head = DepthHead(cls.shape[1], config.bins, *config.depth, config.upsample).to(device)
-    optimizer = torch.optim.AdamW(head.parameters())
+    layers, grid = config.blocks(backbone.layers), PatchGrid.fit(ROOM, config.resolution, backbone.patch_size)
+    picture, truth = _noise(1, ROOM[0]).open(0).resize(ROOM), np.full(ROOM[::-1], sum(config.depth) / 2)
 
-    def train_step() -> None:
-        predicted = F.interpolate(head(patches.float(), cls)[:, None], depth.shape[1:], mode="bilinear")[:, 0]
-        loss = scale_invariant_loss(predicted, depth, depth > 0)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        float(loss.detach())
+    def encode() -> tuple[torch.Tensor, ...]:
+        pixels, depth = View().show(picture, truth, truth > 0, grid)
+        tokens = torch.cat(backbone.tokens(pixels[None], layers), dim=2)[0]
+        patches = tokens[1 + backbone.registers :].reshape(*grid.shape, -1)
+        return patches, tokens[0], torch.from_numpy(depth.astype(np.float32)).to(tokens.device)
 
-    step = _Laps(tell, "Timing a step", 0.6, 1.0).time(train_step)
-    steps = _steps(images - kept, config.batch, config.epochs)
-    tested = len(find_pairs(config.test)) if config.test else 0
+    encoding = _Laps(tell, "Timing the encoding", 0.2, 0.6).time(encode)
+    train = images - kept - looked_at
+    batch = [torch.stack([each] * min(config.batch, train)) for each in encode()]
+    channels = len(layers) * backbone.dim
+    head = depth_heads.make({**asdict(config), "channels": channels}).to(backbone.device)
+    head.joined.dropout = config.dropout
+    lesson = Lesson(head, config)
+    step = _Laps(tell, "Timing a step", 0.6, 1.0).time(lambda: lesson.step(batch, 0, config.lr))
+    steps = _steps(train, config.batch, config.epochs)
+    tested = len(find_pairs(config.test)) if config.test else looked_at
+    encoded = train * len(views_of(config, 0)) + kept  # then those that are measured on are looked at once more
+    asked = " and the teacher" if config.teacher else ""
     return Estimate(
-        encoding * (images + kept + tested) + step * steps,
+        encoding * (encoded + kept + tested) + step * steps,
         step,
         steps,
-        f"{_short(encoding)} to encode an image and {steps:,} steps of the head of {_short(step)}, timed on this "
-        "machine; without reading the images, and less if it stops early.",
+        f"{_short(encoding)} to encode each of {encoded:,} views and {steps:,} steps of the head of {_short(step)}, "
+        f"timed on this machine; without reading the images{asked}, and less if it stops early.",
     )
+
+
+def _kept_back(config: ProbeConfig, images: int) -> tuple[int, int]:
+    """How many images decide when to stop, and how many are held out."""
+    if config.teacher:
+        return max(1, round(config.validation * images)), config.held_out
+    parts = split(find_pairs(config.data, config.limit), config.validation, config.held_out)
+    return len(parts.validation), len(parts.held_out)
 
 
 def _check_count(images: int) -> None:

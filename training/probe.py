@@ -1,279 +1,271 @@
-"""The depth probe: a linear layer on frozen features that tells how far away each patch is, as DINOv2 evaluated it.
+"""The depth probe: a small head on frozen features that tells how far away everything is.
 
-Patches of one or more layers are joined with the CLS token; a linear layer gives each of 256 depths, evenly spaced, a
-weight; the depth is their weighted mean (Oquab et al. 2024, section 7.4; AdaBins, Bhat et al. 2021). Other than
-published: tokens are taken after the final norm, each picture is encoded once and so not augmented, and of the two
-losses there is the scale-invariant one only.
+Each picture is encoded once in each of its views (`depth_views`), then the head learns from these features
+(`depth_course`): with head linear and gradient 0.5 as DINOv2 evaluated it (Oquab et al. 2024, section 7.4). Other than
+published, tokens are taken after the final norm, and losses are those of depth at a quarter of the patch size.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
-import torch.nn.functional as F
-from PIL import Image
-from torch import nn
 
 import dinoviz
+from dinoviz import depth, depth_heads
 from dinoviz.backbone import Backbone
-from dinoviz.errors import DinovizError, Stopped
-from dinoviz.files import whole
-from dinoviz.images import PatchGrid
+from dinoviz.depth import ProbeError
+from dinoviz.errors import Stopped
 from training.clock import BEAT
+from training.command_line import command_line
+from training.depth_course import Course, Lesson
+from training.depth_views import Encoded, View, views_of
 from training.protocols import Progress
-from training.rgbd import Pair, counts, depth_errors, find_pairs
+from training.rgbd import Pair, Split, counts, depth_errors, find_pairs, intrinsics, meta, split
 from training.runs import Run
-from training.schedules import cosine
 from training.stopping import reopen, working
 from training.task_config import ProbeConfig
 
-EPSILON = 1e-3  # metres; keeps logarithms finite, as published
-BASE_WEIGHT = 0.1  # of each depth before the linear layer says anything (AdaBins' "linear" normalisation)
-
-
-class ProbeError(DinovizError):
-    """A probe that cannot be trained or opened; the message says why."""
-
-
-class DepthHead(nn.Module):
-    """Features (B, h, w, D) and CLS (B, D) -> depth (B, h * upsample, w * upsample) in metres.
-
-    The same as one linear layer on patch and CLS joined, and as upsampling the features before it: both are linear.
-    """
-
-    def __init__(self, dim: int, bins: int, near: float, far: float, upsample: int):
-        super().__init__()
-        self.patch, self.cls = nn.Linear(dim, bins), nn.Linear(dim, bins, bias=False)
-        self.upsample = upsample
-        self.register_buffer("depths", torch.linspace(near, far, bins))
-
-    def forward(self, patches: torch.Tensor, cls: torch.Tensor) -> torch.Tensor:
-        weights = (self.patch(patches) + self.cls(cls)[:, None, None]).permute(0, 3, 1, 2)
-        if self.upsample > 1:
-            weights = F.interpolate(weights, scale_factor=self.upsample, mode="bilinear", align_corners=False)
-        weights = weights.relu() + BASE_WEIGHT
-        return torch.einsum("bkhw,k->bhw", weights, self.depths) / weights.sum(1)
-
-
-def scale_invariant_loss(predicted: torch.Tensor, depth: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """sqrt(Var(g) + 0.15 mean(g)^2) of g = log(predicted) - log(depth) over the valid pixels (as DINOv2's SigLoss)."""
-    g = (predicted[valid] + EPSILON).log() - (depth[valid] + EPSILON).log()
-    return (g.var() + 0.15 * g.mean() ** 2).sqrt()
-
-
-class _Encoded:
-    """Pairs with their features in half precision, and their depth at model size; all in memory."""
-
-    def __init__(self, pairs: list[Pair], backbone: Backbone, config: ProbeConfig, progress: Progress, budget: float):
-        self.pairs = pairs
-        self.patches: list[torch.Tensor] = []  # (h, w, L * D) float16
-        self.cls: list[torch.Tensor] = []  # (L * D,) float32
-        self.depth: list[torch.Tensor] = []  # (H, W) float32 in metres
-        self.valid: list[torch.Tensor] = []
-        for i, pair in enumerate(pairs):
-            picture, depth = pair.open()
-            grid = PatchGrid.fit(picture.size, config.resolution, backbone.patch_size)
-            patches, cls = encode(backbone, picture, grid, config.layers)
-            needed = len(pairs) * (patches.nbytes + 5 * grid.model_size[0] * grid.model_size[1])
-            if needed > budget:
-                raise ProbeError(
-                    f"The features of {len(pairs)} images at {config.resolution} px take about "
-                    f"{needed / 2**30:.1f} GB, more than the {budget / 2**30:.1f} GB allowed; "
-                    "lower the resolution, the layers or the limit."
-                )
-            small = np.asarray(Image.fromarray(depth).resize(grid.model_size, Image.Resampling.NEAREST))
-            self.patches.append(patches)
-            self.cls.append(cls)
-            self.depth.append(torch.from_numpy(small.copy()))
-            self.valid.append(torch.from_numpy(counts(small, config.crop, config.depth[1])))
-            progress(i + 1, len(pairs), "encoding")
-
-    def order(self, batch: int, rng: np.random.Generator | None = None) -> list[list[int]]:
-        """Batches of pictures of one size each; shuffled with rng."""
-        by_size: dict[tuple, list[int]] = {}
-        for i in range(len(self.pairs)) if rng is None else rng.permutation(len(self.pairs)).tolist():
-            by_size.setdefault((self.patches[i].shape, self.depth[i].shape), []).append(i)
-        found = [same[i : i + batch] for same in by_size.values() for i in range(0, len(same), batch)]
-        return found if rng is None else [found[i] for i in rng.permutation(len(found))]
-
-    def predict(self, head: DepthHead, part: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(predicted, depth, valid), each (B, H, W) at model size."""
-        device = head.depths.device
-        patches, cls, depth, valid = (
-            torch.stack([values[i] for i in part]).to(device)
-            for values in (self.patches, self.cls, self.depth, self.valid)
-        )
-        predicted = head(patches.float(), cls)
-        size = tuple(depth.shape[1:])
-        predicted = F.interpolate(predicted[:, None], size, mode="bilinear", align_corners=False)[:, 0]
-        return predicted, depth, valid
-
-
-def encode(backbone: Backbone, picture: Image.Image, grid: PatchGrid, layers) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the head is given of a picture: (h, w, L * D) float16 and the CLS tokens (L * D,) float32, on the CPU."""
-    pixels = np.asarray(picture.resize(grid.model_size, Image.Resampling.BICUBIC), dtype=np.float32) / 255
-    tokens = torch.cat(backbone.tokens(torch.from_numpy(pixels).permute(2, 0, 1)[None], layers), dim=2)[0].cpu()
-    return tokens[1 + backbone.registers :].reshape(*grid.shape, -1).half(), tokens[0]
+VERSION = 1  # of the header
+FAMILIAR = 2000  # training pictures that a probe remembers at most
+UNLIKE = 99  # per cent of held-out pictures that are to count as familiar
+# What decides the features, beside the files and the weights.
+SETTINGS = ("layers", "resolution", "border", "crop", "depth", "flip", "crops", "zoom", "colour", "seed")
 
 
 def probe(config: ProbeConfig, run: Run, progress: Progress | None = None) -> dict | None:
-    """Train a depth probe in a run of kind "probe"; write export/probe.safetensors, see `open_probe`.
+    """Train a depth probe in a run of kind "probe"; write export/probe.safetensors, see `dinoviz.depth.open_probe`.
 
     Returns what is said of it in the file's header, or None if the run was asked to stop. Raises DinovizError for data
     and settings that cannot be.
     """
-    progress = progress or (lambda done, of, what: None)
-    with working(run) as asked_to_stop:
-        run.set_status("running", step=0, message="encoding the images")
-
-        def heard(done: int, of: int, what: str) -> None:
-            if asked_to_stop():
-                raise Stopped
-            progress(done, of, what)
-
-        pairs = find_pairs(config.data, config.limit)
-        if len(pairs) < 2:
-            raise ProbeError("A probe needs at least two images, one of them to check on; there is only one.")
-        test = find_pairs(config.test) if config.test else []
-        backbone = dinoviz.load(config.model, device=config.device or None)
-        chosen = np.random.default_rng(config.seed).permutation(len(pairs))
-        held = set(chosen[: max(1, round(config.validation * len(pairs)))].tolist())
-        budget = config.memory_gb * 2**30
-        train, validation = (
-            _Encoded(part, backbone, config, heard, budget * len(part) / len(pairs))
-            for part in (
-                [pair for i, pair in enumerate(pairs) if i not in held],
-                [pair for i, pair in enumerate(pairs) if i in held],
-            )
-        )
-        head, best = _train(config, backbone, train, validation, run, heard)
-        metrics = {"validation": _errors(validation.pairs, head, backbone, config)}
-        if test:
-            metrics["test"] = _errors(test, head, backbone, config)
-        about = {
-            "backbone": backbone.name,
-            "weights_id": backbone.weights_id,
-            "layers": [layer % backbone.layers for layer in config.layers],
-            "resolution": config.resolution,
-            "bins": config.bins,
-            "depth": list(config.depth),
-            "upsample": config.upsample,
-            "crop": config.crop,
-            "metrics": metrics,
-            "epoch": best["epoch"],
-            "data": {"folder": Path(config.data).name, "train": len(train.pairs), "validation": len(validation.pairs)},
-        }
-        _export(head, about, run)
-        run.set_status("finished", eta=0, message=", ".join(f"{k} {v:.3f}" for k, v in metrics["validation"].items()))
-        return about
-    return None
+    return _work(config, run, progress or (lambda done, of, what: None), resumed=False)
 
 
 def resume(run: Run, progress: Progress | None = None) -> dict | None:
-    """Begin again: the head learns in minutes, so that a probe keeps no checkpoints; as `probe`.
+    """Go on with the encoding, or after the last whole epoch, of a run that was stopped or killed; as `probe`.
 
     Raises RunError too for a run of another kind, at work or finished.
     """
     reopen(run, "probe")
     config = ProbeConfig.from_dict(run.config)
-    run.truncate_metrics(0)
-    return probe(config, run, progress)
+    return _work(config, run, progress or (lambda done, of, what: None), resumed=True)
 
 
-def _train(config, backbone, train: _Encoded, validation: _Encoded, run: Run, progress: Progress):
-    """(the head with the weights of the best epoch, {epoch, rmse})."""
-    torch.manual_seed(config.seed)
-    head = DepthHead(train.cls[0].numel(), config.bins, *config.depth, config.upsample).to(backbone.device)
-    optimizer = torch.optim.AdamW(head.parameters(), config.lr, weight_decay=config.weight_decay)
-    epoch_steps = len(train.order(config.batch))
-    steps, step, best, kept = config.epochs * epoch_steps, 0, {}, {}
-    began, beat = time.monotonic(), 0.0
-    for epoch in range(1, config.epochs + 1):
-        total = 0.0
-        for part in train.order(config.batch, np.random.default_rng([config.seed, epoch])):
-            optimizer.param_groups[0]["lr"] = cosine(step, steps, config.lr, 0.0)
-            loss = scale_invariant_loss(*train.predict(head, part))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            if not torch.isfinite(loss):
-                raise ProbeError(f"The loss is no longer a number at step {step + 1}; a lower rate may help.")
-            step, total = step + 1, total + float(loss.detach())
-            progress(step, steps, f"epoch {epoch}")
-            if time.monotonic() - beat > BEAT:
-                beat = time.monotonic()
-                run.set_status("running", step=step, steps=steps, eta=(beat - began) / step * (steps - step))
-        rmse = _validation_rmse(head, validation, config.batch)
-        run.add_metrics({"step": step, "epoch": epoch, "loss": total / epoch_steps, "validation_rmse": rmse})
-        if not best or rmse < best["rmse"]:
-            best, kept = {"epoch": epoch, "rmse": rmse}, {k: v.clone() for k, v in head.state_dict().items()}
-        if epoch - best["epoch"] >= config.patience:
-            break
-    head.load_state_dict(kept)
-    return head.eval(), best
+def _work(config: ProbeConfig, run: Run, progress: Progress, resumed: bool) -> dict | None:
+    with working(run) as asked_to_stop:
+        run.set_status("running", step=0, message="reading the images")
+        stages: dict[str, float] = {}
+        beat = 0.0
+
+        def heard(done: int, of: int, what: str) -> None:
+            nonlocal beat
+            if asked_to_stop():
+                raise Stopped
+            progress(done, of, what)
+            now = time.monotonic()
+            began = stages.setdefault(what, now)
+            if not what.startswith("epoch") and now - beat > BEAT:
+                beat = now
+                eta = (now - began) / max(1, done) * (of - done)
+                run.set_status("running", eta=eta, message=f"{what}, {done:,} of {of:,}")
+
+        told, data = config, {"folder": Path(config.data).name}
+        if config.teacher:
+            from training import distil
+
+            config, taught = distil.taught(config, run.folder / "teacher", heard)
+            data |= taught
+        task = _Task.prepare(config, run, heard)
+        checkpoint = run.checkpoint() if resumed else None
+        train, validation = task.encoded(run.folder / "features", heard, anew=not resumed)
+        course = Course(task.lesson(train), train, validation, run, heard, task.digest)
+        if checkpoint is not None:
+            course.restore(checkpoint)
+        else:
+            run.truncate_metrics(0)  # of an epoch that was killed before its checkpoint was written
+        head = course.go()
+        about = task.about | {"epoch": course.best["epoch"], "command": _command(told)}
+        about["data"] = data | about["data"]
+        familiar = train.descriptors(task.backbone.dim)
+        familiar = familiar[np.linspace(0, len(familiar) - 1, min(FAMILIAR, len(familiar))).astype(int)]
+        nearest = 1 - (validation.descriptors(task.backbone.dim) @ familiar.T).max(1)
+        about["familiar_limit"] = max(1e-6, float(np.percentile(nearest, UNLIKE)))
+        file = run.export_folder / "probe.safetensors"
+        depth.save_probe(file, head, about, familiar)
+        about["metrics"] = task.measure(depth.open_probe(file), heard)  # of the head as it is in the file
+        depth.save_probe(file, head, about, familiar)
+        shutil.rmtree(run.folder / "features", ignore_errors=True)
+        message = _in_words(about["metrics"])
+        run.log(message)
+        run.set_status("finished", step=course.step, steps=course.steps, eta=0, message=message)
+        return about
+    return None
 
 
-@torch.no_grad()
-def _validation_rmse(head: DepthHead, validation: _Encoded, batch: int) -> float:
-    squares = [
-        ((p - t)[v] ** 2).mean()
-        for part in validation.order(batch)
-        for p, t, v in zip(*validation.predict(head, part), strict=True)
-        if v.any()
-    ]
-    return float(torch.stack(squares).sqrt().mean())
+@dataclass
+class _Task:
+    """The images and the network that a configuration asks for."""
+
+    config: ProbeConfig
+    backbone: Backbone
+    layers: list[int]
+    parts: Split
+
+    @classmethod
+    def prepare(cls, config: ProbeConfig, run: Run, heard: Progress) -> _Task:
+        pairs = find_pairs(config.data, config.limit)
+        parts = split(pairs, config.validation, config.held_out)
+        if config.test:
+            rule = f"{parts.rule}; the test images are a folder of their own"
+            parts = replace(parts, held_out=find_pairs(config.test), rule=rule)
+        backbone = dinoviz.load(config.model, device=config.device or None)
+        layers = config.blocks(backbone.layers)
+        kept = _with_depth([*parts.train, *parts.validation, *parts.held_out], config, run, heard)
+        for name, what in (("train", "to train on"), ("validation", "to check on"), ("held_out", "held out")):
+            before = getattr(parts, name)
+            parts = replace(parts, **{name: [pair for pair in before if pair in kept]})
+            if before and not getattr(parts, name):
+                raise ProbeError(f"None of the images {what} has depth that is known and within the range.")
+        return cls(config, backbone, layers, parts)
+
+    @property
+    def digest(self) -> str:
+        """Of what is trained on, so that a run does not go on with something else."""
+        files = [_stamp(path) for pair in self.parts.train + self.parts.validation for path in (pair.image, pair.depth)]
+        values = {name: value for name, value in asdict(self.config).items() if name in SETTINGS}
+        about = json.dumps([files, len(self.parts.train), self.layers, values, self.backbone.weights_id])
+        return hashlib.sha256(about.encode()).hexdigest()
+
+    def encoded(self, folder: Path, heard: Progress, anew: bool) -> tuple[Encoded, Encoded]:
+        """Features of the training and the validation images; those that lie in the folder are not computed again."""
+        stamp = folder / "of.txt"
+        if anew or not stamp.exists() or stamp.read_text() != self.digest:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            stamp.write_text(self.digest)
+        config, count = self.config, len(self.parts.train) + len(self.parts.validation)
+        channels = len(self.layers) * self.backbone.dim
+        train, validation = (Encoded(folder / f"{name}.bin", channels) for name in ("train", "validation"))
+        for encoded, pairs, views, crop, before in (
+            (train, self.parts.train, lambda i: views_of(config, i), "none", 0),
+            (validation, self.parts.validation, lambda i: [View()], config.crop, len(self.parts.train)),
+        ):
+            encoded.encode(
+                pairs, views, self.backbone, self.layers, config, crop,
+                lambda done, before=before: heard(before + done, count, "encoding"),
+            )  # fmt: skip
+        for encoded in (train, validation):
+            encoded.open(config.memory_gb * 2**30 * encoded.end / (train.end + validation.end))
+        return train, validation
+
+    def lesson(self, train: Encoded) -> Lesson:
+        torch.manual_seed(self.config.seed)
+        head = depth_heads.make(self.about)
+        head.joined.fit(*train.statistics())
+        head.joined.dropout = self.config.dropout
+        return Lesson(head.to(self.backbone.device), self.config)
+
+    @property
+    def about(self) -> dict:
+        """What the header says before anything is trained."""
+        config, parts, told = self.config, self.parts, meta(self.config.data)
+        licence, camera = told.get("licence") or told.get("license"), intrinsics(config.data)
+        return {
+            "version": VERSION,
+            "backbone": self.backbone.name,
+            "weights_id": self.backbone.weights_id,
+            "head": config.head,
+            "cls": config.cls,
+            "layers": self.layers,
+            "channels": len(self.layers) * self.backbone.dim,
+            "resolution": config.resolution,
+            "depth": list(config.depth),
+            "bins": config.bins,
+            "upsample": config.upsample,
+            "crop": config.crop,
+            "border": config.border,
+            "seed": config.seed,
+            **({"camera": camera} if camera else {}),
+            "data": {
+                **({"licence": str(licence)} if licence else {}),
+                "train": len(parts.train),
+                "validation": len(parts.validation),
+                "held_out": len(parts.held_out),
+                "rule": parts.rule,
+            },
+        }
+
+    def measure(self, opened: depth.Probe, heard: Progress) -> dict[str, dict]:
+        """What the probe does wrong on the validation images and, looked at once, on the held-out ones."""
+        found = {}
+        for name, pairs in (("validation", self.parts.validation), ("test", self.parts.held_out)):
+            if pairs:
+                found[name] = errors(
+                    pairs, opened, self.backbone, self.config,
+                    lambda i, name=name, pairs=pairs: heard(i, len(pairs), f"measuring on the {name} images"),
+                )  # fmt: skip
+        return found
 
 
-@torch.no_grad()
-def _errors(pairs: list[Pair], head: DepthHead, backbone: Backbone, config: ProbeConfig) -> dict[str, float]:
-    """Mean over the pictures, each at its full resolution, as published; those without a pixel that counts are left."""
-    found = []
-    for pair in pairs:
-        picture, depth = pair.open()
-        valid = counts(depth, config.crop, config.depth[1])
+def errors(pairs: Sequence[Pair], opened: depth.Probe, backbone: Backbone, config: ProbeConfig, done) -> dict:
+    """Means over the pictures, each at its full size, of what `depth_errors` says; "median_scaled" has those scaled.
+
+    Pictures are looked at as the app does it. done: called with how many are. Raises ProbeError where none has depth.
+    """
+    found, scaled = [], []
+    for i, pair in enumerate(pairs):
+        picture, truth = pair.open(config.border)
+        valid = counts(truth, config.crop, config.depth[1], config.border)
         if valid.any():
-            found.append(
-                depth_errors(predict_depth(backbone, head, picture, config.resolution, config.layers), depth, valid)
-            )
-    return {key: float(np.mean([each[key] for each in found])) for key in ("rmse", "abs_rel", "delta1")}
+            features = backbone.encode(picture, config.resolution, opened.layers)
+            predicted = depth.predict(features, opened)
+            found.append(depth_errors(predicted, truth, valid))
+            scaled.append(depth_errors(predicted, truth, valid, median_scaled=True))
+        done(i + 1)
+    if not found:
+        raise ProbeError("None of the images to be measured on has depth that is known and within the range.")
+    means, scaled = ({key: float(np.mean([each[key] for each in of])) for key in of[0]} for of in (found, scaled))
+    return {**means, "images": len(found), "median_scaled": scaled}
 
 
-@torch.no_grad()
-def predict_depth(backbone: Backbone, head: DepthHead, picture: Image.Image, resolution: int, layers) -> np.ndarray:
-    """Depth of a picture, (H, W) float32 in metres at its own size."""
-    grid = PatchGrid.fit(picture.size, resolution, backbone.patch_size)
-    patches, cls = encode(backbone, picture, grid, layers)
-    predicted = head(patches[None].float().to(head.depths.device), cls[None].to(head.depths.device))
-    size = (picture.height, picture.width)
-    return F.interpolate(predicted[:, None], size, mode="bilinear", align_corners=False)[0, 0].cpu().numpy()
+def _with_depth(pairs: Sequence[Pair], config: ProbeConfig, run: Run, heard: Progress) -> set[Pair]:
+    """Those with a pixel that counts; all files are read once, so that none stops the run after an hour of encoding."""
+    kept = set()
+    for i, pair in enumerate(pairs):
+        _, truth = pair.open(config.border)
+        if counts(truth, config.crop, config.depth[1], config.border).any():
+            kept.add(pair)
+        heard(i + 1, len(pairs), "reading the images")
+    if not kept:
+        raise ProbeError(f"None of the {len(pairs)} images has depth that is known and at most {config.depth[1]:g} m.")
+    if len(kept) < len(pairs):
+        run.log(f"{len(pairs) - len(kept)} of {len(pairs)} images have no known depth in range and are left out.")
+    return kept
 
 
-def _export(head: DepthHead, about: dict, run: Run) -> None:
-    try:
-        run.export_folder.mkdir(exist_ok=True)
-        with whole(run.export_folder / "probe.safetensors") as part:
-            weights = {name: value.cpu().contiguous() for name, value in head.state_dict().items()}
-            safetensors.torch.save_file(weights, part, metadata={"probe": json.dumps(about)})
-    except OSError as error:
-        raise ProbeError(f"{run.export_folder} cannot be written: {error.strerror or error}.") from None
+def _stamp(path: Path) -> list:
+    about = path.stat()
+    return [path.name, about.st_size, about.st_mtime_ns]
 
 
-def open_probe(path: str | Path) -> tuple[DepthHead, dict]:
-    """The head in a probe.safetensors, or in the run that made it, and what its header says. Raises ProbeError."""
-    path = Path(path)
-    file = path / "export" / "probe.safetensors" if path.is_dir() else path
-    try:
-        with safetensors.safe_open(file, "pt") as opened:
-            about = json.loads(opened.metadata()["probe"])
-            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, it is no dictionary
-        head = DepthHead(weights["patch.weight"].shape[1], about["bins"], *about["depth"], about["upsample"])
-        head.load_state_dict(weights)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError):
-        raise ProbeError(f"{path} holds no depth probe that can be read.") from None
-    return head.eval().requires_grad_(False), about
+def _command(config: ProbeConfig) -> str:
+    """Without the folders of this machine."""
+    hidden = {name: Path(value).name for name in ("test", "model", "teacher")
+              if Path(value := getattr(config, name)).is_absolute()}  # fmt: skip
+    return command_line("probe", replace(config, **hidden), data=[Path(config.data).name])
+
+
+def _in_words(metrics: dict[str, dict]) -> str:
+    return "; ".join(
+        f"{name}: RMSE {found['rmse']:.3f} m, AbsRel {found['abs_rel']:.3f}, delta1 {found['delta1']:.3f}, with the "
+        f"median scaled {found['median_scaled']['rmse']:.3f} m, {found['median_scaled']['delta1']:.3f}"
+        for name, found in metrics.items()
+    )

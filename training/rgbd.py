@@ -1,8 +1,16 @@
-"""Pictures with their depth: a folder with rgb/ID.jpg and depth/ID.png, 16 bits, in millimetres, 0 where unknown."""
+"""Pictures with their depth: a folder with rgb/ID.jpg, and of each of them depth/ID.png or depth/ID.npy.
+
+A PNG has one channel of 16 bits, in millimetres; an array is in metres if it is of floats, else in millimetres. 0 is
+unknown, and so are NaN and infinity. meta.json may hold "intrinsics" (fx, fy, cx, cy in pixels) and "licence".
+"""
 
 from __future__ import annotations
 
+import json
+import math
 import os
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +22,10 @@ from dinoviz.images import SUFFIXES, open_image
 
 # Rows and columns of a 480 x 640 picture of NYU Depth v2 that are evaluated (Eigen et al. 2014).
 EIGEN_ROWS, EIGEN_COLUMNS = (45 / 480, 471 / 480), (41 / 640, 601 / 640)
+# Units are told by what nobody photographs: a picture in which nothing is farther than 20 mm, and one of which half is
+# farther than 300 m (or, in millimetres, 0.3 m).
+MOST_METRES, LEAST_MILLIMETRES = 20, 300
+EIGHTH = 8  # of the groups, one is held out
 
 
 class DepthDataError(DinovizError):
@@ -27,38 +39,97 @@ class Pair:
     image: Path
     depth: Path
 
-    def open(self) -> tuple[Image.Image, np.ndarray]:
+    def open(self, border: int = 0) -> tuple[Image.Image, np.ndarray]:
         """The picture, mode RGB, and its depth (H, W) float32 in metres, 0 where unknown.
 
+        border: pixels that are cut from each side of both.
         Raises ImageError for the picture, DepthDataError for the depth.
         """
         picture = open_image(self.image)
-        try:
-            with Image.open(self.depth, formats=["PNG"]) as file:
-                millimetres = np.asarray(file)
-        except (OSError, ValueError, SyntaxError):
-            raise DepthDataError(f"{self.depth.name}: this is not a PNG that can be read.") from None
-        if millimetres.ndim != 2 or millimetres.dtype == np.uint8 or millimetres.dtype.kind not in "iu":
-            raise DepthDataError(f"{self.depth.name}: depth is one channel of 16 bits, in millimetres.")
-        if millimetres.shape != (picture.height, picture.width):
-            raise DepthDataError(
-                f"{self.depth.name} has {millimetres.shape[1]} x {millimetres.shape[0]} pixels, "
-                f"its picture {picture.width} x {picture.height}; they must be the same."
-            )
-        return picture, millimetres.astype(np.float32) / 1000
+        depth = _read(self.depth, picture.size)
+        if not border:
+            return picture, depth
+        if min(picture.size) <= 2 * border:
+            raise DepthDataError(f"{self.image.name}: nothing is left without a border of {border} pixels.")
+        inside = slice(border, -border)
+        return picture.crop((border, border, picture.width - border, picture.height - border)), depth[inside, inside]
+
+
+def _read(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """(H, W) float32 in metres; size: (W, H) that it must have. Raises DepthDataError."""
+    array = _read_npy(path, size) if path.suffix == ".npy" else _read_png(path, size)
+    if array.dtype.kind == "f":
+        known = np.isfinite(array)
+        metres = np.where(known, array, 0).astype(np.float32)
+    else:
+        metres = array.astype(np.float32) / 1000
+    if metres.min(initial=0) < 0:
+        raise DepthDataError(f"{path.name} holds negative depth, down to {metres.min():g} m; unknown depth is 0.")
+    some = array[metres > 0]
+    if array.dtype.kind != "f" and some.size and some.max() <= MOST_METRES:
+        raise DepthDataError(
+            f"{path.name}: its largest value is {some.max()}, which is {some.max()} mm; these seem to be metres, which "
+            "have to be multiplied by 1000."
+        )
+    if array.dtype.kind == "f" and some.size and np.median(some) > LEAST_MILLIMETRES:
+        raise DepthDataError(
+            f"{path.name}: half of it is farther than {np.median(some):.0f} m; these seem to be millimetres, which "
+            "have to be divided by 1000, or saved as whole numbers."
+        )
+    return metres
+
+
+def _read_png(path: Path, size: tuple[int, int]) -> np.ndarray:
+    try:
+        with Image.open(path, formats=["PNG"]) as file:
+            _check_size(path, file.size, size)
+            array = np.asarray(file)
+    except DepthDataError:
+        raise
+    except (OSError, ValueError, SyntaxError):
+        raise DepthDataError(f"{path.name}: this is not a PNG that can be read.") from None
+    if array.ndim != 2 or array.dtype == np.uint8 or array.dtype.kind not in "iu":
+        raise DepthDataError(f"{path.name}: depth is one channel of 16 bits, in millimetres.")
+    return array
+
+
+def _read_npy(path: Path, size: tuple[int, int]) -> np.ndarray:
+    try:
+        # Mapped, a header that promises more than the file has is refused before memory is asked for.
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        raise DepthDataError(f"{path.name}: this is not an array that can be read.") from None
+    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "iuf":
+        raise DepthDataError(f"{path.name}: depth is one array (H, W) of numbers.")
+    _check_size(path, array.shape[::-1], size)
+    return np.array(array)
+
+
+def _check_size(path: Path, found: tuple[int, int], wanted: tuple[int, int]) -> None:
+    if tuple(found) != wanted:
+        raise DepthDataError(
+            f"{path.name} has {found[0]} x {found[1]} pixels, its picture {wanted[0]} x {wanted[1]}; "
+            "they must be the same."
+        )
 
 
 def find_pairs(folder: str | os.PathLike, limit: int = 0) -> list[Pair]:
-    """The pairs of a folder, sorted by name; limit: the first so many, 0 for all.
+    """The pairs of a folder, sorted by name and number; limit: the first so many, 0 for all.
 
     Raises DepthDataError where there are none, or pictures lack their depth.
     """
     folder = Path(folder)
     if not (folder / "rgb").is_dir() or not (folder / "depth").is_dir():
-        raise DepthDataError(f"{folder} is no RGB-D folder: it needs the folders rgb and depth.")
-    images = sorted(path for path in (folder / "rgb").iterdir() if path.suffix.lower() in SUFFIXES)
-    pairs = [Pair(image, folder / "depth" / f"{image.stem}.png") for image in images]
-    lacking = [pair.image.name for pair in pairs if not pair.depth.is_file()]
+        raise DepthDataError(
+            f"{folder} is no RGB-D folder: it needs the folders rgb and depth, or a teacher that gives the depth."
+        )
+    images = [path for path in (folder / "rgb").iterdir() if path.suffix.lower() in SUFFIXES]
+    there = {path.name for path in (folder / "depth").iterdir()}
+    pairs = [
+        Pair(image, folder / "depth" / f"{image.stem}{'.npy' if f'{image.stem}.npy' in there else '.png'}")
+        for image in sorted(images, key=lambda path: (*_numbered(path), path.name))
+    ]
+    lacking = [pair.image.name for pair in pairs if pair.depth.name not in there]
     if lacking:
         more = ", ..." if len(lacking) > 3 else ""
         raise DepthDataError(
@@ -69,27 +140,144 @@ def find_pairs(folder: str | os.PathLike, limit: int = 0) -> list[Pair]:
     return pairs[:limit] if limit else pairs
 
 
-def counts(depth: np.ndarray, crop: str, far: float) -> np.ndarray:
-    """Which pixels (H, W) count: known, not beyond `far` metres, and within the crop ("eigen" or "none")."""
+def _numbered(path: Path) -> tuple[str, int]:
+    """The name without the number at its end, and that number; -1 where there is none."""
+    name, number = re.fullmatch(r"(.*?)(\d*)", path.stem, re.DOTALL).groups()
+    return name, int(number) if number else -1
+
+
+def meta(folder: str | os.PathLike) -> dict:
+    """What the folder's meta.json says; {} where there is none that can be read."""
+    try:
+        found = json.loads((Path(folder) / "meta.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def intrinsics(folder: str | os.PathLike) -> dict[str, float] | None:
+    """The camera of a folder's pictures, fx, fy, cx and cy in pixels of the whole picture, or None if it is not told.
+
+    Raises DepthDataError for one that cannot be.
+    """
+    told = meta(folder).get("intrinsics")
+    if told is None:
+        return None
+    try:
+        camera = {name: float(told[name]) for name in ("fx", "fy", "cx", "cy")}
+    except (TypeError, KeyError, ValueError):
+        raise DepthDataError("The intrinsics in meta.json need the numbers fx, fy, cx and cy.") from None
+    if not all(map(math.isfinite, camera.values())) or min(camera["fx"], camera["fy"]) <= 0:
+        raise DepthDataError("The intrinsics in meta.json are no camera: fx and fy are positive numbers of pixels.")
+    return camera
+
+
+@dataclass(frozen=True)
+class Split:
+    """Pairs that train, that decide when to stop, that are looked at once, and by what rule they were parted."""
+
+    train: list[Pair]
+    validation: list[Pair]
+    held_out: list[Pair]
+    rule: str
+
+
+def split(pairs: Sequence[Pair], validation: float, held_out: int = 0) -> Split:
+    """Part pictures by groups that were taken one after the other, so that no room is on both sides.
+
+    validation: share of the groups that decide when to stop. held_out: pictures that are held out.
+    Consecutive numbers at the end of names are one group; other pictures are groups of their own. Where there are
+    fewer than 8 groups, equal stretches of the sorted pictures take their place.
+    Raises DepthDataError where there are too few.
+    """
+    every = max(2, round(1 / validation))
+    groups = _groups(pairs)
+    if len(groups) >= max(every, EIGHTH):
+        said = ["sorted by name and number", f"consecutive numbers are one group, {len(groups)} in all"]
+    else:
+        count = min(len(pairs), max(every, EIGHTH))
+        said = ["sorted by name and number", f"cut into {count} stretches, for the groups are only {len(groups)}"]
+        groups = [[pairs[i] for i in part] for part in np.array_split(np.arange(len(pairs)), count)]
+        every = max(2, min(every, count))
+    out, left = [], []  # left: the rest of the group in which the number is reached
+    for i in range(EIGHTH - 1, len(groups), EIGHTH):
+        room = held_out - len(out)
+        if room > 0:
+            out += groups[i][:room]
+            left += groups[i][room:]
+    if len(out) < held_out:
+        raise DepthDataError(
+            f"Every {EIGHTH}th of the {len(groups)} groups has {len(out)} pictures in all, {held_out} cannot be held "
+            "out."
+        )
+    taken = {pair.image for pair in (*out, *left)}
+    if held_out:
+        said.append(
+            f"every {EIGHTH}th group (the {EIGHTH}th, {2 * EIGHTH}th, ...) is held out until {held_out} pictures are, "
+            f"and the {len(left)} others of the last one are not used"
+        )
+    first = every // 2
+    said.append(f"every {every}th of all groups from number {first} on, as far as not held out, decides when to stop")
+    kept = [pair for group in groups[first - 1 :: every] for pair in group if pair.image not in taken]
+    aside = taken | {pair.image for pair in kept}
+    train = [pair for pair in pairs if pair.image not in aside]
+    if not kept or not train:
+        raise DepthDataError(
+            f"A probe needs images to train on and one at least to check on; {len(pairs)} are too few."
+        )
+    return Split(train, kept, out, "; ".join(said))
+
+
+def _groups(pairs: Sequence[Pair]) -> list[list[Pair]]:
+    groups: list[list[Pair]] = []
+    last = None
+    for pair in pairs:
+        name, number = _numbered(pair.image)
+        if last is not None and number >= 0 and last in ((name, number - 1), (name, number)):
+            groups[-1].append(pair)
+        else:
+            groups.append([pair])
+        last = name, number
+    return groups
+
+
+def counts(depth: np.ndarray, crop: str, far: float, border: int = 0) -> np.ndarray:
+    """Which pixels (H, W) count: known, not beyond `far` metres, and within the crop ("eigen" or "none").
+
+    border: pixels that were cut from each side; the crop is that of the whole picture.
+    """
     valid = (depth > 0) & (depth <= far)
     if crop == "eigen":
-        height, width = depth.shape
         inside = np.zeros_like(valid)
         rows, columns = (
-            slice(*(round(edge * side) for edge in edges))
-            for edges, side in ((EIGEN_ROWS, height), (EIGEN_COLUMNS, width))
+            slice(*(max(0, round(edge * (side + 2 * border)) - border) for edge in edges))
+            for edges, side in ((EIGEN_ROWS, depth.shape[0]), (EIGEN_COLUMNS, depth.shape[1]))
         )
         inside[rows, columns] = True
         valid &= inside
     return valid
 
 
-def depth_errors(predicted: np.ndarray, depth: np.ndarray, valid: np.ndarray) -> dict[str, float]:
-    """Of one picture: rmse in metres, abs_rel, and delta1, the share of pixels within 25 % (Eigen et al. 2014)."""
+def depth_errors(
+    predicted: np.ndarray, depth: np.ndarray, valid: np.ndarray, *, median_scaled: bool = False
+) -> dict[str, float]:
+    """Of one picture, over its valid pixels (Eigen et al. 2014; Bhat et al. 2021).
+
+    rmse in metres; rmse_log, of natural logarithms; abs_rel and sq_rel, relative to the true depth; log10, the mean
+    difference of decimal logarithms; silog, 100 times the standard deviation of the difference of logarithms; delta1 to
+    delta3, the share of pixels within a factor of 1.25, 1.25 ** 2, 1.25 ** 3.
+    median_scaled: multiply the prediction so that its median is the true one, which judges shape without scale.
+    """
     p, t = predicted[valid].astype(np.float64), depth[valid].astype(np.float64)
-    ratio = np.maximum(p / t, t / p)
+    if median_scaled:
+        p = p * (np.median(t) / np.median(p))
+    ratio, g = np.maximum(p / t, t / p), np.log(p) - np.log(t)
     return {
         "rmse": float(np.sqrt(((p - t) ** 2).mean())),
+        "rmse_log": float(np.sqrt((g**2).mean())),
         "abs_rel": float((np.abs(p - t) / t).mean()),
-        "delta1": float((ratio < 1.25).mean()),
+        "sq_rel": float(((p - t) ** 2 / t).mean()),
+        "log10": float(np.abs(g).mean() / np.log(10)),
+        "silog": float(100 * np.sqrt(max(0.0, (g**2).mean() - g.mean() ** 2))),
+        **{f"delta{i}": float((ratio < 1.25**i).mean()) for i in (1, 2, 3)},
     }

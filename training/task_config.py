@@ -132,43 +132,100 @@ class FinetuneConfig(Config):
 
 @dataclass(frozen=True)
 class ProbeConfig(Config):
-    """A depth probe on frozen features, as DINOv2 evaluated it."""
+    """A depth probe: a small head on frozen features, as DINOv2 evaluated it, or a better one."""
 
-    data: str = setting("", "folder with rgb/ID.jpg and depth/ID.png (16 bits, millimetres)", group="data")
+    data: str = setting("", "folder with rgb/ID.jpg and depth/ID.png (16 bits, millimetres) or ID.npy", group="data")
     test: str = setting("", "held-out folder like it, only ever looked at once, at the end", group="data")
+    held_out: int = setting(
+        0, "images of the data that are held out instead: of every eighth group of consecutive names", group="data",
+        low=0,
+    )  # fmt: skip
     validation: float = setting(
-        0.15, "share of the images kept back to decide when to stop", group="data", low=0.01, high=0.5
-    )
+        0.125, "share of the groups of consecutive names kept back to decide when to stop", group="data", low=0.01,
+        high=0.5,
+    )  # fmt: skip
+    teacher: str = setting(
+        "", "gives the pictures in data their depth: a published head, its folder, a depth probe's file or run",
+        group="data",
+    )  # fmt: skip
+    border: int = setting(
+        0, "pixels cut from each side of pictures and depth; 8 for the white border of NYU Depth", group="data", low=0,
+        high=512,
+    )  # fmt: skip
     crop: str = setting(
         "eigen",
-        "eigen: the border that sensors leave empty counts for nothing, as on NYU Depth; none: all counts",
+        "eigen: the border that sensors leave empty is not evaluated, as on NYU Depth; none: all is",
         group="data",
         choices=("eigen", "none"),
     )
     limit: int = setting(0, "use no more images than this; 0: all", group="data", low=0)
-    memory_gb: float = setting(4.0, "what the features of all images may take, in half precision", group="data", low=0)
+    memory_gb: float = setting(
+        4.0, "what the features may take; more are read from the run's folder as they are needed", group="data", low=0
+    )
 
     model: str = setting("embedded", "a known name, a Hub id, a folder or a run", group="network", knob=True)
     device: str = setting("", DEVICE, group="network")
     layers: tuple[int, ...] = setting(
-        (-1,), "blocks whose tokens are joined; DINOv2 took the last, or four spread evenly", group="network", knob=True
+        (0,),
+        "blocks whose tokens are joined, from 1; -1 is the last; 0: the ends of all four quarters, 3 6 9 12 of 12",
+        group="network",
+        knob=True,
     )
-    resolution: int = setting(280, "short side in model pixels", group="network", low=224, high=1792, knob=True)
-    bins: int = setting(256, "depths that the head chooses among", group="head", low=2, high=1024)
+    resolution: int = setting(336, "short side in model pixels", group="network", low=32, high=1792, knob=True)
+
+    flip: bool = setting(True, "encode each picture mirrored too", group="views")
+    crops: int = setting(0, "random crops of each picture that are encoded too", group="views", low=0, high=64)
+    zoom: float = setting(1.5, "how much crops are enlarged at most; their depth shrinks by it", group="views", low=1)
+    colour: float = setting(
+        0.2, "how much brightness, contrast and saturation of crops change at most", group="views", low=0, high=0.9
+    )
+
+    head: str = setting(
+        "conv",
+        "linear: DINOv2's 256 bins; mlp: the textbook's two layers; conv: convolutions before the bins",
+        group="head",
+        choices=("linear", "mlp", "conv"),
+        knob=True,
+    )
+    cls: bool = setting(True, "join the CLS token to each patch", group="head")
+    bins: int = setting(256, "depths that linear and conv choose among", group="head", low=2, high=1024)
     upsample: int = setting(4, "how much finer than the patches depth is told", group="head", choices=(1, 2, 4))
     depth: tuple[float, ...] = setting((0.001, 10.0), "nearest and farthest, in metres", group="head", low=0.0001)
 
-    epochs: int = setting(30, "passes over the data", group="optimiser", low=1, knob=True)
+    metric: float = setting(
+        0.0, "weight of the error in metres, beside that of logarithms", group="loss", low=0, high=100
+    )
+    gradient: float = setting(0.5, "weight of the error of slopes", group="loss", low=0, high=100)
+    dropout: float = setting(0.0, "share of the channels that are hidden in a step", group="loss", low=0, high=0.9)
+
+    epochs: int = setting(30, "passes over the data, each picture in one of its views", group="optimiser", low=1,
+                          knob=True)  # fmt: skip
     batch: int = setting(8, "images in a step", group="optimiser", low=1)
-    lr: float = setting(1e-3, "learning rate of AdamW; it falls to 0 by a cosine", group="optimiser", low=1e-8)
-    weight_decay: float = setting(0.01, "of AdamW", group="optimiser", low=0)
-    patience: int = setting(6, "epochs without a better validation after which to stop", group="optimiser", low=1)
+    lr: float = setting(1e-3, "learning rate of AdamW; it rises for a tenth, and falls by a cosine",
+                        group="optimiser", low=1e-8)  # fmt: skip
+    weight_decay: float = setting(0.01, "of AdamW, on matrices only", group="optimiser", low=0)
+    average: float = setting(0.99, "of the weights over steps, the share that stays; 0: no average",
+                             group="optimiser", low=0, high=0.99999)  # fmt: skip
+    patience: int = setting(10, "epochs without a better validation after which to stop", group="optimiser", low=1)
     seed: int = setting(0, "decides every random number", group="run", low=0, high=2**31 - 1)
 
     def check(self) -> None:
         if not self.layers:
             raise ConfigError("layers is empty: name one layer at least.")
+        if 0 in self.layers and len(self.layers) > 1:
+            raise ConfigError("layers count from 1; 0 stands for four of them, by itself.")
         if len(self.depth) != 2 or self.depth[0] >= self.depth[1]:
             raise ConfigError(
                 f"depth takes the nearest first, then the farthest, not {' '.join(map(str, self.depth))}."
             )
+        if self.test and self.held_out:
+            raise ConfigError("test and held_out exclude each other: one set of images is looked at, once.")
+
+    def blocks(self, count: int) -> list[int]:
+        """The indices from 0 of the layers in a network of so many. Raises ConfigError for one that it has not."""
+        if self.layers == (0,):
+            return sorted({max(1, round(count * quarter / 4)) - 1 for quarter in (1, 2, 3, 4)})
+        for layer in self.layers:
+            if abs(layer) > count:
+                raise ConfigError(f"The model has layers 1 to {count} (or -1 to {-count} from its end), not {layer}.")
+        return sorted({layer - 1 if layer > 0 else layer + count for layer in self.layers})

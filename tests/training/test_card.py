@@ -130,7 +130,7 @@ def test_the_snippet_opens_the_network(kind, finished, monkeypatch):
             logits = names["model"](**names["processor"](picture, return_tensors="pt")).logits
         assert logits.shape == (1, 3)
     else:
-        assert names["about"]["backbone"] == "dinov2"
+        assert names["probe"].about["backbone"] == "dinov2"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,31 +1,27 @@
-"""The depth probe learns depth, says how well in the published figures, and is one file that tells what it is."""
+"""The depth probe learns depth, says how well in the published figures, goes on where it ended, and is one file."""
 
+import json
+import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import dinoviz
+from dinoviz import depth as dp
 from dinoviz.errors import DinovizError
 from training import probe as pb
-from training.rgbd import Pair, counts, depth_errors, find_pairs
-from training.runs import Run
+from training.depth_losses import gradient_loss, scale_invariant_loss
+from training.depth_views import Encoded, View, views_of
+from training.rgbd import counts, depth_errors, find_pairs
+from training.runs import Run, RunError
 from training.task_config import ProbeConfig
-
-
-def test_the_head_is_one_layer_on_upsampled_patches_joined_with_cls():
-    torch.manual_seed(0)
-    head = pb.DepthHead(6, 16, 0.5, 8.0, 4).double()
-    patches, cls = torch.randn(2, 3, 5, 6).double(), torch.randn(2, 6).double()
-    # As DINOv2's decode head has it: resize, concatenate, 1 x 1 convolution, ReLU, 0.1, normalise, expectation.
-    joined = torch.cat([patches, cls[:, None, None].expand_as(patches)], 3).permute(0, 3, 1, 2)
-    joined = torch.nn.functional.interpolate(joined, scale_factor=4, mode="bilinear", align_corners=False)
-    weight = torch.cat([head.patch.weight, head.cls.weight], 1)[..., None, None]
-    logits = torch.nn.functional.conv2d(joined, weight, head.patch.bias).relu() + 0.1
-    share = logits / logits.sum(1, keepdim=True)
-    expected = (share * torch.linspace(0.5, 8.0, 16).double().view(1, -1, 1, 1)).sum(1)
-    torch.testing.assert_close(head(patches, cls), expected, atol=1e-7, rtol=0)  # the depths are float32 numbers
 
 
 def test_the_loss_is_the_published_one_and_forgives_scale():
@@ -35,23 +31,79 @@ def test_the_loss_is_the_published_one_and_forgives_scale():
     g = [np.log(p + 0.001) - np.log(t + 0.001) for p, t in zip(predicted[valid], depth[valid], strict=True)]
     mean = sum(g) / len(g)
     variance = sum((each - mean) ** 2 for each in g) / (len(g) - 1)
-    loss = pb.scale_invariant_loss(*map(torch.from_numpy, (predicted, depth, valid)))
+    loss = scale_invariant_loss(*map(torch.from_numpy, (predicted, depth, valid)))
     assert float(loss) == pytest.approx((variance + 0.15 * mean**2) ** 0.5, abs=1e-12)
-    twice = pb.scale_invariant_loss(*map(torch.from_numpy, (2 * depth, depth, valid)))
+    twice = scale_invariant_loss(*map(torch.from_numpy, (2 * depth, depth, valid)))
     assert float(twice) == pytest.approx(0.15**0.5 * np.log(2), rel=1e-3)
 
 
-def test_errors_are_those_of_eigen():
-    depth = np.array([[1.0, 2.0], [4.0, 0.0]])
-    predicted = np.array([[1.2, 2.0], [2.0, 9.0]])
-    found = depth_errors(predicted, depth, depth > 0)
-    assert found["rmse"] == pytest.approx(np.sqrt((0.04 + 0 + 4) / 3))
-    assert found["abs_rel"] == pytest.approx((0.2 + 0 + 0.5) / 3)
-    assert found["delta1"] == pytest.approx(2 / 3)
-    valid = counts(np.full((480, 640), 5.0), "eigen", 10.0)
-    assert valid[45:471, 41:601].all()
-    assert valid.sum() == 426 * 560
-    assert counts(np.array([[0.0, 3.0, 11.0]]), "none", 10.0).tolist() == [[False, True, False]]
+def test_the_gradient_loss_agrees_with_plain_loops():
+    rng = np.random.default_rng(1)
+    predicted, depth = rng.uniform(1, 9, (2, 16, 15)), rng.uniform(1, 9, (2, 16, 15))
+    valid = rng.uniform(size=(2, 16, 15)) < 0.8
+    expected = 0.0
+    for stride in (1, 2, 4, 6):
+        rows, columns = range(0, 16, stride), range(0, 15, stride)
+        total, known = 0.0, 0
+        for b in range(2):
+            at = {
+                (i, j): np.log(predicted[b, y, x] + 0.001) - np.log(depth[b, y, x] + 0.001)
+                for i, y in enumerate(rows)
+                for j, x in enumerate(columns)
+                if valid[b, y, x]
+            }
+            known += len(at)
+            for (i, j), g in at.items():
+                total += sum(abs(g - at[other]) for other in ((i + 2, j), (i, j + 2)) if other in at)
+        expected += total / known
+    found = gradient_loss(*map(torch.from_numpy, (predicted, depth, valid)))
+    assert float(found) == pytest.approx(expected, abs=1e-12)
+    assert float(gradient_loss(*map(torch.from_numpy, (2 * depth, depth, valid)))) < 0.01  # scale has no slope
+
+
+def test_losses_of_a_perfect_or_an_empty_answer_have_gradients():
+    depth = torch.full((1, 8, 8), 3.0)
+    for valid in (depth > 0, depth < 0):
+        predicted = depth.clone().requires_grad_()
+        (scale_invariant_loss(predicted, depth, valid) + gradient_loss(predicted, depth, valid)).backward()
+        assert torch.isfinite(predicted.grad).all()
+
+
+def ramp(width: int = 64, height: int = 48) -> tuple[Image.Image, np.ndarray]:
+    """A picture that is redder to the right, where it is farther; greener to the bottom."""
+    x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    pixels = np.stack([255 * x / width, 255 * y / height, 0 * x], 2)
+    return Image.fromarray(pixels.astype(np.uint8)), (1 + 4 * x / width).astype(np.float32)
+
+
+@pytest.mark.parametrize("view", [View(), View(True), View(zoom=1.5, at=(1.0, 0.3)), View(True, 1.3, (0.2, 0.9))])
+def test_picture_and_depth_of_a_view_stay_together(view):
+    picture, depth = ramp()
+    grid = dinoviz.images.PatchGrid.fit(picture.size, 56, 14)
+    pixels, target = view.show(picture, depth, depth > 0, grid)
+    assert target.shape == (16, 4 * grid.shape[1])
+    red = torch.nn.functional.adaptive_avg_pool2d(pixels, target.shape)[0].numpy()
+    np.testing.assert_allclose(target * view.zoom, 1 + 4 * red, atol=0.12)  # as far as the picture's red says
+    assert (np.diff(target[8]) < 0).all() == view.flip
+
+
+def test_depth_that_is_not_known_is_not_mixed_with_what_is():
+    picture, depth = ramp()
+    depth[10:30, 20:40] = 0
+    grid = dinoviz.images.PatchGrid.fit(picture.size, 56, 14)
+    _, target = View().show(picture, depth, depth > 0, grid)
+    assert (target == 0).sum() > 10
+    assert target[target > 0].min() > 1
+
+
+def test_views_are_a_matter_of_the_seed_and_the_picture():
+    config = ProbeConfig(crops=3, zoom=1.4)
+    assert views_of(config, 4) == views_of(config, 4)
+    assert views_of(config, 4) != views_of(config, 5)
+    assert views_of(config, 4)[2:] != views_of(replace(config, seed=1), 4)[2:]
+    assert views_of(config, 4)[:2] == [View(), View(flip=True)]
+    assert not any(view.flip for view in views_of(replace(config, flip=False), 4))
+    assert all(1 <= view.zoom <= 1.4 for view in views_of(config, 4))
 
 
 @pytest.fixture(scope="module")
@@ -73,46 +125,227 @@ def rooms(tmp_path_factory):
 @pytest.fixture
 def config(rooms, tiny_folders) -> ProbeConfig:
     return ProbeConfig(
-        data=str(rooms), model=str(tiny_folders["dinov2"]), device="cpu", resolution=224, layers=(0, -1), epochs=20,
-        batch=4, lr=1e-2, bins=64, patience=20, upsample=2,
+        data=str(rooms), model=str(tiny_folders["dinov2"]), device="cpu", resolution=112, layers=(1, -1), epochs=12,
+        batch=4, lr=1e-2, bins=64, patience=20, upsample=2, head="linear", average=0.5,
     )  # fmt: skip
 
 
-def test_a_probe_learns_depth_and_opens_again(config, rooms, tmp_path):
-    import dinoviz
+def started(config: ProbeConfig, root, name: str = "a") -> Run:
+    return Run.create(name, "probe", config.to_dict(), root=root)
 
-    run = Run.create("a", "probe", config.to_dict(), root=tmp_path)
-    about = pb.probe(replace(config, test=str(rooms)), run)
+
+@pytest.mark.parametrize("head", ["linear", "mlp", "conv"])
+def test_a_probe_learns_depth_and_opens_again(head, config, rooms, tmp_path):
+    config = replace(config, test=str(rooms), head=head)
+    run = started(config, tmp_path)
+    about = pb.probe(config, run)
     metrics = run.metrics()
     assert metrics[-1]["validation_rmse"] < metrics[0]["validation_rmse"]
     # The mean of all depths would be 1.7 m off.
-    assert about["metrics"]["validation"]["rmse"] < 1.2
-    assert set(about["metrics"]["test"]) == {"rmse", "abs_rel", "delta1"}
-    assert about["layers"] == [0, 2]
+    assert about["metrics"]["test"]["rmse"] < 1.3
     assert run.status()["state"] == "finished"
-    head, header = pb.open_probe(run.folder)
-    assert header == about
+    assert not (run.folder / "features").exists()
+    probe = dp.open_probe(run.folder)
+    assert probe.about == about
+    assert probe.layers == (0, 2)
     backbone = dinoviz.load(config.model, device="cpu")
-    assert header["weights_id"] == backbone.weights_id
-    errors = []
+    probe.check(backbone.weights_id, "dinov2")
+    errors = {False: [], True: []}
     for pair in find_pairs(rooms):
         picture, depth = pair.open()
-        predicted = pb.predict_depth(backbone, head, picture, header["resolution"], header["layers"])
+        predicted = dp.predict(backbone.encode(picture, 112, probe.layers), probe)
         assert predicted.shape == depth.shape
-        errors.append(depth_errors(predicted, depth, counts(depth, "eigen", 10.0))["rmse"])
-    assert np.mean(errors) == pytest.approx(about["metrics"]["test"]["rmse"], abs=1e-6)
+        for scaled, found in errors.items():
+            valid = counts(depth, "eigen", 10.0)
+            found.append(depth_errors(predicted, depth, valid, median_scaled=scaled)["rmse"])
+    assert np.mean(errors[False]) == pytest.approx(about["metrics"]["test"]["rmse"], abs=1e-6)
+    assert np.mean(errors[True]) == pytest.approx(about["metrics"]["test"]["median_scaled"]["rmse"], abs=1e-6)
 
 
-def test_a_probe_can_be_stopped(config, tmp_path):
-    run = Run.create("a", "probe", config.to_dict(), root=tmp_path)
-    assert pb.probe(config, run, lambda done, of, what: run.request_stop() if what == "epoch 2" else None) is None
-    assert run.status()["state"] == "stopped"
-    assert not run.export_folder.exists()
+def test_the_header_tells_what_it_is(config, tmp_path):
+    config = replace(config, epochs=1, held_out=1, seed=7)
+    about = pb.probe(config, started(config, tmp_path))
+    assert {key: about[key] for key in ("head", "layers", "channels", "resolution", "depth", "bins", "upsample")} == {
+        "head": "linear", "layers": [0, 2], "channels": 96, "resolution": 112, "depth": [0.001, 10.0], "bins": 64,
+        "upsample": 2,
+    }  # fmt: skip
+    assert (about["version"], about["seed"], about["epoch"], about["crop"]) == (1, 7, 1, "eigen")
+    data = about["data"]
+    assert (data["train"], data["validation"], data["held_out"]) == (8, 1, 1)
+    assert "every 8th group" in data["rule"]
+    assert about["metrics"]["test"]["images"] == 1
+    assert about["command"].startswith("python -m training probe rooms0 --held-out 1 ")
+    assert str(tmp_path.parent) not in json.dumps(about)
+
+
+def test_training_pictures_are_familiar_and_others_are_not(config, rooms, tmp_path):
+    config = replace(config, epochs=1)
+    run = started(config, tmp_path)
+    pb.probe(config, run)
+    probe = dp.open_probe(run.folder)
+    backbone = dinoviz.load(config.model, device="cpu")
+    picture, _ = find_pairs(rooms)[0].open()
+    assert len(probe.familiar) == probe.about["data"]["train"]
+    assert dp.unfamiliarity(backbone.encode(picture, 112, probe.layers), probe) < 0.1
+    noise = Image.fromarray(np.random.default_rng(0).integers(256, size=(112, 112, 3), dtype=np.uint8))
+    assert dp.unfamiliarity(backbone.encode(noise, 112, probe.layers), probe) > 1
+
+
+def weights_of(run: Run) -> dict[str, torch.Tensor]:
+    return dp.open_probe(run.folder).head.state_dict()
+
+
+def assert_same(first: Run, second: Run) -> None:
+    for (name, a), b in zip(weights_of(first).items(), weights_of(second).values(), strict=True):
+        assert torch.equal(a, b), name
+    for a, b in zip(first.metrics(), second.metrics(), strict=True):
+        assert {**a, "seconds": 0} == {**b, "seconds": 0}
+
+
+@pytest.mark.parametrize("moment", ["encoding", "epoch 3"])
+def test_a_run_that_was_stopped_ends_as_if_it_was_not(moment, config, tmp_path):
+    config = replace(config, head="conv", dropout=0.2, crops=1, epochs=4, metric=0.3)
+    straight, broken = started(config, tmp_path, "straight"), started(config, tmp_path, "broken")
+    pb.probe(config, straight)
+    seen = []
+
+    def stop(done: int, of: int, what: str) -> None:
+        seen.append(what)
+        if seen.count(moment) == 2:
+            broken.request_stop()
+
+    assert pb.probe(config, broken, stop) is None
+    assert broken.status()["state"] == "stopped"
+    assert not broken.export_folder.exists()
+    encoded = seen.count("encoding")
+    if moment == "encoding":  # as if it was killed amid writing
+        encoded += 1  # the picture that was under way is in the file when the request is heard
+        with (broken.folder / "features" / "train.bin").open("ab") as data:
+            data.write(b"half a pict")
+        with (broken.folder / "features" / "train.jsonl").open("a") as lines:
+            lines.write('[{"at": 12, "gri')
+    seen.clear()
+    pb.resume(broken, lambda done, of, what: seen.append(what))
+    assert encoded + seen.count("encoding") == 10  # nothing is encoded again
+    assert_same(straight, broken)
+    with pytest.raises(RunError, match="broken is finished"):
+        pb.resume(broken)
+
+
+def test_a_run_that_was_killed_ends_as_if_it_was_not(config, tmp_path):
+    config = replace(config, epochs=3)
+    straight, killed = started(config, tmp_path, "straight"), started(config, tmp_path, "killed")
+    pb.probe(config, straight)
+    code = (
+        "import os, signal, sys\n"
+        "from training import probe\nfrom training.runs import Run\nfrom training.task_config import ProbeConfig\n"
+        "run = Run(sys.argv[1])\n"
+        "def kill(done, of, what):\n"
+        "    if what == 'epoch 2' and done == of // 2:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "probe.probe(ProbeConfig.from_dict(run.config), run, kill)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(killed.folder)], timeout=120, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert killed.status()["state"] == "died"
+    pb.resume(killed)
+    assert_same(straight, killed)
+
+
+def test_a_run_does_not_go_on_with_other_images(config, rooms, tmp_path):
+    folder = shutil.copytree(rooms, tmp_path / "rooms")
+    config = replace(config, data=str(folder))
+    run = started(config, tmp_path)
+    pb.probe(config, run, lambda done, of, what: run.request_stop() if what == "epoch 2" else None)
+    Image.new("RGB", (256, 192)).save(folder / "rgb" / "0.png")
+    with pytest.raises(RunError, match="have changed since it began"):
+        pb.resume(run)
+
+
+def test_features_larger_than_memory_are_read_from_the_disk(config, tmp_path):
+    config = replace(config, epochs=2)
+    runs = []
+    for memory in (4.0, 0.0):
+        runs.append(started(replace(config, memory_gb=memory), tmp_path, f"m{memory:g}"))
+        pb.probe(replace(config, memory_gb=memory), runs[-1])
+    assert_same(*runs)
+
+
+def test_pictures_of_several_sizes_learn_together(config, rooms, tmp_path):
+    folder = shutil.copytree(rooms, tmp_path / "rooms")
+    for i in (1, 4):
+        for path in (folder / "rgb" / f"{i}.png", folder / "depth" / f"{i}.png"):
+            Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path)
+    config = replace(config, data=str(folder), epochs=2, crop="none")
+    assert pb.probe(config, started(config, tmp_path))["data"]["train"] == 9
+
+
+def test_the_seed_decides_everything(config, tmp_path):
+    config = replace(config, epochs=2, crops=1, dropout=0.1)
+    first, again, other = (started(config, tmp_path, name) for name in "abc")
+    pb.probe(config, first)
+    pb.probe(config, again)
+    pb.probe(replace(config, seed=1), other)
+    assert_same(first, again)
+    assert not torch.equal(*(weights_of(run)["joined.patch.weight"] for run in (first, other)))
+
+
+def test_it_stops_when_the_validation_gets_no_better(config, tmp_path):
+    config = replace(config, epochs=50, patience=2, lr=1e-8, average=0.0)
+    run = started(config, tmp_path)
+    about = pb.probe(config, run)
+    assert len(run.metrics()) == about["epoch"] + 2 < 50
+
+
+def test_progress_tells_the_time_that_is_left(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(pb, "BEAT", 0.0)
+    monkeypatch.setattr("training.depth_course.BEAT", 0.0)
+    config = replace(config, epochs=2)
+    run, told = started(config, tmp_path), {}
+
+    def note(done: int, of: int, what: str) -> None:
+        told.setdefault(what, []).append((done, of, run.status()))
+
+    pb.probe(config, run, note)
+    assert list(told) == ["reading the images", "encoding", "epoch 1", "epoch 2", "measuring on the validation images"]
+    assert [done for done, _, _ in told["encoding"]] == list(range(1, 11))
+    last = told["encoding"][-1][2]
+    assert last["eta"] >= 0
+    assert last["message"] == "encoding, 9 of 10"
+    assert told["epoch 2"][-1][2]["steps"] == told["epoch 2"][-1][1]
+
+
+def test_layers_count_from_one_or_from_the_end():
+    assert ProbeConfig(layers=(3, 6, 9, 12)).blocks(12) == [2, 5, 8, 11]
+    assert ProbeConfig(layers=(-1,)).blocks(12) == [11]
+    assert ProbeConfig(layers=(0,)).blocks(12) == [2, 5, 8, 11]
+    assert ProbeConfig(layers=(0,)).blocks(24) == [5, 11, 17, 23]
+    assert ProbeConfig(layers=(-1, 12, 1)).blocks(12) == [0, 11]
+    with pytest.raises(DinovizError, match=r"layers 1 to 12 \(or -1 to -12 from its end\), not 13"):
+        ProbeConfig(layers=(13,)).blocks(12)
+    with pytest.raises(DinovizError, match="layers count from 1"):
+        ProbeConfig(layers=(0, 3))
+
+
+@pytest.mark.parametrize("layers", [("3,6,9,12",), ("3", "6", "9", "12"), ("3,6", "9,12")])
+def test_layers_are_listed_with_commas_or_spaces(layers, tmp_path):
+    from training.__main__ import main
+
+    file = tmp_path / "settings.json"
+    assert main(["probe", "rooms", "--head", "linear", "--layers", *layers, "--save-config", str(file)]) == 0
+    assert ProbeConfig.read(file)["layers"] == [3, 6, 9, 12]
+
+
+def test_what_is_no_layer_is_said_in_one_line(capsys):
+    from training.__main__ import main
+
+    with pytest.raises(SystemExit) as ended:
+        main(["probe", "rooms", "--layers", "3,six"])
+    assert ended.value.code == 2
+    assert "argument --layers: invalid int value: '3,six'" in capsys.readouterr().err
 
 
 def test_what_cannot_be_probed_is_said_in_a_sentence(config, rooms, tmp_path):
-    import shutil
-
     def refused(match, **settings):
         run = Run.create(f"r{len(list(tmp_path.iterdir()))}", "probe", {}, root=tmp_path)
         with pytest.raises(DinovizError, match=match):
@@ -120,16 +353,47 @@ def test_what_cannot_be_probed_is_said_in_a_sentence(config, rooms, tmp_path):
         assert run.status()["state"] == "failed"
 
     refused("is no RGB-D folder: it needs the folders rgb and depth", data=str(tmp_path))
-    refused("needs at least two images, one of them to check on", limit=1)
-    refused("take about 0.0 GB, more than the 0.0 GB allowed", memory_gb=1e-4)
-    other = tmp_path / "other"
-    shutil.copytree(rooms, other)
-    (other / "depth" / "3.png").unlink()
-    refused("1 of 10 pictures in .* lack their depth: 3.png", data=str(other))
-    shutil.copy(other / "rgb" / "3.png", other / "depth" / "3.png")
-    refused("3.png: depth is one channel of 16 bits", data=str(other))
-    Image.fromarray(np.ones((10, 10), np.uint16)).save(other / "depth" / "3.png")
-    with pytest.raises(DinovizError, match="has 10 x 10 pixels, its picture 256 x 192"):
-        Pair(other / "rgb" / "3.png", other / "depth" / "3.png").open()
-    with pytest.raises(DinovizError, match="holds no depth probe"):
-        pb.open_probe(other)
+    refused("needs images to train on and one at least to check on; 1 are too few", limit=1)
+    refused(r"layers 1 to 3 \(or -1 to -3 from its end\), not 9", layers=(9,))
+    refused("nothing is left without a border of 96 pixels", border=96)
+    refused("None of the 10 images has depth that is known and at most 1 m", depth=(0.001, 1.0))
+    refused("2 cannot be held out", held_out=2)
+    dark = shutil.copytree(rooms, tmp_path / "dark")
+    for i in range(10):
+        Image.fromarray(np.zeros((192, 256), np.uint16)).save(dark / "depth" / f"{i}.png")
+    refused("None of the 10 images has depth", data=str(dark))
+
+
+def test_images_without_depth_are_left_out_and_counted(config, rooms, tmp_path):
+    folder = shutil.copytree(rooms, tmp_path / "rooms")
+    Image.fromarray(np.zeros((192, 256), np.uint16)).save(folder / "depth" / "0.png")
+    config = replace(config, data=str(folder), epochs=1)
+    run = started(config, tmp_path)
+    about = pb.probe(config, run)
+    assert about["data"]["train"] + about["data"]["validation"] == 9
+    assert "1 of 10 images have no known depth in range" in (run.folder / "log.txt").read_text()
+
+
+def test_a_full_disk_is_foretold(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
+    with pytest.raises(DinovizError, match=r"more images take .* GB, and the disk has only 0\.0 GB left"):
+        pb.probe(config, started(config, tmp_path))
+
+
+def test_features_are_kept_as_they_were_encoded(config, rooms, tmp_path):
+    backbone, layers = dinoviz.load(config.model, device="cpu"), [0, 2]
+    encoded = Encoded(tmp_path / "some.bin", 2 * backbone.dim)
+    pairs = find_pairs(rooms)[:2]
+    encoded.encode(pairs, lambda i: [View(), View(flip=True)], backbone, layers, config, "none", lambda done: None)
+    encoded.open(np.inf)
+    patches, cls, depth = encoded.get([(1, 0)])
+    picture, truth = pairs[1].open()
+    features = backbone.encode(picture, 112, layers)
+    expected, expected_cls = dp.joined(features, layers)
+    torch.testing.assert_close(patches, expected, atol=5e-3, rtol=1e-3)  # half precision
+    torch.testing.assert_close(cls, expected_cls, atol=5e-3, rtol=1e-3)
+    assert float(depth.max()) == pytest.approx(truth.max(), rel=1e-2)
+    np.testing.assert_allclose(encoded.descriptors(backbone.dim)[1], dp.descriptor(features, layers), atol=1e-3)
+    assert len(encoded.batches(8)) == 1
+    drawn = [pair for batch in encoded.batches(1, np.random.default_rng(0)) for pair in batch]
+    assert sorted(i for i, _ in drawn) == [0, 1]
