@@ -15,9 +15,10 @@ from dinoviz import depth, depth_heads, published_depth
 from dinoviz.errors import DinovizError, Stopped
 from tests import tiny_dpt
 from tests.training.tiny_runs import refused
-from training import distil
+from training import distil, probe
 from training.rgbd import find_pairs
 from training.runs import Run
+from training.task_config import ProbeConfig
 
 
 @pytest.fixture(scope="module")
@@ -129,14 +130,14 @@ def test_a_probe_teaches_by_its_file(pictures, tiny_folders, tmp_path, monkeypat
     # The header names the backbone as its run in `runs` is named.
     folder = tmp_path / "runs" / "mine"
     shutil.copytree(tiny_folders["vit"], folder / "export")
-    probe = save_probe(tmp_path / "p.safetensors", folder)
-    assert probe.about["backbone"] == "mine"
+    saved = save_probe(tmp_path / "p.safetensors", folder)
+    assert saved.about["backbone"] == "mine"
     teacher = distil.open_teacher(str(tmp_path / "p.safetensors"), "cpu")
     assert str(teacher) == "p.safetensors, a depth probe on mine, trained on nyu"
     assert teacher.range == (0.5, 8)
     picture = Image.open(images(pictures)[0])
     features = dinoviz.load(folder, device="cpu").encode(picture, 112, (0, 1))
-    np.testing.assert_array_equal(teacher.predict(picture), depth.predict(features, probe))
+    np.testing.assert_array_equal(teacher.predict(picture), depth.predict(features, saved))
     assert teacher.predict(picture).std() > 0.01
 
 
@@ -190,3 +191,70 @@ def test_a_disk_that_refuses(pictures, teacher, tmp_path):
     (tmp_path / "file").write_text("")
     text = refused(DinovizError, distil.pairs_from_teacher, images(pictures), teacher, tmp_path / "file")
     assert text == f"{tmp_path / 'file'} cannot be written: Not a directory." or "cannot be written" in text
+
+
+@pytest.fixture
+def config(pictures, tiny_folders, dpt_folder) -> ProbeConfig:
+    """A student on a tiny model that is not its teacher's, of the first twelve pictures."""
+    return ProbeConfig(
+        data=str(pictures), teacher=str(dpt_folder), model=str(tiny_folders["dinov2"]), device="cpu", resolution=112,
+        head="linear", epochs=16, lr=3e-3, bins=64, batch=4, upsample=2, limit=12,
+    )  # fmt: skip
+
+
+def test_the_student_s_depth_follows_its_teacher_s(config, pictures, tmp_path):
+    run = Run.create("student", "probe", config.to_dict(), root=tmp_path)
+    heard = []
+    about = probe.probe(config, run, lambda done, of, what: heard.append(what))
+    assert heard[0] == "asking the teacher"
+    assert run.status()["state"] == "finished"
+    assert about["data"]["folder"] == "pictures0"
+    assert about["data"]["teacher"] == "tiny-nyu, a DPT head on DINOv2, trained on NYU Depth v2 (indoor, to 10 m)"
+    assert about["data"]["left_out"] == 0
+    assert str(config.teacher) not in json.dumps(about)  # nor any other folder of this machine
+    student = distil.open_teacher(str(run.folder), "cpu")
+    assert student.range == (0.001, 10)
+    teacher, some = distil.open_teacher(config.teacher, "cpu"), images(pictures)[12:]  # never seen
+    told, said = ([each.predict(Image.open(path)).ravel() for path in some] for each in (teacher, student))
+    assert np.corrcoef(np.concatenate(told), np.concatenate(said))[0, 1] > 0.4
+
+
+def test_a_run_that_ended_while_it_asked_goes_on(config, tmp_path):
+    run = Run.create("student", "probe", replace(config, limit=8).to_dict(), root=tmp_path)
+
+    def stop(done, of, what):
+        if done == 4:
+            run.request_stop()
+
+    assert probe.probe(ProbeConfig.from_dict(run.config), run, stop) is None
+    assert run.status()["state"] == "stopped"
+    there = {file: file.stat().st_mtime_ns for file in (run.folder / "teacher" / "depth").iterdir()}
+    assert 4 <= len(there) < 8
+    assert probe.resume(run) is not None
+    assert all(file.stat().st_mtime_ns == time for file, time in there.items())
+    assert len(find_pairs(run.folder / "teacher")) == 8
+
+
+def test_settings_are_the_teacher_s_where_it_knows_better(config, tmp_path, monkeypatch):
+    config = replace(config, limit=2)
+    changed, said = distil.taught(config, tmp_path / "t")
+    assert (changed.data, changed.crop, changed.depth) == (str(tmp_path / "t"), "none", (0.001, 10))
+    assert replace(changed, data=config.data, crop=config.crop, depth=config.depth) == config
+    monkeypatch.setattr(distil, "open_teacher", None)  # it is not even loaded where all is there
+    assert distil.taught(config, tmp_path / "t") == (changed, said)
+    with pytest.raises(TypeError):
+        distil.taught(replace(config, limit=3), tmp_path / "t")
+
+
+def test_data_that_needs_no_teacher_or_is_none(config, pictures, tmp_path):
+    (tmp_path / "depth").mkdir()
+    assert refused(DinovizError, distil.taught, replace(config, data=str(tmp_path)), tmp_path / "t") == (
+        f"{tmp_path} has a folder depth of its own: leave the teacher out, or the folder."
+    )
+    empty = tmp_path / "depth"
+    text = refused(DinovizError, distil.taught, replace(config, data=str(empty)), tmp_path / "t")
+    assert text == f"There are no images in {empty}."
+    run = Run.create("student", "probe", config.to_dict(), root=tmp_path)
+    text = refused(DinovizError, probe.probe, replace(config, teacher="nobody"), run)
+    assert text.startswith("There is no teacher 'nobody'.")
+    assert run.status()["state"] == "failed"
