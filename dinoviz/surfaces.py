@@ -61,15 +61,16 @@ def normals(points: np.ndarray, reach: int = 1) -> np.ndarray:
 
     They face the camera: no normal has a positive product with its point. Each is perpendicular to the ways from the
     point `reach` pixels above to the one below, and from the left to the right. Where depth jumps on one side, the
-    other side counts alone, so that nothing far bleeds into what is near; where it does on both, the reach is halved.
-    A large reach smooths what is not flat: half a patch hides the folds of interpolated depth.
+    other side counts alone, so that nothing far bleeds into what is near; where it does on both, the reach is halved,
+    and at last the jump is a surface. A large reach smooths what is not flat: half a patch hides the folds of
+    interpolated depth.
     """
     down, across = _way(points, reach), _way(points.swapaxes(0, 1), reach).swapaxes(0, 1)
     normal = np.cross(down, across)
     with np.errstate(invalid="ignore", divide="ignore"):
         normal /= np.copysign(np.sqrt(_dot(normal, normal)), -_dot(normal, points))[..., None]
     unknown = np.isnan(normal[..., 2]) & ~np.isnan(points[..., 2])
-    if reach > 1 and unknown.any():
+    if reach > 0 and unknown.any():
         normal[unknown] = normals(points, reach // 2)[unknown]
     return normal
 
@@ -87,15 +88,20 @@ def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _way(points: np.ndarray, reach: int) -> np.ndarray:
-    """The way from the point `reach` rows above to that below, or half of it, (H, W, 3); zero where there is none."""
+    """The way from the point `reach` rows above to that below, or half of it, (H, W, 3); zero where there is none.
+
+    Not over jumps; with a reach of 0 over them as well, one row away.
+    """
     way = np.zeros_like(points)
-    reach = min(reach, len(points) - 1)
-    if reach > 0:
-        steep, step = _steep(points), points[reach:] - points[:-reach]
-        blocked = np.logical_or.reduce([steep[i : len(steep) + 1 - reach + i] for i in range(reach)])
-        step[blocked | np.isnan(step[..., 2])] = 0
-        way[:-reach] += step
-        way[reach:] += step
+    far = min(max(1, reach), len(points) - 1)
+    if far > 0:
+        step = points[far:] - points[:-far]
+        step[np.isnan(step[..., 2])] = 0
+        if reach > 0:
+            steep = _steep(points)
+            step[np.logical_or.reduce([steep[i : len(steep) + 1 - far + i] for i in range(far)])] = 0
+        way[:-far] += step
+        way[far:] += step
     return way
 
 
