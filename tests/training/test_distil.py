@@ -236,7 +236,7 @@ def test_a_run_that_ended_while_it_asked_goes_on(config, tmp_path):
 
 
 def test_settings_are_the_teacher_s_where_it_knows_better(config, tmp_path, monkeypatch):
-    config = replace(config, limit=2)
+    config = replace(config, limit=2, depth=(0.1, 5.0))
     changed, said = distil.taught(config, tmp_path / "t")
     assert (changed.data, changed.crop, changed.depth) == (str(tmp_path / "t"), "none", (0.001, 10))
     assert replace(changed, data=config.data, crop=config.crop, depth=config.depth) == config
