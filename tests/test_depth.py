@@ -165,7 +165,8 @@ def test_half_a_file_is_refused(file):
     "lie",
     [
         {"head": "none"}, {"channels": 10**12}, {"bins": 10**12}, {"bins": 17}, {"depth": [8.0, 0.5]}, {"depth": "far"},
-        {"layers": []}, {"layers": ["a"]}, {"layers": 3}, {"upsample": None}, {"upsample": 0}, {"resolution": "a"}, {"weights_id": None},
+        {"layers": []}, {"layers": ["a"]}, {"layers": 3}, {"upsample": None}, {"upsample": 0}, {"resolution": "a"},
+        {"weights_id": None},
         {"familiar_limit": 0}, {"familiar_limit": "a"}, {"cls": False},
     ],
 )  # fmt: skip

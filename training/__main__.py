@@ -36,8 +36,14 @@ Make a classifier of your own classes: a folder for each class, images in it.
 --test is a folder that is looked at once, at the end; a part of the data decides when to stop.
 """
 PROBE_HELP = """\
-Train a depth probe: a small head that reads metres off the frozen patches. DATA has rgb/ID.jpg and depth/ID.png
-(16 bits, millimetres).
+Train a depth probe: a small head that reads metres off the frozen patches. DATA has rgb/ID.jpg, and of each picture
+depth/ID.png (16 bits, millimetres) or depth/ID.npy (metres); 0 is unknown.
+
+  python -m training probe rooms                                      the best head, the best layers
+  python -m training probe rooms --head linear --layers 3,6,9,12      as DINOv2 was evaluated
+  python -m training probe nyu --border 8 --held-out 100              NYU Depth v2, with a test on 100 pictures
+
+Pictures with consecutive names are one room and never on two sides. Depth is told for cameras like those of DATA.
 """
 EVALUATE_HELP = """\
 How much a model's features know of labelled images, by DINO's own measures: weighted k-NN and a linear classifier.

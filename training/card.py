@@ -46,7 +46,7 @@ def card(run: Run, repository: str = "") -> str:
         f"**From** {_plain(_model(start)) if start else 'random weights'}.  \n"
         f"**Seed** {config.get('seed', 0)}.  \n**Time** {_minutes(run)}.",
         *_figures(run),
-        *_scores(run),
+        *(_depths(run) if run.kind == "probe" else _scores(run)),
         "## The same again",
         f"```sh\n{_command(run, names)}\n```",
         "## To open it",
@@ -65,7 +65,7 @@ def hub_card(run: Run, repository: str = "") -> str:
 
 
 def result(run: Run) -> dict[str, Any]:
-    """What a fine-tuning wrote at its end; {} if there is nothing yet."""
+    """What a fine-tuning or a probe wrote at its end; {} if there is nothing yet."""
     try:
         found = json.loads((run.folder / "result.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -101,6 +101,22 @@ def _scores(run: Run) -> list[str]:
         more = f"\n\nand {len(rows) - MOST_CLASSES} more classes" if len(rows) > MOST_CLASSES else ""
         table = "| class | right | images | most often taken for |\n|---|---|---|---|\n"
         lines.append(table + "\n".join(rows[:MOST_CLASSES]) + more)
+    return lines
+
+
+def _depths(run: Run) -> list[str]:
+    found = result(run)
+    lines = []
+    for part, scores in (found.get("metrics") or {}).items():
+        rows = [
+            f"| {what} | {of['rmse']:.3f} m | {of['abs_rel']:.3f} | {of['log10']:.3f} | {of['silog']:.1f} | "
+            f"{of['delta1']:.1%} | {of['delta2']:.1%} | {of['delta3']:.1%} |"
+            for what, of in (("as told", scores), ("median scaled", scores["median_scaled"]))
+        ]
+        head = "| | RMSE | AbsRel | log10 | SI-log | delta1 | delta2 | delta3 |\n|---|---|---|---|---|---|---|---|\n"
+        lines += [f"## {part.capitalize()}: {scores['images']} images", head + "\n".join(rows)]
+    if lines:
+        lines.append(f"Images were parted by a rule: {_plain(found['data']['rule'])}.")
     return lines
 
 

@@ -77,7 +77,18 @@ def test_no_path_of_the_machine_is_in_it(kind, finished, tiny_folders):
     [
         ("pretrain", ["finished at step 10 of 10", "**Data** odd classes", "**From** random weights", "k-NN accuracy"]),
         ("finetune", ["image classification", "**From** dinov2", "validation accuracy", "## Test: top-1", "21 images"]),
-        ("probe", ["depth probe", "**Data** rooms", "**From** dinov2", "validation RMSE"]),
+        (
+            "probe",
+            [
+                "depth probe",
+                "**Data** rooms",
+                "**From** dinov2",
+                "validation RMSE",
+                "## Test: ",
+                "| median scaled |",
+                "parted by a rule: sorted by name",
+            ],
+        ),
     ],
 )
 def test_it_says_what_was_done(kind, said, finished):
