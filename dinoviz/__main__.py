@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from dinoviz import exits, models
-from dinoviz.commands import attention, common, compare, pca, segment, video
+from dinoviz.commands import attention, common, compare, depth, pca, segment, video
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,7 +19,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m dinoviz", description="See what DINO sees, without a browser.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     looking = common.looking()
-    for command in (attention, pca, segment, video, compare):
+    for command in (attention, pca, segment, depth, video, compare):
         command.add(commands, looking)
     table = commands.add_parser("models", help="the known models and which of them are here")
     table.set_defaults(command=_models)

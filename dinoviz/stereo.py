@@ -1,7 +1,7 @@
 """Depth that was measured, to hold a probe's against: of the motorcycle that comes with scikit-image.
 
 It is of the Middlebury stereo benchmark of 2014 (Scharstein et al.): two pictures from places 193 mm apart, and how far
-each pixel of the left one is moved in the right one. Shapes are right: the wall behind stands on the floor at 85 degrees,
+each pixel of the left one is moved in the right one. Shapes are right: the wall behind stands upright on the floor,
 and the wheels are 2.2 of their heights apart. Sizes are not: by this calibration a wheel is 0.41 m high, and those of a
 motorcycle are about 0.64 m. The published baseline seems too short by a factor of 1.55, and with it all metres: to
 judge a probe by them, scale by the median first.

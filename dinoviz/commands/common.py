@@ -70,6 +70,12 @@ def load(
 
 def load_backbone(options: argparse.Namespace) -> Backbone:
     """The backbone, and the folder for the results, for commands that choose their layers themselves."""
+    prepare(options)
+    return models.load(options.model or models.default_name(), device=options.device)
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """Check the resolution and make the folder for the results, before anything is downloaded."""
     from dinoviz.images import MAX_RESOLUTION, MIN_RESOLUTION
 
     if not MIN_RESOLUTION <= options.resolution <= MAX_RESOLUTION:
@@ -77,7 +83,6 @@ def load_backbone(options: argparse.Namespace) -> Backbone:
     models.quiet_transformers()
     with writing(options.out):
         options.out.mkdir(parents=True, exist_ok=True)
-    return models.load(options.model or models.default_name(), device=options.device)
 
 
 @contextmanager
@@ -187,10 +192,11 @@ def joined(arguments: Sequence[str]) -> list[str]:
     return done
 
 
-def about(features: Features, layer: int) -> dict:
-    """What an array file should tell of its origin: the weights, the layer from 1, the sizes."""
+def about(features: Features, layer: int | Sequence[int]) -> dict:
+    """What an array file should tell of its origin: the weights, the layer or layers from 1, the sizes."""
     grid = features.grid
     return {
-        "weights": features.weights, "weights_id": features.weights_id, "layer": layer + 1,
+        "weights": features.weights, "weights_id": features.weights_id,
+        "layer": layer + 1 if isinstance(layer, int) else [each + 1 for each in layer],
         "image_size": grid.image_size, "model_size": grid.model_size, "patch_size": grid.patch_size,
     }  # fmt: skip
