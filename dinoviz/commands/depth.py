@@ -42,7 +42,7 @@ def add(commands, looking: argparse.ArgumentParser) -> None:
     parser = commands.add_parser("depth", parents=[common.looking(layer=False)], help="how far away everything is")
     common.add_pictures(parser)
     parser.add_argument("--probe", help="a .safetensors file, a run of `python -m training probe`, or a published "
-                        "head such as facebook/dpt-dinov2-small-nyu; by default the shipped one (embedded)")  # fmt: skip
+                        "head such as facebook/dpt-dinov2-small-nyu; else the shipped one (embedded)")  # fmt: skip
     parser.add_argument("--sharp", action="store_true", help="with the picture's edges (guided filter)")
     parser.add_argument("--near", type=float, help="metres at the lower end of the colours; points nearer are left out")
     parser.add_argument("--far", type=float, help="metres at the upper end; points farther are left out")
