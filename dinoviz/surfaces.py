@@ -98,8 +98,9 @@ def _way(points: np.ndarray, reach: int) -> np.ndarray:
         step = points[far:] - points[:-far]
         step[np.isnan(step[..., 2])] = 0
         if reach > 0:
-            steep = _steep(points)
-            step[np.logical_or.reduce([steep[i : len(steep) + 1 - far + i] for i in range(far)])] = 0
+            before = np.cumsum(_steep(points), axis=0, dtype=np.int32)  # jumps from the first row to the next one
+            before = np.concatenate([np.zeros_like(before[:1]), before])
+            step[before[far:] > before[:-far]] = 0
         way[:-far] += step
         way[far:] += step
     return way
