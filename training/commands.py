@@ -114,7 +114,7 @@ def absolute(config):
             values[name] = tuple(str(Path(each).absolute()) for each in value)
         elif isinstance(value, str) and value:
             values[name] = str(Path(value).absolute())
-    for name in ("start", "model"):  # a folder, or a name that there is no folder of
+    for name in ("start", "model", "teacher"):  # a folder, or a name that there is no folder of
         value = getattr(config, name, "")
         if value and value not in KNOWN and Path(value).exists():
             values[name] = str(Path(value).absolute())
@@ -230,6 +230,8 @@ def _say(result: dict | None) -> None:
 def _goodbye(run) -> None:
     status = run.status()
     print(f"training: {run.name} is {status['state']} at step {status.get('step', 0)} of {status.get('steps', 0)}")
+    if status["state"] == "finished" and status.get("message"):
+        print(f"training: {status['message']}")
 
 
 def _quiet() -> None:
