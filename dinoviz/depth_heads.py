@@ -13,6 +13,7 @@ from torch import nn
 BASE_WEIGHT = 0.1  # of each depth before the layer says anything, as published
 HIDDEN = 256  # channels of the textbook's two layers
 WIDTH = 128  # channels of the convolutions
+GROUPS = 8  # that they are normalised in
 
 
 class Head(nn.Module):
@@ -85,11 +86,15 @@ class Bins(Head):
         super().__init__(upsample)
         self.register_buffer("depths", torch.linspace(near, far, bins))
 
+    def weights(self, scores: torch.Tensor) -> torch.Tensor:
+        """Of the depths, (B, bins, h, w), 1 in all."""
+        weights = scores.relu() + BASE_WEIGHT
+        return weights / weights.sum(1, keepdim=True)
+
     def metres(self, scores: torch.Tensor, upsample: int) -> tuple[torch.Tensor, torch.Tensor]:
-        weights = finer(scores, upsample).relu() + BASE_WEIGHT
-        total = weights.sum(1)
-        mean = torch.einsum("bkhw,k->bhw", weights, self.depths) / total
-        square = torch.einsum("bkhw,k->bhw", weights, self.depths**2) / total
+        weights = self.weights(finer(scores, upsample))
+        mean = torch.einsum("bkhw,k->bhw", weights, self.depths)
+        square = torch.einsum("bkhw,k->bhw", weights, self.depths**2)
         return mean, (square - mean**2).clamp(min=0).sqrt()
 
 
@@ -120,22 +125,36 @@ class Mlp(Head):
 
 
 class Conv(Bins):
-    """A projection and two 3 x 3 convolutions before the bins, so that a patch is told by those around it."""
+    """Two residual blocks of 3 x 3 convolutions before the bins, so that a patch is told by those around it.
+
+    The weights of its depths are a softmax, which says one depth more sharply than the linear normalisation.
+    """
 
     def __init__(self, channels: int, bins: int, near: float, far: float, upsample: int, cls: bool):
         super().__init__(bins, near, far, upsample)
         self.joined = Joined(channels, WIDTH, cls)
-        self.convolutions = nn.Sequential(
-            nn.GELU(),
-            nn.Conv2d(WIDTH, WIDTH, 3, padding=1, padding_mode="replicate"),
-            nn.GELU(),
-            nn.Conv2d(WIDTH, WIDTH, 3, padding=1, padding_mode="replicate"),
-            nn.GELU(),
-        )
-        self.out = nn.Conv2d(WIDTH, bins, 1)
+        self.blocks = nn.Sequential(Residual(WIDTH), Residual(WIDTH))
+        self.out = nn.Sequential(nn.GroupNorm(GROUPS, WIDTH), nn.GELU(), nn.Conv2d(WIDTH, bins, 1))
 
     def scores(self, patches: torch.Tensor, cls: torch.Tensor) -> torch.Tensor:
-        return self.out(self.convolutions(self.joined(patches, cls)))
+        return self.out(self.blocks(self.joined(patches, cls)))
+
+    def weights(self, scores: torch.Tensor) -> torch.Tensor:
+        return scores.softmax(1)
+
+
+class Residual(nn.Module):
+    """What two convolutions add, each after its norm and GELU (He et al. 2016, "full pre-activation")."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.added = nn.Sequential(
+            *(nn.GroupNorm(GROUPS, width), nn.GELU(), nn.Conv2d(width, width, 3, padding=1)),
+            *(nn.GroupNorm(GROUPS, width), nn.GELU(), nn.Conv2d(width, width, 3, padding=1)),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.added(x)
 
 
 HEADS = {"linear": Linear, "mlp": Mlp, "conv": Conv}

@@ -40,7 +40,7 @@ class Lesson:
         matrices = [p for p in head.parameters() if p.ndim > 1]
         others = [p for p in head.parameters() if p.ndim <= 1]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, config.lr)
+        self.optimizer = torch.optim.AdamW(groups, config.lr, betas=(0.9, 0.99))  # there are few steps
         self._autocast = autocast(self.device, "auto")
 
     def step(self, batch: tuple[torch.Tensor, ...], number: int, rate: float) -> float:

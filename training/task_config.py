@@ -167,7 +167,7 @@ class ProbeConfig(Config):
     device: str = setting("", DEVICE, group="network")
     layers: tuple[int, ...] = setting(
         (0,),
-        "blocks whose tokens are joined, from 1; -1 is the last; 0: the ends of all four quarters, 3 6 9 12 of 12",
+        "blocks whose tokens are joined, from 1; -1 is the last; 0: at 2, 3 and 4 quarters of the depth, 6 9 12 of 12",
         group="network",
         knob=True,
     )
@@ -188,17 +188,19 @@ class ProbeConfig(Config):
         knob=True,
     )
     cls: bool = setting(True, "join the CLS token to each patch", group="head")
-    bins: int = setting(256, "depths that linear and conv choose among", group="head", low=2, high=1024)
-    upsample: int = setting(4, "how much finer than the patches depth is told", group="head", choices=(1, 2, 4))
+    bins: int = setting(64, "depths that linear and conv choose among", group="head", low=2, high=1024)
+    upsample: int = setting(2, "how much finer than the patches depth is told", group="head", choices=(1, 2, 4))
     depth: tuple[float, ...] = setting((0.001, 10.0), "nearest and farthest, in metres", group="head", low=0.0001)
 
     metric: float = setting(
-        0.0, "weight of the error in metres, beside that of logarithms", group="loss", low=0, high=100
+        1.0, "weight of the error in metres, beside that of logarithms", group="loss", low=0, high=100
     )
-    gradient: float = setting(0.5, "weight of the error of slopes", group="loss", low=0, high=100)
-    dropout: float = setting(0.0, "share of the channels that are hidden in a step", group="loss", low=0, high=0.9)
+    gradient: float = setting(
+        0.0, "weight of the error of slopes, which DINOv2 gave 0.5", group="loss", low=0, high=100
+    )
+    dropout: float = setting(0.3, "share of the channels that are hidden in a step", group="loss", low=0, high=0.9)
 
-    epochs: int = setting(30, "passes over the data, each picture in one of its views", group="optimiser", low=1,
+    epochs: int = setting(10, "passes over the data, each picture in one of its views", group="optimiser", low=1,
                           knob=True)  # fmt: skip
     batch: int = setting(8, "images in a step", group="optimiser", low=1)
     lr: float = setting(1e-3, "learning rate of AdamW; it rises for a tenth, and falls by a cosine",
@@ -213,7 +215,7 @@ class ProbeConfig(Config):
         if not self.layers:
             raise ConfigError("layers is empty: name one layer at least.")
         if 0 in self.layers and len(self.layers) > 1:
-            raise ConfigError("layers count from 1; 0 stands for four of them, by itself.")
+            raise ConfigError("layers count from 1; 0 stands for three of them, by itself.")
         if len(self.depth) != 2 or self.depth[0] >= self.depth[1]:
             raise ConfigError(
                 f"depth takes the nearest first, then the farthest, not {' '.join(map(str, self.depth))}."
@@ -224,7 +226,7 @@ class ProbeConfig(Config):
     def blocks(self, count: int) -> list[int]:
         """The indices from 0 of the layers in a network of so many. Raises ConfigError for one that it has not."""
         if self.layers == (0,):
-            return sorted({max(1, round(count * quarter / 4)) - 1 for quarter in (1, 2, 3, 4)})
+            return sorted({max(1, round(count * quarter / 4)) - 1 for quarter in (2, 3, 4)})
         for layer in self.layers:
             if abs(layer) > count:
                 raise ConfigError(f"The model has layers 1 to {count} (or -1 to {-count} from its end), not {layer}.")

@@ -24,22 +24,23 @@ from training.runs import Run
 from training.task_config import ProbeConfig
 
 RECIPE = {"border": 8, "held_out": 100}
-PUBLISHED = {"head": "linear", "metric": 0.0, "gradient": 0.5, "dropout": 0.0}
+PUBLISHED = {"head": "linear", "bins": 256, "upsample": 4, "metric": 0.0, "gradient": 0.5, "dropout": 0.0}
 ROWS: dict[str, dict] = {
     "shipped": {},
     "linear, last layer": {**PUBLISHED, "layers": (-1,)},
     "linear, four layers": {**PUBLISHED, "layers": (3, 6, 9, 12)},
     "mlp": {"head": "mlp"},
     "last layer only": {"layers": (-1,)},
-    "layers 6, 9, 12": {"layers": (6, 9, 12)},
+    "layers 3, 6, 9, 12": {"layers": (3, 6, 9, 12)},
     "layers 9 to 12": {"layers": (9, 10, 11, 12)},
     "CLS the other way": {"cls": not ProbeConfig().cls},
     "resolution 224": {"resolution": 224},
     "resolution 518": {"resolution": 518},
     "no flips": {"flip": False, "crops": 0},
-    "no crops": {"crops": 0},
+    "a crop": {"crops": 1},
     "published losses": {"metric": 0.0, "gradient": 0.5},
-    "no gradient loss": {"gradient": 0.0},
+    "logarithms only": {"metric": 0.0, "gradient": 0.0},
+    "256 bins": {"bins": 256},
     "no channels hidden": {"dropout": 0.0},
     "no average of weights": {"average": 0.0},
 }

@@ -318,8 +318,9 @@ def test_progress_tells_the_time_that_is_left(config, tmp_path, monkeypatch):
 def test_layers_count_from_one_or_from_the_end():
     assert ProbeConfig(layers=(3, 6, 9, 12)).blocks(12) == [2, 5, 8, 11]
     assert ProbeConfig(layers=(-1,)).blocks(12) == [11]
-    assert ProbeConfig(layers=(0,)).blocks(12) == [2, 5, 8, 11]
-    assert ProbeConfig(layers=(0,)).blocks(24) == [5, 11, 17, 23]
+    assert ProbeConfig(layers=(0,)).blocks(12) == [5, 8, 11]
+    assert ProbeConfig(layers=(0,)).blocks(24) == [11, 17, 23]
+    assert ProbeConfig(layers=(0,)).blocks(1) == [0]
     assert ProbeConfig(layers=(-1, 12, 1)).blocks(12) == [0, 11]
     with pytest.raises(DinovizError, match=r"layers 1 to 12 \(or -1 to -12 from its end\), not 13"):
         ProbeConfig(layers=(13,)).blocks(12)
