@@ -11,6 +11,7 @@ from PIL import Image
 
 from dinoviz import surfaces
 from dinoviz.camera import Camera
+from dinoviz.edges import EdgeFilter
 from dinoviz.errors import DinovizError
 from dinoviz.images import PatchGrid
 
@@ -237,12 +238,15 @@ def test_sharpened_depth_steps_where_the_picture_does(stepped):
 
 
 def test_sharpening_invents_no_depth(stepped):
-    _, _, grid = stepped
-    rng = np.random.default_rng(0)
-    metres = rng.uniform(1, 9, (48, 64)).astype(np.float32)
-    picture = rng.integers(0, 256, (168, 224, 3), np.uint8)
+    """A glint much brighter than the two things whose colours tell near from far would be far beyond both."""
+    metres, _, grid = stepped
+    picture = np.full((168, 224, 3), 100, np.uint8)
+    picture[:, 100:] = 120
+    picture[80, 103] = 255
     plain, sharp = grid.resize(metres, "image"), surfaces.sharpened(metres, picture, grid)
-    for y, x in rng.integers(0, (168, 224), (200, 2)):
+    assert EdgeFilter(picture, grid).apply(plain)[80, 103] > 4.5
+    assert sharp[80, 103] <= 4
+    for y, x in np.ndindex(168, 224):
         around = plain[max(0, y - 14) : y + 15, max(0, x - 14) : x + 15]
         assert around.min() <= sharp[y, x] <= around.max()
     flat = surfaces.sharpened(np.full(grid.shape, 3, np.float32), picture, grid)
