@@ -125,26 +125,41 @@ class Mlp(Head):
 
 
 class Conv(Bins):
-    """Two residual blocks of 3 x 3 convolutions before the bins, so that a patch is told by those around it.
+    """Residual convolutions on the half and the quarter grid, added to each patch: how far a patch is, its room tells.
 
-    The weights of its depths are a softmax, which says one depth more sharply than the linear normalisation.
+    At the patches' own grid, convolutions learnt the training rooms by heart (an RMSE of 0.855 m in other rooms, where
+    coarse ones had 0.830). The weights of the depths are a softmax.
     """
 
     def __init__(self, channels: int, bins: int, near: float, far: float, upsample: int, cls: bool):
         super().__init__(bins, near, far, upsample)
         self.joined = Joined(channels, WIDTH, cls)
-        self.blocks = nn.Sequential(Residual(WIDTH), Residual(WIDTH))
+        self.at_half, self.at_quarter = Residual(WIDTH), Residual(WIDTH)
         self.out = nn.Sequential(nn.GroupNorm(GROUPS, WIDTH), nn.GELU(), nn.Conv2d(WIDTH, bins, 1))
 
     def scores(self, patches: torch.Tensor, cls: torch.Tensor) -> torch.Tensor:
-        return self.out(self.blocks(self.joined(patches, cls)))
+        x = self.joined(patches, cls)
+        coarse = halved(x)
+        added = self.at_half(coarse)
+        added = added + resized(self.at_quarter(halved(coarse + added)), coarse)
+        return self.out(x + resized(added, x))
 
     def weights(self, scores: torch.Tensor) -> torch.Tensor:
         return scores.softmax(1)
 
 
+def halved(x: torch.Tensor) -> torch.Tensor:
+    """(B, C, h, w) -> (B, C, ceil(h / 2), ceil(w / 2)), means."""
+    return F.adaptive_avg_pool2d(x, [-(-side // 2) for side in x.shape[2:]])
+
+
+def resized(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """(B, C, ...) -> (B, C, h, w) of another, bilinear."""
+    return F.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=False)
+
+
 class Residual(nn.Module):
-    """What two convolutions add, each after its norm and GELU (He et al. 2016, "full pre-activation")."""
+    """What two convolutions add to x, each after its norm and GELU (He et al. 2016, "full pre-activation")."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -154,7 +169,7 @@ class Residual(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.added(x)
+        return self.added(x)
 
 
 HEADS = {"linear": Linear, "mlp": Mlp, "conv": Conv}

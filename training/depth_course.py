@@ -90,7 +90,7 @@ def root_mean_squares(predicted: torch.Tensor, depth: torch.Tensor, valid: torch
 
 @dataclass
 class Course:
-    """Epochs of a lesson on a training part, judged on a validation part."""
+    """Epochs of a lesson on a training part, judged on a validation part; without pictures in that, the last counts."""
 
     lesson: Lesson
     train: Encoded
@@ -131,8 +131,8 @@ class Course:
                     eta = (beat - began) / (number + 1 - first) * (self.steps - number - 1)
                     self.run.set_status("running", step=number + 1, steps=self.steps, eta=eta)
             self.epoch += 1
-            rmse = self._validate()
-            if not self.best or rmse < self.best["rmse"]:
+            rmse = self._validate() if self.validation.pictures else None
+            if rmse is None or not self.best or rmse < self.best["rmse"]:
                 self.best = {"epoch": self.epoch, "rmse": rmse}
                 self.kept = {name: value.clone() for name, value in self.lesson.averaged.state_dict().items()}
             self.run.add_metrics({"step": self.step, "epoch": self.epoch, "loss": float(np.mean(losses)),

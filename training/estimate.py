@@ -255,7 +255,7 @@ def _probing(config: ProbeConfig, images: int, tell: Tell) -> Estimate:
 def _kept_back(config: ProbeConfig, images: int) -> tuple[int, int]:
     """How many images decide when to stop, and how many are held out."""
     if config.teacher:
-        return max(1, round(config.validation * images)), config.held_out
+        return max(bool(config.validation), round(config.validation * images)), config.held_out
     parts = split(find_pairs(config.data, config.limit), config.validation, config.held_out)
     return len(parts.validation), len(parts.held_out)
 

@@ -24,20 +24,21 @@ from dinoviz.backbone import Backbone
 from dinoviz.depth import ProbeError
 from dinoviz.errors import Stopped
 from dinoviz.files import whole
+from dinoviz.images import open_image
 from training.clock import BEAT
 from training.command_line import command_line
 from training.depth_course import Course, Lesson
 from training.depth_views import Encoded, View, views_of
 from training.export import writing
 from training.protocols import Progress
-from training.rgbd import Pair, Split, counts, depth_errors, find_pairs, intrinsics, meta, split
+from training.rgbd import Pair, Split, counts, depth_errors, find_pairs, groups_of, intrinsics, meta, split
 from training.runs import Run
 from training.stopping import reopen, working
 from training.task_config import ProbeConfig
 
 VERSION = 1  # of the header
 FAMILIAR = 2000  # training pictures that a probe remembers at most
-UNLIKE = 99  # per cent of held-out pictures that are to count as familiar
+UNLIKE = 99  # per cent of pictures of other rooms that are to count as familiar
 # What decides the features, beside the files and the weights.
 SETTINGS = ("layers", "resolution", "border", "crop", "depth", "flip", "crops", "zoom", "colour", "seed")
 
@@ -97,9 +98,11 @@ def _work(config: ProbeConfig, run: Run, progress: Progress, resumed: bool) -> d
         about = task.about | {"epoch": course.best["epoch"], "command": _command(told)}
         about["data"] = data | about["data"]
         familiar = train.descriptors(task.backbone.dim)
-        familiar = familiar[np.linspace(0, len(familiar) - 1, min(FAMILIAR, len(familiar))).astype(int)]
-        nearest = 1 - (validation.descriptors(task.backbone.dim) @ familiar.T).max(1)
-        about["familiar_limit"] = max(1e-6, float(np.percentile(nearest, UNLIKE)))
+        some = np.linspace(0, len(familiar) - 1, min(FAMILIAR, len(familiar))).astype(int)
+        groups = groups_of(task.parts.train)
+        group = np.repeat(np.arange(len(groups)), [len(each) for each in groups])
+        familiar, group = familiar[some], group[some]
+        about["familiar_limit"] = _limit(familiar, group)
         file = run.export_folder / "probe.safetensors"
         depth.save_probe(file, head, about, familiar)
         about["metrics"] = task.measure(depth.open_probe(file), heard)  # of the head as it is in the file
@@ -198,7 +201,7 @@ class _Task:
             "crop": config.crop,
             "border": config.border,
             "seed": config.seed,
-            **({"camera": camera} if camera else {}),
+            **({"camera": {**camera, "size": open_image(parts.train[0].image).size}} if camera else {}),
             "data": {
                 **({"licence": str(licence)} if licence else {}),
                 "train": len(parts.train),
@@ -256,6 +259,15 @@ def _with_depth(pairs: Sequence[Pair], config: ProbeConfig, run: Run, heard: Pro
     return kept
 
 
+def _limit(descriptors: np.ndarray, group: np.ndarray) -> float:
+    """The cosine distance within which 99 in 100 training pictures have one of another group, by its number (n,)."""
+    if len(set(group)) == 1:  # then any other
+        group = np.arange(len(descriptors))
+    alike = descriptors @ descriptors.T
+    alike[group[:, None] == group] = -1
+    return max(1e-6, float(np.percentile(1 - alike.max(1), UNLIKE)))
+
+
 def _stamp(path: Path) -> list:
     about = path.stat()
     return [path.name, about.st_size, about.st_mtime_ns]
@@ -269,6 +281,8 @@ def _command(config: ProbeConfig) -> str:
 
 
 def _in_words(metrics: dict[str, dict]) -> str:
+    if not metrics:
+        return "No images were kept back to measure on."
     return "; ".join(
         f"{name}: RMSE {found['rmse']:.3f} m, AbsRel {found['abs_rel']:.3f}, delta1 {found['delta1']:.3f}, with the "
         f"median scaled {found['median_scaled']['rmse']:.3f} m, {found['median_scaled']['delta1']:.3f}"

@@ -185,13 +185,13 @@ class Split:
 def split(pairs: Sequence[Pair], validation: float, held_out: int = 0) -> Split:
     """Part pictures by groups that were taken one after the other, so that no room is on both sides.
 
-    validation: share of the groups that decide when to stop. held_out: pictures that are held out.
+    validation: share of the groups that decide when to stop; 0 for none. held_out: pictures that are held out.
     Consecutive numbers at the end of names are one group; other pictures are groups of their own. Where there are
     fewer than 8 groups, equal stretches of the sorted pictures take their place.
     Raises DepthDataError where there are too few.
     """
-    every = max(2, round(1 / validation))
-    groups = _groups(pairs)
+    every = max(2, round(1 / validation)) if validation else 2
+    groups = groups_of(pairs)
     if len(groups) >= max(every, EIGHTH):
         said = ["sorted by name and number", f"consecutive numbers are one group, {len(groups)} in all"]
     else:
@@ -216,19 +216,23 @@ def split(pairs: Sequence[Pair], validation: float, held_out: int = 0) -> Split:
             f"every {EIGHTH}th group (the {EIGHTH}th, {2 * EIGHTH}th, ...) is held out until {held_out} pictures are, "
             f"and the {len(left)} others of the last one are not used"
         )
-    first = every // 2
-    said.append(f"every {every}th of all groups from number {first} on, as far as not held out, decides when to stop")
-    kept = [pair for group in groups[first - 1 :: every] for pair in group if pair.image not in taken]
+    first, kept = every // 2, []
+    if validation:
+        said.append(
+            f"every {every}th of all groups from number {first} on, as far as not held out, decides when to stop"
+        )
+        kept = [pair for group in groups[first - 1 :: every] for pair in group if pair.image not in taken]
     aside = taken | {pair.image for pair in kept}
     train = [pair for pair in pairs if pair.image not in aside]
-    if not kept or not train:
+    if not train or (validation and not kept):
         raise DepthDataError(
             f"A probe needs images to train on and one at least to check on; {len(pairs)} are too few."
         )
     return Split(train, kept, out, "; ".join(said))
 
 
-def _groups(pairs: Sequence[Pair]) -> list[list[Pair]]:
+def groups_of(pairs: Sequence[Pair]) -> list[list[Pair]]:
+    """Sorted pairs in groups: of consecutive numbers at the end of their names, else each by itself."""
     groups: list[list[Pair]] = []
     last = None
     for pair in pairs:

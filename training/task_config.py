@@ -141,8 +141,8 @@ class ProbeConfig(Config):
         low=0,
     )  # fmt: skip
     validation: float = setting(
-        0.125, "share of the groups of consecutive names kept back to decide when to stop", group="data", low=0.01,
-        high=0.5,
+        0.125, "share of the groups of consecutive names kept back to decide when to stop; 0: all train on",
+        group="data", low=0, high=0.5,
     )  # fmt: skip
     teacher: str = setting(
         "", "gives the pictures in data their depth: a published head, its folder, a depth probe's file or run",

@@ -178,6 +178,16 @@ def test_the_header_tells_what_it_is(config, tmp_path):
     assert str(tmp_path.parent) not in json.dumps(about)
 
 
+def test_the_header_tells_camera_and_licence_where_the_data_do(config, rooms, tmp_path):
+    folder = shutil.copytree(rooms, tmp_path / "rooms")
+    camera = {"fx": 200.0, "fy": 201.0, "cx": 128.0, "cy": 96.0}
+    (folder / "meta.json").write_text(json.dumps({"intrinsics": camera, "licence": "for everybody"}))
+    config = replace(config, epochs=1, data=str(folder))
+    about = pb.probe(config, started(config, tmp_path))
+    assert about["camera"] == {**camera, "size": (256, 192)}
+    assert about["data"]["licence"] == "for everybody"
+
+
 def test_training_pictures_are_familiar_and_others_are_not(config, rooms, tmp_path):
     config = replace(config, epochs=1)
     run = started(config, tmp_path)
@@ -295,6 +305,18 @@ def test_it_stops_when_the_validation_gets_no_better(config, tmp_path):
     run = started(config, tmp_path)
     about = pb.probe(config, run)
     assert len(run.metrics()) == about["epoch"] + 2 < 50
+
+
+def test_without_a_validation_all_train_for_all_epochs(config, tmp_path):
+    config = replace(config, validation=0.0, held_out=1, epochs=3, patience=1)
+    run = started(config, tmp_path)
+    about = pb.probe(config, run)
+    assert (about["data"]["train"], about["data"]["validation"], about["epoch"]) == (9, 0, 3)
+    assert list(about["metrics"]) == ["test"]
+    assert "decides when to stop" not in about["data"]["rule"]
+    alone = started(config, tmp_path, "alone")
+    assert pb.probe(replace(config, held_out=0), alone)["metrics"] == {}
+    assert alone.status()["message"] == "No images were kept back to measure on."
 
 
 def test_progress_tells_the_time_that_is_left(config, tmp_path, monkeypatch):
