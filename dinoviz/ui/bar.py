@@ -42,6 +42,11 @@ class Bar:
         return [self.image, self.model, self.resolution]
 
 
+def nearest_resolution(wanted: int) -> int:
+    """The one on offer that is nearest to what is wanted."""
+    return min(RESOLUTIONS, key=lambda size: abs(size - wanted))
+
+
 def example_files() -> list[str]:
     """Pictures that may be shown anywhere: they come with scikit-image and scikit-learn."""
     import skimage.data

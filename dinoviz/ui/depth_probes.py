@@ -11,7 +11,7 @@ from pathlib import Path
 from dinoviz import depth, published_depth
 from dinoviz.depth import Depth, Probe, ProbeError
 from dinoviz.ui.workbench import Job, Look, Workbench, file_key
-from training.runs import list_runs
+from training.runs import Run, list_runs
 
 PUBLISHED = "published by Meta"
 NONE_HERE = (
@@ -38,11 +38,16 @@ def offers(bench: Workbench, look: Look) -> list[tuple[str, str]]:
             found.append(("NYU Depth v2, rooms (shipped)", str(depth.SHIPPED)))
     if not bench.settings.public:
         for run in list_runs():
-            file = run.export_folder / "probe.safetensors"
+            file = probe_file(run)
             with suppress(ProbeError):
                 if file.is_file() and _opened(bench, str(file)).about["weights_id"] == look.backbone.weights_id:
                     found.append((f"{run.name} (trained here)", str(file)))
     return found + [(f"{name} ({PUBLISHED})", name) for name in published_depth.names_for(look.backbone.name)]
+
+
+def probe_file(run: Run) -> Path:
+    """Where a run of kind "probe" leaves what it learnt."""
+    return run.export_folder / "probe.safetensors"
 
 
 def none_here(look: Look) -> str:
@@ -105,8 +110,11 @@ def _published(look: Look, name: str, job: Job | None) -> Reading:
             job.tell(f"{name} looks at the picture", done / of)
 
     grid = replace(look.features.grid, image_size=look.picture.shown.size)
-    metres = network.predict(look.picture.shown, look.resolution, on_block=blocks)
+    metres = network.predict(look.picture.shown, network.short_side, on_block=blocks)
     raw = grid.to_patches(metres)
-    source = f"<b>{html.escape(network.name)}</b>, a network of its own: {html.escape(network.source)}"
+    source = (
+        f"<b>{html.escape(network.name)}</b>, a network of its own, which saw the picture at {network.short_side} px: "
+        f"{html.escape(network.source)}"
+    )
     about = {"published": network.name, "source": network.source, "depth": list(network.range)}
     return Reading(Depth(metres, None, raw, None, look.features.grid), source, about, network.range)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Hashable, Iterator, Sequence
+from functools import partial
 
 import gradio as gr
 from PIL import Image
@@ -29,11 +30,12 @@ from dinoviz.ui.parts import (
 from dinoviz.ui.workbench import Look, Workbench
 
 TAB = "Depth"
+STEP = 0.05  # of near and far, in metres or in times the median
 EMPTY = "There is nothing to see until a picture is encoded."
 
 
-def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> None:
-    """Lay out the tab and wire it. It draws when it is open; tabs: those that it is one of."""
+def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> gr.Dropdown:
+    """Lay out the tab, one of `tabs`, and wire it -> what chooses the probe. It draws while it is open."""
     notice = gr.HTML("", label="notice", elem_id="depth-notice", padding=False)
     with gr.Row():
         view = view_image("How far away: click for a distance, and again for a length", "depth-map")
@@ -72,9 +74,12 @@ def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> None:
                 info="0: what the file says, or else an assumption; it changes lengths, not distances",
             )  # fmt: skip
         with gr.Column(min_width=260):
-            by_itself = gr.Checkbox(True, label="The whole range of the picture", elem_id="depth-auto")
-            near = gr.Slider(0, 10, value=0, step=0.05, label="Near", elem_id="depth-near", interactive=False)
-            far = gr.Slider(0, 10, value=10, step=0.05, label="Far", elem_id="depth-far", interactive=False)
+            by_itself = gr.Checkbox(
+                True, label="The whole range of the picture", elem_id="depth-auto",
+                info="off: colours, cut-out and points from near to far",
+            )  # fmt: skip
+            near = gr.Slider(0, 10, value=0, step=STEP, label="Near", elem_id="depth-near")
+            far = gr.Slider(0, 10, value=10, step=STEP, label="Far", elem_id="depth-far")
     with gr.Row():
         histogram = LiveFigure(elem_id="depth-histogram", padding=False)
         with gr.Column(min_width=300, elem_classes="dv-hidden") as measured_part:
@@ -83,6 +88,7 @@ def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> None:
             measured_note = gr.HTML("", label="measured", elem_id="depth-measured-note", padding=False)
     file_button, file, press = download("depth-file", "Download: 16-bit PNG, .npy, .ply, coloured PNG")
     here = gr.State(False)  # whether the tab is open: drawing takes a moment and half a megabyte
+    last = gr.State(0)  # the focal length that was drawn
     points = gr.State(("", []))  # the picture that was clicked on, and where
 
     style = [shown, colours, opacity]
@@ -200,6 +206,24 @@ def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> None:
             scene = _scene(bench, look, image, probe, _choice(values))
             return *_light(scene, _here(points, look)), *_heavy(scene)
 
+    def refocus(last: float, focal: float, *rest):
+        """A field that is left as it was changes nothing, and must not come in the way of a click."""
+        if (focal or 0) == last:
+            return gr.skip()
+        drawn = repaint(*rest)
+        return (focal or 0, *drawn) if isinstance(drawn, tuple) else drawn
+
+    def narrow(moved: gr.Slider, *values):
+        """Near or far was moved: both count from now on, and the one that is in the way is pushed on."""
+        at = {part: inputs.index(part) for part in (by_itself, near, far)}
+        values = list(values)
+        values[at[by_itself]] = False
+        if values[at[near]] > values[at[far]] - STEP:
+            other = far if moved is near else near
+            values[at[other]] = max(values[at[moved]] + (STEP if moved is near else -STEP), 0)
+        drawn = repaint(*values)
+        return (False, *drawn) if isinstance(drawn, tuple) else drawn
+
     def restyle(image, model, resolution, points, probe, *values):
         look = encoded(bench, image, model, resolution)
         if look is None or not probe:
@@ -226,9 +250,6 @@ def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> None:
             scene = _scene(bench, look, image, probe, _choice(values))
             return ("", []), depth_views.draw(scene), note(depth_views.readout(scene, []))
 
-    def lock(by_itself: bool):
-        return gr.Slider(interactive=not by_itself), gr.Slider(interactive=not by_itself)
-
     def stop(request: gr.Request) -> None:
         bench.stop((request.session_hash, "depth"))
 
@@ -244,11 +265,13 @@ def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> None:
         repaint, inputs, [*light, *heavy], **PRIVATE
     )
     gr.on(
-        [part.input for part in (raw, sharp, by_itself, near, far, anyway)] + [focal.submit, focal.blur],
+        [part.input for part in (raw, sharp, by_itself, anyway)],
         repaint, inputs, [*light, *heavy], trigger_mode="always_last", **PRIVATE,
     )  # fmt: skip
+    gr.on([focal.submit, focal.blur], refocus, [last, focal, *inputs], [last, *light, *heavy], **PRIVATE)
+    for limit in (near, far):
+        limit.input(partial(narrow, limit), inputs, [by_itself, *light, *heavy], trigger_mode="always_last", **PRIVATE)
     gr.on([part.input for part in style], restyle, inputs, light, trigger_mode="always_last", **PRIVATE)
-    by_itself.input(lock, by_itself, [near, far], **PRIVATE)
     view.select(click_point, inputs, [points, view, readout], trigger_mode="multiple", **PRIVATE)
     clear.click(clear_points, inputs, [points, view, readout], **PRIVATE)
     stop_button.click(stop, api_visibility="private", queue=False, show_progress="hidden")
@@ -259,6 +282,7 @@ def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> None:
         save, inputs, file, concurrency_limit=2, api_visibility="private", show_progress="full",
         show_progress_on=caption,
     ).success(None, js=press)  # fmt: skip
+    return probe
 
 
 def _choice(values: Sequence) -> Choice:
@@ -303,7 +327,6 @@ def _light(scene: Scene, points: list) -> tuple:
 def _heavy(scene: Scene) -> tuple:
     count, figure = depth_views.cloud(scene)
     near, far = scene.limits
-    slider = {"maximum": scene.farthest} | ({"interactive": False} if scene.choice.by_itself else {})
     notice = depth_views.notice(scene)
     return (
         live_figure.drawn("In space: turn it, zoom with the wheel", figure, "the picture as points in space"),
@@ -312,8 +335,8 @@ def _heavy(scene: Scene) -> tuple:
         "" if scene.measured is None else note(depth_views.measured_note(scene)),
         note(notice, "warning") if notice else "",
         gr.Checkbox(visible=scene.unfamiliar),
-        gr.Slider(value=round(near, 2), label=f"Near ({scene.unit.name})", **slider),
-        gr.Slider(value=round(far, 2), label=f"Far ({scene.unit.name})", **slider),
+        gr.Slider(value=round(near, 2), label=f"Near ({scene.unit.name})", maximum=scene.farthest),
+        gr.Slider(value=round(far, 2), label=f"Far ({scene.unit.name})", maximum=scene.farthest),
     )
 
 

@@ -53,8 +53,10 @@ def measured_picture(scene: Scene) -> Image.Image:
 
 
 def spread_scale(scene: Scene) -> tuple[float, float]:
-    """Uncertainty is drawn from none to the picture's own largest."""
-    return 0.0, float(scene.depth.spread.max()) / scene.unit.metres
+    """The least and the largest uncertainty of the picture."""
+    if scene.depth.spread is None:
+        return 0.0, 1.0  # asking for the map itself says that there is none
+    return float(scene.depth.spread.min()) / scene.unit.metres, float(scene.depth.spread.max()) / scene.unit.metres
 
 
 def histogram(scene: Scene) -> dict:
@@ -81,7 +83,7 @@ def readout(scene: Scene, points: Sequence[Sequence[float]]) -> str:
         return ASK
     parts = [f"<b>{name}</b> {figure(scene, metres)}" for name, metres in zip("AB", scene.at(points), strict=False)]
     if len(points) == 2:
-        parts.append(f"from A to B <b>{figure(scene, scene.between(*points))}</b> ({html.escape(scene.camera.source)})")
+        parts.append(f"from A to B <b>{figure(scene, scene.between(*points))}</b> (focal length {_focal(scene)})")
     else:
         parts.append("click on a second point for the length between them")
     unit = f" · x is times the median distance of this picture, {_not_metres(scene)}" if scene.unit.relative else ""
@@ -114,7 +116,7 @@ def caption(scene: Scene) -> str:
         how = f"told at {a} x {b} points, its edges moved to the picture's (guided filter: sharper, knows no more)"
     if choice.shown == NORMALS:
         lines.append("Which way surfaces face: blue towards the camera, green up, red to the right. "
-                     f"Camera: {html.escape(scene.camera.source)}, focal length {scene.camera.fx:.0f} px.")  # fmt: skip
+                     f"Focal length {_focal(scene)}.")  # fmt: skip
     elif choice.shown == CUTOUT:
         near, far = scene.limits
         lines.append(f"In the light: what lies between {near:.2f} and {far:.2f} {scene.unit.name}.")
@@ -145,7 +147,11 @@ def cloud_note(scene: Scene, count: int) -> str:
     left_out = "points at jumps of depth are left out" + (
         "" if scene.choice.by_itself else ", and what is not in range"
     )
-    return f"{count:,} points · {html.escape(scene.camera.source)}, {scene.camera.fx:.0f} px · {left_out}"
+    return f"{count:,} points · focal length {_focal(scene)} · {left_out}"
+
+
+def _focal(scene: Scene) -> str:
+    return f"{scene.camera.fx:.0f} px, {html.escape(scene.camera.source)}"
 
 
 def measured_note(scene: Scene) -> str:
@@ -160,8 +166,10 @@ def measured_note(scene: Scene) -> str:
         return f"AbsRel {errors['abs_rel']:.2f}, RMSE {errors['rmse']:.2f} m, within 25 %: {errors['delta1']:.0%}"
 
     return (
-        f"Measured by stereo for {known.mean():.0%} of the pixels, median {np.median(measured[known]):.2f} m, in the "
-        f"same colours.<br>The prediction against it: {words(plain)}; once its median is set right: {words(scaled)}."
+        f"Measured by stereo, by its published calibration, for {known.mean():.0%} of the pixels: median "
+        f"{np.median(measured[known]):.2f} m, in the same colours. A wheel is two thirds of its real size by it, so "
+        "look at shapes rather than at metres."
+        f"<br>The prediction against it, once its median is set right: {words(scaled)}; as it is: {words(plain)}."
     )
 
 

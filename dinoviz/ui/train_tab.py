@@ -25,10 +25,13 @@ OFF = (
 )
 
 
-def build(page: gr.Blocks, bench: Workbench, bar: Bar, tabs: gr.Tabs, tab: gr.Tab, notice: gr.HTML) -> Jobs | None:
+def build(
+    page: gr.Blocks, bench: Workbench, bar: Bar, tabs: gr.Tabs, tab: gr.Tab, notice: gr.HTML, probe: gr.Dropdown
+) -> Jobs | None:
     """Lay out the tab and wire it. Returns what keeps the processes of runs, for the app to close at its end.
 
-    tab: this one, among tabs. notice: says above all tabs which runs go on.
+    tab: this one, among tabs. notice: says above all tabs which runs go on. probe: what the Depth tab
+    chooses its probe with.
     """
     if not bench.settings.train:
         gr.HTML(note(OFF))
@@ -41,7 +44,7 @@ def build(page: gr.Blocks, bench: Workbench, bar: Bar, tabs: gr.Tabs, tab: gr.Ta
         with gr.Tab("Set up a run", id="setup"):
             setup = train_setup.build(tab, bench, bar)
         with gr.Tab("Watch", id="watch"):
-            watch = train_watch.build(bench, bar, jobs, token, tabs)
+            watch = train_watch.build(bench, bar, jobs, token, tabs, probe)
 
     def give_token(token: str) -> str:
         return token or secrets.token_hex(16)

@@ -12,7 +12,8 @@ import gradio as gr
 from dinoviz.errors import DinovizError
 from dinoviz.models import weights_stamp
 from dinoviz.ui import live_figure, strip, train_after, train_curves
-from dinoviz.ui.bar import RESOLUTIONS, Bar
+from dinoviz.ui.bar import Bar, nearest_resolution
+from dinoviz.ui.depth_probes import probe_file
 from dinoviz.ui.live_figure import LiveFigure
 from dinoviz.ui.parts import PRIVATE, LiveDropdown, LiveRadio, note, told
 from dinoviz.ui.strip import Strip
@@ -51,8 +52,8 @@ class _Told:
         return self.seen.get(piece) != signature
 
 
-def build(bench: Workbench, bar: Bar, jobs: Jobs, token: gr.BrowserState, tabs: gr.Tabs) -> Watch:
-    """Lay out the tab's second half and wire it."""
+def build(bench: Workbench, bar: Bar, jobs: Jobs, token: gr.BrowserState, tabs: gr.Tabs, probe: gr.Dropdown) -> Watch:
+    """Lay out the tab's second half and wire it. probe: what the Depth tab chooses its probe with."""
     public = bench.settings.public
     with gr.Row():
         with gr.Column(scale=1, min_width=250):
@@ -84,6 +85,7 @@ def build(bench: Workbench, bar: Bar, jobs: Jobs, token: gr.BrowserState, tabs: 
         lines = gr.Textbox("", lines=12, max_lines=12, show_label=False, interactive=False, elem_id="train-log-lines")
     timer = gr.Timer(TICK, active=False)
     seen = gr.State({})
+    where = gr.State("attention")  # the tab in which one looks through the run
 
     inputs = [token, chosen, others, smoothing, log, x, seen]
     outputs = [chosen, others, status, stop, resume, look, seen_part, pictures, legend, *panels]
@@ -124,7 +126,7 @@ def build(bench: Workbench, bar: Bar, jobs: Jobs, token: gr.BrowserState, tabs: 
     def pieces(page: _Told, run: Run, overlaid: list[Run], style: tuple) -> list:
         state, folder = run.status()["state"], str(run.folder)
         measured = run.folder / "metrics.jsonl"
-        exported = bool(run.networks()) and run.kind != "probe"
+        exported = probe_file(run).is_file() if run.kind == "probe" else bool(run.networks())
         queue = jobs.queue()
         update: list = []
 
@@ -161,16 +163,20 @@ def build(bench: Workbench, bar: Bar, jobs: Jobs, token: gr.BrowserState, tabs: 
     def look_through(token: str, chosen: str | None):
         with told():
             run = opened(chosen, public, token)
-            return gr.Dropdown(_with(bench.model_choices(), run), value=chosen), _resolution(run)
+            if run.kind == "probe":
+                told_by = gr.update(choices=[(run.name, str(probe_file(run)))], value=str(probe_file(run)))
+                return run.config["model"], str(nearest_resolution(run.config["resolution"])), told_by, "depth"
+            model = gr.Dropdown(_with(bench.model_choices(), run), value=chosen)
+            return model, _resolution(run), gr.skip(), "attention"
 
     event = {"trigger_mode": "multiple", **PRIVATE}
     timer.tick(refresh, inputs, outputs, **PRIVATE)
     gr.on([part.input for part in (chosen, others, smoothing, log, x)], refresh, inputs, outputs, **event)
     stop.click(ask_to_stop, [token, chosen], None, **PRIVATE).then(refresh, inputs, outputs, **PRIVATE)
     resume.click(go_on, [token, chosen], None, **PRIVATE).then(refresh, inputs, outputs, **PRIVATE)
-    look.click(look_through, [token, chosen], [bar.model, bar.resolution], **PRIVATE).success(
-        lambda: gr.Tabs(selected="attention"), None, tabs, js="() => {document.getElementById('encode').click()}",
-        **PRIVATE,
+    look.click(look_through, [token, chosen], [bar.model, bar.resolution, probe, where], **PRIVATE).success(
+        lambda tab: gr.Tabs(selected=tab), where, tabs,
+        js="tab => { document.getElementById('encode').click(); return tab }", **PRIVATE,
     )  # fmt: skip
     return Watch(chosen, seen, timer, refresh, inputs, outputs)
 
@@ -203,5 +209,4 @@ def _with(choices: list[tuple[str, str]], run: Run) -> list[tuple[str, str]]:
 
 def _resolution(run: Run) -> str:
     """Not far from what it was trained at, but fine enough to see something."""
-    wanted = max(224, 2 * run.config.get("global_size", 0))
-    return str(min(RESOLUTIONS, key=lambda size: abs(size - wanted)))
+    return str(nearest_resolution(max(224, 2 * run.config.get("global_size", 0))))

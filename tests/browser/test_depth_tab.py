@@ -1,0 +1,339 @@
+"""Every control of the Depth tab, in a real browser. One page serves all tests: each begins as the tab does."""
+
+import io
+import json
+import re
+import zipfile
+
+import numpy as np
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+from dinoviz import depth, stereo
+from tests.browser.conftest import watched_page
+from tests.browser.pictures import (
+    choose,
+    click_at,
+    is_blank,
+    open_tab,
+    pixels,
+    source,
+    upload,
+    wait_for_change,
+    wait_for_status,
+)
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not depth.SHIPPED.is_file(), reason="there is no shipped probe"),
+]
+
+MAP, MEASURED = "#depth-map", "#depth-measured"
+NUMBER = r"(\d+\.\d\d)"
+
+
+@pytest.fixture(scope="module")
+def room_file(tmp_path_factory):
+    """A room of a kind: the stereo example, as another picture, since its crop was not measured."""
+    path = tmp_path_factory.mktemp("depth") / "garage.png"
+    stereo.picture().crop((0, 40, 600, 500)).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def motorcycle_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("depth") / "motorcycle.png"
+    stereo.picture().save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def opened(browser, app, app_log, room_file):
+    """A watched page on the Depth tab, at a resolution that is quick to encode."""
+    with watched_page(browser, app, app_log) as page:
+        page.goto(app)
+        page.wait_for_selector("#attention-map img")
+        choose(page, "#resolution", "224 px")
+        upload(page, room_file)
+        wait_for_status(page, "16 x 21")
+        open_tab(page, "Depth")
+        page.wait_for_selector(f"{MAP} img")
+        page.wait_for_selector("#depth-cloud .js-plotly-plot canvas")
+        yield page
+
+
+@pytest.fixture
+def page(opened):
+    """The same page, with all controls as they were."""
+    for box, wanted in (("#depth-raw", False), ("#depth-sharp", False), ("#depth-auto", True)):
+        control = opened.locator(f"{box} input[type=checkbox]")
+        if control.is_checked() != wanted:
+            changed(opened, control.click)
+    if not opened.get_by_label("depth", exact=True).is_checked():
+        show(opened, "depth")
+    opened.locator("#depth-clear").click()
+    said(opened, "readout", "Click on the picture")
+    return opened
+
+
+def said(page, part: str, text: str, timeout: int = 30_000) -> str:
+    """What a part says, once it says a text."""
+    page.wait_for_function(
+        "([part, text]) => document.querySelector(part)?.innerText.includes(text)",
+        arg=[f"#depth-{part}", text],
+        timeout=timeout,
+    )
+    return page.inner_text(f"#depth-{part}")
+
+
+def changed(page, act) -> str:
+    """Do something, and wait until the map is another one."""
+    before = source(page, MAP)
+    act()
+    return wait_for_change(page, MAP, before)
+
+
+def show(page, what: str) -> None:
+    changed(page, page.locator("#depth-shown").get_by_label(what, exact=True).check)
+
+
+def points(page) -> int:
+    """How many the cloud has."""
+    return int(re.search(r"([\d,]+) points", page.inner_text("#depth-cloud-note")).group(1).replace(",", ""))
+
+
+def test_depth_is_drawn_and_said_through_what(page):
+    assert not is_blank(pixels(page, MAP))
+    text = said(page, "caption", "embedded")
+    assert "16 x 21 patches of 14 px at 224 px" in text
+    assert "probe on layers" in text
+    assert "trained on nyu" in text
+    assert re.search(rf"from {NUMBER} to {NUMBER}, median {NUMBER} m", text)
+    assert not page.locator(MEASURED).is_visible()
+    assert "% of the picture" in page.inner_text("#depth-histogram")
+
+
+def test_a_click_tells_the_distance_and_a_second_one_the_length_between(page):
+    first = changed(page, lambda: click_at(page, MAP, 0.3, 0.4))
+    assert re.search(rf"A {NUMBER} m", said(page, "readout", "second point"))
+    changed(page, lambda: click_at(page, MAP, 0.7, 0.8))
+    length = float(re.search(rf"from A to B {NUMBER} m", said(page, "readout", "from A to B")).group(1))
+    assert length > 0.1
+    # With half the focal length the picture is twice as wide: the same distances, and a longer way between.
+    before = page.inner_text("#depth-readout")
+    page.locator("#depth-focal input").fill("300")
+    page.keyboard.press("Enter")
+    said(page, "readout", "300 px, given")
+    after = page.inner_text("#depth-readout")
+    assert re.findall(rf"[AB] {NUMBER} m", after)[:2] == re.findall(rf"[AB] {NUMBER} m", before)[:2]
+    assert float(re.search(rf"from A to B {NUMBER}", after).group(1)) > length
+    page.locator("#depth-focal input").fill("0")
+    page.keyboard.press("Enter")
+    said(page, "readout", "assumed")
+    changed(page, lambda: click_at(page, MAP, 0.5, 0.5))  # a third one begins anew
+    assert " B " not in said(page, "readout", "second point")
+    changed(page, page.locator("#depth-clear").click)
+    assert source(page, MAP) != first
+
+
+def test_a_focal_length_that_no_lens_has_is_refused(page):
+    page.locator("#depth-focal input").fill("2")
+    page.keyboard.press("Enter")
+    page.get_by_text("The focal length of this picture lies between").first.wait_for()
+    page.locator("#depth-focal input").fill("0")
+    page.keyboard.press("Enter")
+
+
+def test_the_map_can_show_something_else(page):
+    plain = pixels(page, MAP)
+    show(page, "surface normals")
+    assert "Which way surfaces face" in said(page, "caption", "Which way")
+    normals = pixels(page, MAP).astype(int)
+    # They face the camera: more blue than the middle nearly everywhere.
+    assert (normals[..., 2] > 120).mean() > 0.9
+    assert np.abs(normals - plain).mean() > 20
+    show(page, "uncertainty")
+    assert "standard deviation" in said(page, "caption", "standard deviation")
+    assert not is_blank(pixels(page, MAP))
+
+
+def test_colours_opacity_raw_grid_and_edges(page):
+    smooth = pixels(page, MAP).astype(int)
+    changed(page, page.locator("#depth-raw input").check)
+    raw = pixels(page, MAP).astype(int)
+    height, width = raw.shape[:2]
+    centre = raw[height // 32 - 4 : height // 32 + 5, width // 42 - 4 : width // 42 + 5].reshape(-1, 3)
+    assert np.abs(centre - centre[0]).max() < 12, "a patch is flat, but for JPEG"
+    assert "one flat square a patch" in said(page, "caption", "flat square")
+    changed(page, page.locator("#depth-raw input").uncheck)
+    changed(page, page.locator("#depth-sharp input").check)
+    assert "guided filter" in said(page, "caption", "guided filter")
+    sharp = pixels(page, MAP).astype(int)
+    steps = [np.abs(np.diff(picture, axis=1)).max(axis=(1, 2)).mean() for picture in (smooth, sharp)]
+    assert steps[1] > 1.2 * steps[0]
+    changed(page, page.locator("#depth-sharp input").uncheck)
+    changed(page, lambda: choose(page, "#depth-colours", "turbo"))
+    assert np.abs(pixels(page, MAP).astype(int) - smooth).mean() > 20
+    changed(page, lambda: choose(page, "#depth-colours", "viridis"))
+    opacity = page.locator("#depth-opacity input[type=range]")
+    changed(page, lambda: opacity.fill("0"))
+    changed(page, lambda: opacity.fill("1"))
+
+
+def test_near_and_far_cut_the_picture_the_points_and_the_colours(page):
+    whole = points(page)
+    low, high, median = map(float, re.search(rf"from {NUMBER} to {NUMBER}, median {NUMBER}",
+                                             page.inner_text("#depth-caption")).groups())  # fmt: skip
+    show(page, "cut-out")
+    lit = pixels(page, MAP).astype(float).mean()
+    changed(page, lambda: page.locator("#depth-far input[type=range]").fill(f"{median:.2f}"))
+    assert not page.locator("#depth-auto input").is_checked()
+    assert pixels(page, MAP).astype(float).mean() < lit - 5
+    assert f"and {round(median / 0.05) * 0.05:.2f} m" in said(page, "caption", "In the light")
+    said(page, "cloud-note", "not in range")
+    ahead = "() => Math.max(...document.querySelector('#depth-cloud .dv-plot')._fullData[0].y)"
+    page.wait_for_function(f"most => ({ahead})() <= most", arg=median + 0.05)
+    assert page.evaluate(ahead) > low
+    changed(page, lambda: page.locator("#depth-near input[type=range]").fill("9.5"))  # beyond far, which gives way
+    said(page, "caption", "between 9.50 and 9.55 m")
+    changed(page, page.locator("#depth-auto input").check)
+    assert low < median < high
+    page.wait_for_function(
+        "most => document.querySelector('#depth-cloud-note').innerText.includes(most)", arg=f"{whole:,} points"
+    )
+
+
+def test_the_cloud_is_turned_and_stays_so(page):
+    camera = """() => {
+        const eye = document.querySelector('#depth-cloud .dv-plot')._fullLayout.scene.camera.eye
+        return [eye.x, eye.y]
+    }"""
+    before = page.evaluate(camera)
+    plot = page.locator("#depth-cloud .dv-plot")
+    plot.scroll_into_view_if_needed()
+    box = plot.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 2 + 90, box["y"] + box["height"] / 2, steps=5)
+    page.mouse.up()
+    turned = page.evaluate(camera)
+    assert np.abs(np.subtract(turned, before)).max() > 0.1
+    changed(page, page.locator("#depth-raw input").check)
+    page.wait_for_timeout(500)
+    assert page.evaluate(camera) == pytest.approx(turned, abs=1e-3)
+
+
+def test_the_download_holds_metres_in_every_form(page, tmp_path):
+    with page.expect_download() as waiting:
+        page.locator("#depth-file-button").click()
+    waiting.value.save_as(tmp_path / "depth.zip")
+    with zipfile.ZipFile(tmp_path / "depth.zip") as archive:
+        about = json.loads(archive.read("about.json"))
+        metres = np.load(io.BytesIO(archive.read("depth.npy")))
+        millimetres = np.asarray(Image.open(io.BytesIO(archive.read("depth-mm.png"))))
+        coloured = Image.open(io.BytesIO(archive.read("depth.png")))
+        ply = archive.read("points.ply")
+    assert metres.shape == (460, 600)
+    assert coloured.size == (600, 460)
+    np.testing.assert_allclose(millimetres, metres * 1000, atol=0.6)
+    assert ply.startswith(b"ply\nformat binary_little_endian")
+    assert about["probe"]["layers"]
+    assert about["weights"]["name"] == "embedded"
+    assert "assumed" in about["camera"]["source"]
+
+
+def test_a_probe_is_chosen_by_its_file_and_a_damaged_one_refused(page, tmp_path):
+    copy = tmp_path / "mine.safetensors"
+    copy.write_bytes(depth.SHIPPED.read_bytes())
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(depth.SHIPPED.read_bytes()[:5000])
+    field = page.locator("#depth-probe input")
+    before = page.inner_text("#depth-caption .dv-note")
+    field.fill(str(cut))
+    page.keyboard.press("Enter")
+    page.get_by_text("cut.safetensors holds no depth probe that can be read").first.wait_for()
+    field.fill(str(copy))
+    page.keyboard.press("Enter")
+    said(page, "caption", "trained on nyu")
+    choose(page, "#depth-probe", "NYU Depth v2, rooms (shipped)")
+    page.wait_for_function("text => document.querySelector('#depth-caption .dv-note').innerText === text", arg=before)
+
+
+def test_what_was_measured_stands_beside_and_an_unfamiliar_picture_has_no_metres(page, motorcycle_file, retina_file):
+    upload(page, motorcycle_file)
+    wait_for_status(page, "16 x 24")
+    text = said(page, "measured-note", "for 93% of the pixels")
+    assert len(re.findall(r"AbsRel \d", text)) == 2
+    measured = pixels(page, MEASURED)
+    assert measured.shape[:2] == (500, 741)
+    assert (measured.max(axis=2) < 12).mean() == pytest.approx(0.07, abs=0.03), "what was not measured is black"
+    assert "measured with the picture" in page.inner_text("#depth-cloud-note")
+    upload(page, retina_file)
+    wait_for_status(page, "16 x 16")
+    assert "unlike those" in said(page, "notice", "unlike those")
+    assert not page.locator(MEASURED).is_visible()
+    assert "x the median distance" in said(page, "caption", "x the median")
+    changed(page, lambda: click_at(page, MAP, 0.5, 0.5))
+    assert re.search(r"A \d\.\d\d x", said(page, "readout", "median distance of this picture"))
+    changed(page, page.locator("#depth-anyway input").check)
+    assert re.search(rf"A {NUMBER} m", page.inner_text("#depth-readout"))
+    assert "not to be trusted" in said(page, "notice", "not to be trusted")
+    page.locator("#depth-anyway input").uncheck()
+
+
+@pytest.fixture(scope="module")
+def retina_file(tmp_path_factory):
+    import skimage.data
+
+    path = tmp_path_factory.mktemp("depth") / "retina.png"
+    Image.fromarray(skimage.data.retina()).resize((400, 400)).save(path)
+    return path
+
+
+def test_another_model_has_no_probe_and_is_told_what_to_do(page, tiny_folders):
+    before = page.locator("#model input").input_value()
+    page.locator("#model input").fill(str(tiny_folders["vit"]))
+    page.keyboard.press("Enter")
+    assert "Train one in the Train tab" in said(page, "caption", "no depth probe for vit")
+    assert not page.locator("#depth-cloud .dv-plot").is_visible()
+    page.locator("#model input").fill(before)
+    page.keyboard.press("Enter")
+    said(page, "caption", "probe on layers")
+
+
+def test_it_fits_a_narrow_window(browser, app, app_log, room_file):
+    with watched_page(browser, app, app_log, viewport={"width": 400, "height": 900}) as page:
+        page.goto(app)
+        page.wait_for_selector("#attention-map img")
+        open_tab(page, "Depth")
+        page.wait_for_selector(f"{MAP} img")
+        page.wait_for_selector("#depth-cloud .js-plotly-plot canvas")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 400
+
+
+def test_clients_ask_for_the_same(app, room_file):
+    client = Client(app, verbose=False)
+    common = {"image": handle_file(str(room_file)), "model": "embedded", "resolution": "224"}
+    picture, caption, readout = client.predict(**common, points="[[100, 200], [400, 300]]", probe="",
+                                               api_name="/depth", **options())  # fmt: skip
+    assert "on layers 3, 6, 9, 12 of 12" in str(caption)
+    assert "from A to B" in str(readout)
+    assert not is_blank(np.asarray(Image.open(picture if isinstance(picture, str) else picture["path"])))
+    for wrong, match in (
+        ({"points": "[[1, 2, 3]]"}, "at most two"),
+        ({"points": "[[9999, 5]]"}, "outside the picture"),
+        ({"by_itself": False, "near": 5, "far": 2}, "Near lies before far"),
+        ({"probe": "/etc/hostname"}, "holds no depth probe"),
+    ):
+        asked = {**common, "points": "[]", "probe": "", **options(), **wrong}
+        with pytest.raises((AppError, ValueError), match=match):
+            client.predict(**asked, api_name="/depth")
+
+
+def options() -> dict:
+    return {
+        "shown": "depth", "colours": "viridis", "opacity": 1, "raw": False, "sharp": False, "by_itself": True,
+        "near": 0, "far": 10, "focal": 0, "anyway": False,
+    }  # fmt: skip
