@@ -53,13 +53,25 @@ def probe_file(run: Run) -> Path:
 def none_here(look: Look) -> str:
     """Why nothing can tell depth, and what to do about it, as HTML."""
     published = published_depth.names_for(look.backbone.name)
-    more = f"; or let {published[0]}, once it can be downloaded, tell it or teach a probe" if published else ""
+    more = f"; or choose {published[0]} at “Told by”, a published network that is downloaded once" if published else ""
     return NONE_HERE.format(model=html.escape(look.backbone.name)) + more + "."
 
 
 def is_published(chosen: str) -> bool:
     """Whether it is a network of its own, which has to run over the picture."""
     return chosen in published_depth.PUBLISHED
+
+
+def is_ready(bench: Workbench, look: Look, chosen: str) -> bool:
+    """Whether `read` answers at once: a probe does; a published network does once it has run."""
+    return not is_published(chosen) or bench.is_derived(key(look, chosen))
+
+
+def fits(bench: Workbench, look: Look, chosen: str) -> bool:
+    """Whether what was typed can tell depth from this look: a published network from any picture."""
+    with suppress(ProbeError):
+        return is_published(chosen) or _opened(bench, chosen).about["weights_id"] == look.backbone.weights_id
+    return False
 
 
 def read(bench: Workbench, look: Look, chosen: str, job: Job | None = None) -> Reading:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from dinoviz import render, stereo
 from dinoviz.camera import exif_focal
+from dinoviz.errors import DinovizError, Stopped
 from dinoviz.ui import depth_probes, depth_views, live_figure
 from dinoviz.ui.bar import Bar
 from dinoviz.ui.depth_state import DEPTH, SHOWN, Choice, Scene, parse_points
@@ -152,28 +153,28 @@ def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> gr.Dropdown:
     def save(image, model, resolution, points, probe, *values):
         with told():
             look = encoded(bench, image, model, resolution)
-            if look is None:
+            if not _ready(bench, look, probe):
                 return gr.skip()
             return depth_views.file(_scene(bench, look, image, probe, _choice(values)))
 
     def prepare(here: bool, image, model, resolution, probe: str | None, request: gr.Request) -> Iterator[tuple]:
         """A published network runs over the picture once, with progress; probes need nothing of the kind."""
         look = bench.peek(image, model, resolution) if here and image else None
-        if look is None or not probe or not depth_probes.is_published(probe):
-            return
-        key = depth_probes.key(look, probe)
-        if probe not in [value for _, value in depth_probes.offers(bench, look)] or bench.is_derived(key):
+        if look is None or not probe or depth_probes.is_ready(bench, look, probe):
             return
         owner = (request.session_hash, "depth")
-        job = bench.start(owner, key, lambda job: depth_probes.read(bench, look, probe, job))
+        job = bench.start(owner, depth_probes.key(look, probe), lambda job: depth_probes.read(bench, look, probe, job))
         for sentence in follow(bench, owner, job):
-            yield note(html.escape(sentence), "caption dv-busy"), gr.Button(visible=True)
-        yield (
-            gr.skip() if not job.stopped else note("Stopped. Choose again what tells depth."),
-            gr.Button(visible=False),
-        )
-        with told():
+            yield note(html.escape(sentence), "caption dv-busy"), gr.Button(visible=True), gr.skip()
+        done = gr.Button(visible=False)
+        try:
             job.result()
+        except Stopped:
+            yield note("Stopped. Choose again what tells depth."), done, None
+        except DinovizError as error:
+            yield note(html.escape(str(error)), "caption dv-error"), done, None
+        else:
+            yield gr.skip(), done, gr.skip()
 
     def arrive(event: gr.SelectData) -> bool:
         return event.value == TAB
@@ -189,9 +190,14 @@ def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> gr.Dropdown:
             return gr.skip()
         choices = depth_probes.offers(bench, look)
         known = [value for _, value in choices]
-        if not known:
-            return (gr.update(choices=[], value=None), points, *_nothing(depth_probes.none_here(look)))
-        probe = probe if probe in known else known[0]
+        typed = probe and not bench.settings.public and depth_probes.fits(bench, look, probe)
+        if probe not in known and not typed:
+            # A published network takes a download and a pass: it waits to be asked.
+            probe = next((value for value in known if not depth_probes.is_published(value)), None)
+        if probe is None:
+            return (gr.update(choices=choices, value=None), points, *_nothing(depth_probes.none_here(look)))
+        if not _ready(bench, look, probe):  # a published network that was stopped or failed, which is said
+            return gr.update(choices=choices, value=probe), *[gr.skip()] * (len(everything) - 1)
         points = points if points[0] == look.picture.digest else (look.picture.digest, [])
         with told():
             # A focal length belongs to a picture; it is kept for the next one of its size, most often of that camera.
@@ -200,7 +206,7 @@ def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> gr.Dropdown:
 
     def repaint(image, model, resolution, points, probe, *values):
         look = encoded(bench, image, model, resolution)
-        if look is None or not probe:
+        if not _ready(bench, look, probe):
             return gr.skip()
         with told():
             scene = _scene(bench, look, image, probe, _choice(values))
@@ -226,14 +232,14 @@ def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> gr.Dropdown:
 
     def restyle(image, model, resolution, points, probe, *values):
         look = encoded(bench, image, model, resolution)
-        if look is None or not probe:
+        if not _ready(bench, look, probe):
             return gr.skip()
         with told():
             return _light(_scene(bench, look, image, probe, _choice(values)), _here(points, look))
 
     def click_point(event: gr.SelectData, image, model, resolution, points, probe, *values):
         look = encoded(bench, image, model, resolution)
-        if look is None or not probe:
+        if not _ready(bench, look, probe):
             return gr.skip()
         where = _here(points, look)
         where = [*(where if len(where) == 1 else []), [round(float(v), 1) for v in picture_point(look, event.index)]]
@@ -244,7 +250,7 @@ def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> gr.Dropdown:
 
     def clear_points(image, model, resolution, points, probe, *values):
         look = encoded(bench, image, model, resolution)
-        if look is None or not probe:
+        if not _ready(bench, look, probe):
             return gr.skip()
         with told():
             scene = _scene(bench, look, image, probe, _choice(values))
@@ -255,13 +261,13 @@ def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> gr.Dropdown:
 
     everything = [probe, points, *light, *heavy]
     prepared = [here, *bar.inputs, probe]
-    bar.ready.change(prepare, prepared, [caption, stop_button], **{**PRIVATE, "concurrency_limit": None}).success(
+    bar.ready.change(prepare, prepared, [caption, stop_button, view], **{**PRIVATE, "concurrency_limit": None}).success(
         refresh, [here, bar.ready, *inputs], everything, **PRIVATE
     )
     tabs.select(arrive, None, here, **PRIVATE).then(
-        prepare, prepared, [caption, stop_button], **{**PRIVATE, "concurrency_limit": None}
+        prepare, prepared, [caption, stop_button, view], **{**PRIVATE, "concurrency_limit": None}
     ).success(refresh, [here, bar.ready, *inputs], everything, **PRIVATE)
-    probe.input(prepare, prepared, [caption, stop_button], **{**PRIVATE, "concurrency_limit": None}).success(
+    probe.input(prepare, prepared, [caption, stop_button, view], **{**PRIVATE, "concurrency_limit": None}).success(
         repaint, inputs, [*light, *heavy], **PRIVATE
     )
     gr.on(
@@ -300,6 +306,11 @@ def _first(bench: Workbench, look: Look) -> str:
     if not choices:
         raise depth_probes.ProbeError(f"There is no depth probe for {look.backbone.name}.")
     return choices[0][1]
+
+
+def _ready(bench: Workbench, look: Look | None, probe: str | None) -> bool:
+    """Whether a control can answer: it never runs a network."""
+    return look is not None and bool(probe) and depth_probes.is_ready(bench, look, probe)
 
 
 def _scene(bench: Workbench, look: Look, image: str, probe: str, choice: Choice) -> Scene:
