@@ -19,12 +19,23 @@ GROUPS = 8  # that they are normalised in
 class Head(nn.Module):
     """What all heads share; how scores come about and what they mean is left to those that are made of it.
 
-    upsample: how much finer than the patches depth is told.
+    upsample: how much finer than the patches depth is told. members: heads in one, which learn by themselves; their
+    scores come one after the other.
     """
+
+    members = 1
 
     def __init__(self, upsample: int):
         super().__init__()
         self.upsample = upsample
+
+    def prepare(self, mean: torch.Tensor, deviation: torch.Tensor, dropout: float) -> None:
+        """Mean and standard deviation (C,) of the patches that it is going to learn from, and what is hidden then."""
+        for each in self.modules():
+            if isinstance(each, Joined):
+                each.mean.copy_(mean)
+                each.deviation.copy_(deviation.clamp(min=1e-3))
+                each.dropout = dropout
 
     def scores(self, patches: torch.Tensor, cls: torch.Tensor) -> torch.Tensor:
         """(B, h, w, C) and (B, C) -> (B, K, h, w)."""
@@ -48,8 +59,8 @@ class Head(nn.Module):
 class Joined(nn.Module):
     """One linear layer on patches and, if wanted, the CLS token joined to each: (B, h, w, C) -> (B, K, h, w).
 
-    Channels are brought to mean 0 and deviation 1 first, see `fit`. In training, a share `dropout` of them is hidden
-    from a whole picture, so that no few of them decide.
+    Channels are brought to mean 0 and deviation 1 first, see `Head.prepare`. In training, a share `dropout` of them is
+    hidden from a whole picture, so that no few of them decide.
     """
 
     def __init__(self, channels: int, out: int, cls: bool):
@@ -59,11 +70,6 @@ class Joined(nn.Module):
         self.patch = nn.Linear(channels, out)
         self.cls = nn.Linear(channels, out, bias=False) if cls else None
         self.dropout = 0.0
-
-    def fit(self, mean: torch.Tensor, deviation: torch.Tensor) -> None:
-        """Mean and standard deviation (C,) of the patches that it is going to learn from."""
-        self.mean.copy_(mean)
-        self.deviation.copy_(deviation.clamp(min=1e-3))
 
     def forward(self, patches: torch.Tensor, cls: torch.Tensor) -> torch.Tensor:
         patches, cls = ((tokens - self.mean) / self.deviation for tokens in (patches, cls))
@@ -125,27 +131,43 @@ class Mlp(Head):
 
 
 class Conv(Bins):
-    """Residual convolutions on the half and the quarter grid, added to each patch: how far a patch is, its room tells.
+    """Convolutions on coarser grids before the bins, by several members that learn alone and are averaged.
 
-    At the patches' own grid, convolutions learnt the training rooms by heart (an RMSE of 0.855 m in other rooms, where
-    coarse ones had 0.830). The weights of the depths are a softmax.
+    The weights of the depths are a softmax; members disagree where they have not seen the like, which the spread shows.
     """
 
-    def __init__(self, channels: int, bins: int, near: float, far: float, upsample: int, cls: bool):
+    def __init__(self, channels: int, bins: int, near: float, far: float, upsample: int, cls: bool, members: int):
         super().__init__(bins, near, far, upsample)
+        self.members = members
+        self.each = nn.ModuleList(Around(channels, bins, cls) for _ in range(members))
+
+    def scores(self, patches: torch.Tensor, cls: torch.Tensor) -> torch.Tensor:
+        return torch.cat([member(patches, cls) for member in self.each], 1)
+
+    def weights(self, scores: torch.Tensor) -> torch.Tensor:
+        members = scores.shape[1] // len(self.depths)  # one, where a member is asked alone
+        return scores.unflatten(1, (members, -1)).softmax(2).mean(1)
+
+
+class Around(nn.Module):
+    """Residual convolutions on the half and the quarter grid, added to each patch: how far it is, its room tells.
+
+    At the patches' own grid, convolutions learnt the training rooms by heart (an RMSE of 0.855 m in other rooms, where
+    coarse ones had 0.830). (B, h, w, C) and (B, C) -> (B, bins, h, w).
+    """
+
+    def __init__(self, channels: int, bins: int, cls: bool):
+        super().__init__()
         self.joined = Joined(channels, WIDTH, cls)
         self.at_half, self.at_quarter = Residual(WIDTH), Residual(WIDTH)
         self.out = nn.Sequential(nn.GroupNorm(GROUPS, WIDTH), nn.GELU(), nn.Conv2d(WIDTH, bins, 1))
 
-    def scores(self, patches: torch.Tensor, cls: torch.Tensor) -> torch.Tensor:
+    def forward(self, patches: torch.Tensor, cls: torch.Tensor) -> torch.Tensor:
         x = self.joined(patches, cls)
         coarse = halved(x)
         added = self.at_half(coarse)
         added = added + resized(self.at_quarter(halved(coarse + added)), coarse)
         return self.out(x + resized(added, x))
-
-    def weights(self, scores: torch.Tensor) -> torch.Tensor:
-        return scores.softmax(1)
 
 
 def halved(x: torch.Tensor) -> torch.Tensor:
@@ -185,4 +207,5 @@ def finer(scores: torch.Tensor, upsample: int) -> torch.Tensor:
 def make(about: dict) -> Head:
     """The head that a probe's header tells of, not yet trained. about["channels"]: of all its layers together."""
     head = HEADS[about["head"]]
-    return head(about["channels"], about["bins"], *about["depth"], about["upsample"], about.get("cls", True))
+    more = {"members": about.get("members", 1)} if head is Conv else {}
+    return head(about["channels"], about["bins"], *about["depth"], about["upsample"], about.get("cls", True), **more)

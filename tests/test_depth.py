@@ -22,7 +22,8 @@ HEADS = tuple(depth_heads.HEADS)
 def made(head: str, **changes) -> depth_heads.Head:
     torch.manual_seed(0)
     found = depth_heads.make({**ABOUT, "head": head, **changes}).eval()
-    found.joined.fit(torch.randn(found.joined.mean.shape), torch.rand(found.joined.mean.shape) + 0.5)
+    channels = {**ABOUT, **changes}["channels"]
+    found.prepare(torch.randn(channels), torch.rand(channels) + 0.5, 0.0)
     return found.requires_grad_(False)
 
 
@@ -94,10 +95,20 @@ def test_cls_counts_only_where_it_is_joined(head):
         assert torch.equal(first, other) is not cls
 
 
+def test_members_are_averaged_and_their_disagreement_is_spread():
+    both = made("conv", members=2)
+    given = torch.randn(1, 4, 6, 96), torch.randn(1, 96)
+    metres, spread = both(*given)
+    alone = [both.metres(scores, both.upsample) for scores in both.scores(*given).chunk(2, 1)]
+    torch.testing.assert_close(metres, (alone[0][0] + alone[1][0]) / 2)
+    variance = sum(s**2 for _, s in alone) / 2 + ((alone[0][0] - alone[1][0]) / 2) ** 2
+    torch.testing.assert_close(spread, variance.sqrt(), atol=1e-4, rtol=1e-3)
+
+
 @pytest.mark.parametrize("head", HEADS)
 def test_channels_are_hidden_in_training_only(head):
     found = made(head)
-    found.joined.dropout = 0.5
+    found.prepare(torch.zeros(96), torch.ones(96), 0.5)
     given = torch.randn(1, 4, 4, 96), torch.randn(1, 96)
     assert torch.equal(found(*given)[0], found(*given)[0])
     found.train()

@@ -48,18 +48,23 @@ class Lesson:
         patches, cls, depth = batch
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        predicted, valid = self._predict(self.head.train(), patches, cls, depth), depth > 0
+        scores, members = self._scores(self.head.train(), patches, cls), self.head.members
+        loss = sum(self._loss(self._metres(self.head, each, depth), depth) for each in scores.chunk(members, 1))
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.head.parameters(), CLIP * members**0.5)  # of a member: CLIP
+        self.optimizer.step()
+        self._average(number)
+        return float(loss.detach()) / members
+
+    def _loss(self, predicted: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
+        valid = depth > 0
         loss = scale_invariant_loss(predicted, depth, valid)
         if self.config.gradient:
             loss = loss + self.config.gradient * gradient_loss(predicted, depth, valid)
         if self.config.metric:
-            loss = loss + self.config.metric * root_mean_squares(predicted, depth, valid).mean()
-        self.optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.head.parameters(), CLIP)
-        self.optimizer.step()
-        self._average(number)
-        return float(loss.detach())
+            loss = loss + self.config.metric * root_mean_squares(predicted, depth, valid).sum() / len(depth)
+        return loss
 
     @torch.no_grad()
     def _average(self, number: int) -> None:
@@ -71,12 +76,16 @@ class Lesson:
     def errors(self, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """The RMSE (B,) in metres of the averaged head, of the pictures of a batch that have depth."""
         patches, cls, depth = batch
-        return root_mean_squares(self._predict(self.averaged, patches, cls, depth), depth, depth > 0)
+        predicted = self._metres(self.averaged, self._scores(self.averaged, patches, cls), depth)
+        return root_mean_squares(predicted, depth, depth > 0)
 
-    def _predict(self, head: Head, patches, cls, depth) -> torch.Tensor:
+    def _scores(self, head: Head, patches: torch.Tensor, cls: torch.Tensor) -> torch.Tensor:
         with self._autocast():
-            scores = head.scores(patches, cls)
-        predicted, _ = head.metres(scores.float(), head.upsample)
+            return head.scores(patches, cls).float()
+
+    @staticmethod
+    def _metres(head: Head, scores: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
+        predicted, _ = head.metres(scores, head.upsample)
         return F.interpolate(predicted[:, None], depth.shape[1:], mode="bilinear", align_corners=False)[:, 0]
 
 

@@ -236,7 +236,7 @@ def _probing(config: ProbeConfig, images: int, tell: Tell) -> Estimate:
     batch = [torch.stack([each] * min(config.batch, train)) for each in encode()]
     channels = len(layers) * backbone.dim
     head = depth_heads.make({**asdict(config), "channels": channels}).to(backbone.device)
-    head.joined.dropout = config.dropout
+    head.prepare(torch.zeros(channels), torch.ones(channels), config.dropout)
     lesson = Lesson(head, config)
     step = _Laps(tell, "Timing a step", 0.6, 1.0).time(lambda: lesson.step(batch, 0, config.lr))
     steps = _steps(train, config.batch, config.epochs)
@@ -254,7 +254,7 @@ def _probing(config: ProbeConfig, images: int, tell: Tell) -> Estimate:
 
 def _kept_back(config: ProbeConfig, images: int) -> tuple[int, int]:
     """How many images decide when to stop, and how many are held out."""
-    if config.teacher:
+    if config.teacher or not config.data:  # what will be in the folder is not known yet
         return max(bool(config.validation), round(config.validation * images)), config.held_out
     parts = split(find_pairs(config.data, config.limit), config.validation, config.held_out)
     return len(parts.validation), len(parts.held_out)

@@ -177,8 +177,7 @@ class _Task:
     def lesson(self, train: Encoded) -> Lesson:
         torch.manual_seed(self.config.seed)
         head = depth_heads.make(self.about)
-        head.joined.fit(*train.statistics())
-        head.joined.dropout = self.config.dropout
+        head.prepare(*train.statistics(), self.config.dropout)
         return Lesson(head.to(self.backbone.device), self.config)
 
     @property
@@ -192,6 +191,7 @@ class _Task:
             "weights_id": self.backbone.weights_id,
             "head": config.head,
             "cls": config.cls,
+            "members": config.members if config.head == "conv" else 1,
             "layers": self.layers,
             "channels": len(self.layers) * self.backbone.dim,
             "resolution": config.resolution,

@@ -214,7 +214,7 @@ def assert_same(first: Run, second: Run) -> None:
 
 @pytest.mark.parametrize("moment", ["encoding", "epoch 3"])
 def test_a_run_that_was_stopped_ends_as_if_it_was_not(moment, config, tmp_path):
-    config = replace(config, head="conv", dropout=0.2, crops=1, epochs=4, metric=0.3)
+    config = replace(config, head="conv", members=2, dropout=0.2, crops=1, epochs=4, metric=0.3)
     straight, broken = started(config, tmp_path, "straight"), started(config, tmp_path, "broken")
     pb.probe(config, straight)
     seen = []
