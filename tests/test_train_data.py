@@ -11,14 +11,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dinoviz.depth import SHIPPED, ProbeError
 from dinoviz.errors import DinovizError
 from dinoviz.ui.train_data import DEMO, FOLDER, UPLOAD, Source, check_broken, demo_words, in_words, surveyed
+from dinoviz.ui.train_depth import DepthSource, teacher_name, teacher_of, teachers
 from dinoviz.ui.workbench import Job, Settings, Workbench
+from tests.training.test_distil import save_probe
 from tests.training.tiny_runs import refused, settings, write_images
 from training import pictures as pictures_module
+from training import unpack
 from training.data import demo
 from training.pictures import find
 from training.pretrain import pretrain
+from training.rgbd import find_pairs, intrinsics
 from training.runs import Run
 
 HIDDEN = "hidden.png"
@@ -157,15 +162,19 @@ def rgbd(folder: Path) -> Path:
 
 def test_pictures_with_depth_are_a_folder_of_the_machine(root, tmp_path):
     rgbd(root / "rooms")
-    source = on_machine("rooms", root, held_out="rooms")
-    assert (source.find(depth=True), source.pairs()) == (None, 2)
+    source = DepthSource(on_machine("rooms", root, held_out="rooms"))
+    assert (source.find(), source.count(), source.names()) == (None, 2, ["rooms"])
+    assert source.paths(tmp_path) == (str(root / "rooms"),)
+    source.bring(tmp_path / "data")
+    assert not (tmp_path / "data").exists()
     for other in (Source(DEMO), uploads(root / "cats" / "000.png"), on_machine("", root), on_machine("cats", root),
-                  on_machine("../closed", root), on_machine("rooms", root, held_out="cats")):  # fmt: skip
-        refused(DinovizError, other.find, depth=True)
+                  on_machine("../closed", root), on_machine("rooms", root, held_out="cats"),
+                  on_machine("rooms", root, held_out="../closed")):  # fmt: skip
+        refused(DinovizError, DepthSource(other).find)
     (root / "rooms" / "rgb" / "0.png").unlink()
     (root / "rooms" / "rgb" / "0.png").symlink_to(tmp_path / HIDDEN)
-    assert "lies outside" in refused(DinovizError, source.find, depth=True)
-    assert "lies outside" in refused(DinovizError, source.pairs)
+    assert "lies outside" in refused(DinovizError, source.find)
+    assert "lies outside" in refused(DinovizError, source.count)
 
 
 # Uploads
@@ -405,3 +414,248 @@ def test_a_held_out_folder_of_another_place_does_not_matter_to_uploads(tmp_path)
     source = Source(UPLOAD, (str(tmp_path / "a.png"),), held_out="typed before")
     assert len(source.find()) == 1
     assert source.held_out_path == ""
+
+
+# Pictures with their depth, or a teacher that tells it
+
+HEAD = "facebook/dpt-dinov2-small-nyu"
+
+
+def npy(metres: float, size: tuple[int, int] = (24, 16)) -> bytes:
+    np.save(content := io.BytesIO(), np.full(size[::-1], metres, np.float32))
+    return content.getvalue()
+
+
+def png16(millimetres: int, size: tuple[int, int] = (24, 16)) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(np.full(size[::-1], millimetres, np.uint16)).save(content, "PNG")
+    return content.getvalue()
+
+
+ROOMS = {
+    **{f"rgb/{i}.png": png(60 * i) for i in range(3)},
+    "depth/0.png": png16(1500), "depth/1.npy": npy(2.5), "depth/2.png": png16(9000), "depth/2.npy": npy(3),
+    "meta.json": b'{"intrinsics": {"fx": 20, "fy": 20, "cx": 12, "cy": 8}}', "notes.txt": b"beside",
+}  # fmt: skip
+
+
+def brought(source: DepthSource, folder: Path) -> Path:
+    source.bring(folder)
+    (path,) = source.paths(folder)
+    return Path(path)
+
+
+@pytest.mark.parametrize("top", ["", "my rooms/", "a/b/", "..\\..\\", "/", "My/__MACOSX2/"])
+def test_a_zip_with_depth_becomes_a_folder_with_depth(top, tmp_path):
+    files = {f"{top}{name}": content for name, content in ROOMS.items()} | {"__MACOSX/rgb/._0.png": b"", "README": b""}
+    source = DepthSource(uploads(zipped(tmp_path / "rooms.zip", files)))
+    assert (source.find(), source.count(), source.names()) == (None, 3, ["rooms.zip"])
+    folder = brought(source, tmp_path / "runs" / "a" / "data")
+    assert folder == tmp_path / "runs" / "a" / "data" / "rooms"
+    depths = [pair.open()[1] for pair in find_pairs(folder)]
+    assert [float(depth.mean()) for depth in depths] == [1.5, 2.5, 3]  # an array wins over a PNG
+    assert all(depth.shape == (16, 24) for depth in depths)
+    assert intrinsics(folder)["fx"] == 20
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rooms.zip", "runs"]
+    assert len([path for path in (tmp_path / "runs").rglob("*") if path.is_file()]) == 7
+
+
+def test_a_zip_of_the_machine_is_taken_too(root, tmp_path):
+    zipped(root / "rooms.zip", ROOMS)
+    assert len(find_pairs(brought(DepthSource(on_machine("rooms.zip", root)), tmp_path / "data"))) == 3
+
+
+def test_odd_names_stay_pairs_in_their_order(tmp_path):
+    stems = ["a b", "a/../b1", "a_b", "x" * 150 + "7", "x" * 150 + "8", "A_B", "ü:*?<>|9", "-rf"]
+    files = {f"rgb/{Path(stem).name}.JPG": png(20 * i) for i, stem in enumerate(stems)}
+    files |= {f"depth/{Path(stem).name}.PNG": png16(1000 * i + 1000) for i, stem in enumerate(stems)}
+    folder = brought(DepthSource(uploads(zipped(tmp_path / "rooms.zip", files))), tmp_path / "data")
+    pairs = find_pairs(folder)
+    assert len(pairs) == len(stems)
+    for pair in pairs:
+        picture, depth = pair.open()
+        assert np.asarray(picture)[0, 0, 0] == 20 * (depth[0, 0] - 1)
+    assert [pair.image.stem[-2:] for pair in pairs if pair.image.stem.startswith("xx")] == ["x7", "x8"]
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"a.png": png()}, "has no folders rgb and depth beside each other, with pictures in one and their depth"),
+        ({"rgb/a.png": png()}, "has no folders rgb and depth beside each other"),
+        ({"rgb/a.png": png(), "depth/a.exr": b"x"}, "has no folders rgb and depth beside each other"),
+        ({"a/rgb/a.png": png(), "b/depth/a.png": png16(1)}, "has no folders rgb and depth beside each other"),
+        ({f"{top}/{kind}/a.png": png16(1) for top in "ab" for kind in ("rgb", "depth")}, "has 2 folders with rgb and"),
+        ({**{f"rgb/{i}.png": png() for i in range(5)}, "depth/3.npy": npy(1)},
+         "4 of 5 pictures in rooms.zip lack their depth: 0.png, 1.png, 2.png, ...."),
+        ({"rgb/a.png": png(), "depth/a.npy": bytes(30_000_000)}, "would grow"),
+    ],
+)  # fmt: skip
+def test_a_zip_that_no_probe_can_learn_from_is_told(files, told, tmp_path):
+    source = DepthSource(uploads(zipped(tmp_path / "rooms.zip", files)))
+    for refuse in (source.find, source.count):
+        assert told in refused(DinovizError, refuse)
+    with pytest.raises(DinovizError):
+        source.bring(tmp_path / "data")
+
+
+def test_what_grows_too_much_in_all_is_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(unpack, "GROWTH_FROM_BYTES", 1_000_000)
+    files = {f"{kind}/{i}.{end}": bytes(100_000) for i in range(8) for kind, end in (("rgb", "png"), ("depth", "npy"))}
+    file = zipped(tmp_path / "rooms.zip", files)
+    assert "which pictures with depth do not" in refused(DinovizError, DepthSource(uploads(file)).find)
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip"])
+def test_what_is_no_zip_has_no_depth_either(content, tmp_path):
+    (tmp_path / "rooms.zip").write_bytes(content)
+    for teacher in ("", HEAD):
+        told = refused(DinovizError, DepthSource(uploads(tmp_path / "rooms.zip"), teacher).find)
+        assert told == "rooms.zip is damaged, or not a zip file."
+
+
+def test_a_damaged_part_of_a_zip_with_depth_is_told(tmp_path):
+    file = zipped(tmp_path / "rooms.zip", ROOMS)
+    content = bytearray(file.read_bytes())
+    content[content.index(b"depth/1.npy") + 60] ^= 255
+    file.write_bytes(content)
+    told = refused(DinovizError, DepthSource(uploads(file)).bring, tmp_path / "data")
+    assert told == "depth/1.npy: this part of the zip file is damaged."
+
+
+def test_without_depth_or_a_teacher_one_is_told_what_to_do(tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    rooms = [zipped(tmp_path / name, ROOMS) for name in ("a.zip", "b.zip")]
+    for source in (Source(DEMO), uploads(tmp_path / "a.png"), uploads(*rooms)):
+        assert refused(DinovizError, DepthSource(source).find).startswith("These pictures have no depth: choose who")
+    assert "There are no pictures yet" in refused(DinovizError, DepthSource(uploads()).find)
+
+
+def test_a_teacher_is_shown_pictures_of_every_kind(root, tmp_path):
+    zipped(tmp_path / "photos.zip", {"a/1.png": png(0), "b/1.png": png(50), "b/2.png": png(100)})
+    (root / "some.txt").write_text("cats/000.png\ncats/002.png\n")
+    kinds = [
+        (Source(DEMO), 18, [], "demo"),
+        (uploads(tmp_path / "photos.zip"), 3, ["photos.zip"], "photos"),
+        (uploads(tmp_path / "photos.zip", root / "cats" / "000.png"), 4, ["images"], "images"),
+        (uploads(root / "cats" / "000.png"), 1, ["000.png"], "images"),
+        (on_machine("some.txt", root), 2, ["some.txt"], "some"),
+    ]
+    for i, (source, count, names, name) in enumerate(kinds):
+        taught = DepthSource(source, HEAD)
+        assert (len(taught.find()), taught.count(), taught.names()) == (count, count, names)
+        folder = brought(taught, tmp_path / str(i))
+        assert folder == tmp_path / str(i) / name
+        assert len(find(folder)) == count
+    assert sorted(path.name for path in (tmp_path / "1" / "photos").iterdir()) == ["1.png", "2-1.png", "2.png"]
+    assert np.asarray(Image.open(tmp_path / "0" / "demo" / "chelsea.png")).shape == (300, 451, 3)  # whole
+    taught = DepthSource(on_machine("cats", root), HEAD)
+    assert (len(taught.find()), brought(taught, tmp_path / "none")) == (4, root / "cats")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_picture_that_cannot_be_unpacked_is_left_for_the_teacher_to_count(tmp_path):
+    file = zipped(tmp_path / "photos.zip", {"1.png": png(0), "2.png": png(50)})
+    content = bytearray(file.read_bytes())
+    content[content.index(b"2.png") + 20] ^= 255
+    file.write_bytes(content)
+    folder = brought(DepthSource(uploads(file), HEAD), tmp_path / "data")
+    assert [path.stat().st_size > 0 for path in sorted(folder.iterdir())] == [True, False]
+
+
+def test_a_teacher_is_not_asked_about_what_has_depth(root, tmp_path):
+    rgbd(root / "rooms")
+    for source in (on_machine("rooms", root), uploads(zipped(tmp_path / "rooms.zip", ROOMS))):
+        assert "has depth of its own: leave the teacher out" in refused(DinovizError, DepthSource(source, HEAD).find)
+    # Held out, depth that was measured says how good the teacher's is.
+    assert len(DepthSource(on_machine("cats", root, held_out="rooms"), HEAD).find()) == 4
+    assert "is no RGB-D folder" in refused(
+        DinovizError, DepthSource(on_machine("cats", root, held_out="cats"), HEAD).find
+    )
+
+
+def test_a_teacher_is_shown_nothing_from_outside(root, tmp_path):
+    (root / "dogs").mkdir()
+    (root / "dogs" / "1.png").write_bytes(png())
+    (root / "dogs" / ".link.png").symlink_to(tmp_path / HIDDEN)  # the run would find it
+    assert "lies outside" in refused(DinovizError, DepthSource(on_machine("dogs", root), HEAD).find)
+    for path in ("..", "/etc", "../closed"):
+        assert "is not below" in refused(DinovizError, DepthSource(on_machine(path, root), HEAD).find)
+        assert "is not below" in refused(DinovizError, DepthSource(on_machine(path, root)).find)
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch, tiny_folders) -> Path:
+    """A run with a probe, and one that has none yet."""
+    monkeypatch.setenv("DINOVIZ_RUNS", str(tmp_path / "runs"))
+    run = Run.create("taught", "probe", {"model": str(tiny_folders["dinov2"])})
+    save_probe(run.export_folder / "probe.safetensors", tiny_folders["dinov2"])
+    Run.create("begun", "probe", {})
+    return tmp_path / "runs"
+
+
+def test_who_may_teach(runs, monkeypatch):
+    bench = Workbench(Settings(cache_bytes=2**24))
+    bench.hub_answers = False
+    assert [value for _, value in teachers(bench, "embedded")] == ["own", str(runs / "taught")]
+    assert [value for _, value in teachers(bench, "dinov2-small")][:1] == ["own"]
+    assert ("shipped" in dict(map(reversed, teachers(bench, "dinov2-small")))) == SHIPPED.is_file()
+    bench.hub_answers = True
+    offered = [value for _, value in teachers(bench, "embedded")]
+    assert offered[1:3] == [HEAD, "facebook/dpt-dinov2-small-kitti"]
+    assert len(offered) == 10
+    public = Workbench(Settings(cache_bytes=2**24, public=True))
+    public.hub_answers = True
+    offered = [value for _, value in teachers(public, "embedded")]
+    assert offered[0] == "own"
+    assert len(offered) == 7  # neither runs nor what is too large
+    assert not any("giant" in value for value in offered)
+
+
+def test_a_teacher_by_what_is_typed(runs, root, tiny_folders, bench):
+    source = on_machine("cats", root)
+    save_probe(root / "p.safetensors", tiny_folders["dinov2"])
+    (root / "head").mkdir()
+    (root / "head" / "config.json").write_text("{}")
+    for typed, teacher in (
+        ("own", ""), (None, ""), (" ", ""), (HEAD, HEAD), ("taught", str(runs / "taught")),
+        (str(runs / "taught"), str(runs / "taught")), (" p.safetensors ", str(root / "p.safetensors")),
+        (str(root / "p.safetensors"), str(root / "p.safetensors")), ("head", str(root / "head")),
+    ):  # fmt: skip
+        assert teacher_of(bench, source, typed) == teacher
+    if SHIPPED.is_file():
+        assert teacher_name(teacher_of(bench, source, "shipped")) == "the shipped probe"
+    assert (teacher_name(HEAD), teacher_name(str(runs / "taught"))) == (HEAD, "taught")
+
+
+def test_what_is_no_teacher_is_told(runs, root, tmp_path, tiny_folders, bench):
+    source = on_machine("cats", root)
+    save_probe(tmp_path / "outside.safetensors", tiny_folders["dinov2"])
+    (root / "link").mkdir()
+    (root / "link" / "config.json").symlink_to(tmp_path / HIDDEN)
+    (root / "no.safetensors").write_bytes(b"no probe")
+    for typed, told in (
+        ("nonsense", "nonsense: there is no such file or folder below"), ("someone/dpt-nyu", "there is no such file"),
+        ("../outside.safetensors", "is not below"), (str(tmp_path / "outside.safetensors"), "is not below"),
+        ("/etc", "is not below"), ("a\0b", "is not below"), ("~nobody-is-called-this", "is not below"),
+        ("x" * 5000, "there is no such file or folder"), ("link", "lies outside"),
+        ("cats", "cats is no teacher: no depth probe's file or run, nor a published head's folder."),
+        ("begun", "The run begun holds no finished depth probe"), (str(runs / "begun"), "no finished depth probe"),
+        ("../runs/begun", "is not below"),
+    ):  # fmt: skip
+        told_of = refused(DinovizError, teacher_of, bench, source, typed)
+        assert told in told_of, typed
+        assert len(told_of) < 400
+    assert "no depth probe that can be read" in refused(ProbeError, teacher_of, bench, source, "no.safetensors")
+    without = Source(DEMO)
+    assert "are not open to this page" in refused(DinovizError, teacher_of, bench, without, "p.safetensors")
+
+
+def test_strangers_choose_of_the_list_alone(runs, root):
+    public = Workbench(Settings(cache_bytes=2**24, public=True))
+    public.hub_answers = False
+    source = Source(DEMO)
+    assert teacher_of(public, source, "own") == ""
+    for typed in (str(runs / "taught"), "taught", str(SHIPPED), str(root), HEAD, "facebook/dpt-dinov2-giant-nyu"):
+        told = refused(DinovizError, teacher_of, public, source, typed)
+        assert told == "There is no such teacher here: choose one of the list."

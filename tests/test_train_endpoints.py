@@ -3,6 +3,7 @@
 import io
 import json
 import secrets
+import shlex
 import zipfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -10,19 +11,28 @@ from pathlib import Path
 
 import gradio as gr
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
 
+from dinoviz.depth import SHIPPED
 from dinoviz.ui import build, launch_options
 from dinoviz.ui.train_runs import visible
 from dinoviz.ui.train_tab import MOST_WAITING
 from dinoviz.ui.workbench import Settings, Workbench
+from tests.conftest import ROOT
 from tests.training.tiny_runs import fill, small_disk, write_images
+from training.__main__ import _parser
+from training.arguments import settings_of
+from training.commands import absolute
 from training.config import PretrainConfig
+from training.rgbd import find_pairs
 from training.runs import Run, list_runs
+from training.task_config import ProbeConfig
 
 ME, YOU = "0123456789abcdef" * 2, "fedcba9876543210" * 2
 CHOOSE = "Choose a run first."
+HEAD = "facebook/dpt-dinov2-small-nyu"
 
 
 class Error(Exception):
@@ -212,7 +222,11 @@ def test_without_a_name_each_run_gets_one(private):
         ({"where": "folder", "path": "../runs"}, "../runs is not below "),
         ({"where": "folder", "path": "/etc"}, "/etc is not below "),
         ({"where": "folder", "path": None}, "Name a folder, a zip file or a list below "),
-        ({"task": "probe"}, "A depth probe needs a folder of this machine, with rgb and depth in it."),
+        ({"task": "probe"}, "These pictures have no depth: choose who tells it, or take a zip file or folder with"),
+        ({"task": "probe", "where": "folder", "path": "photos"}, "is no RGB-D folder"),
+        ({"task": "probe", "teacher": "nonsense"}, "nonsense: there is no such file or folder below "),
+        ({"task": "probe", "teacher": "/etc"}, "/etc is not below "),
+        ({"task": "probe", "teacher": HEAD, "where": "folder", "path": "../runs"}, "../runs is not below "),
         ({"task": "finetune", "finetune_epochs": -3}, "epochs is at least 0, not -3."),
     ],
 )
@@ -238,6 +252,108 @@ def test_what_is_uploaded_stays_with_the_run(private):
     assert zipfile.ZipFile(run.config["data"][0]).testzip() is None
     told = private.refusal("start", ME, where="upload", files=[file], name="later")
     assert told == "photos.zip is here no more, uploads are kept for some hours: drop it again."
+
+
+def rooms() -> bytes:
+    """A zip file with two pictures and their depth."""
+    content, picture, depth = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (24, 16), "red").save(picture, "PNG")
+    np.save(depth, np.ones((16, 24), np.float32))
+    with zipfile.ZipFile(content, "w") as archive:
+        for i in range(2):
+            archive.writestr(f"rooms/rgb/{i}.png", picture.getvalue())
+            archive.writestr(f"rooms/depth/{i}.npy", depth.getvalue())
+    return content.getvalue()
+
+
+def test_depth_that_is_uploaded_becomes_a_folder_of_the_run(public):
+    values = {"task": "probe", "where": "upload", "files": [public.upload("rooms.zip", rooms())]}
+    found, shown = public.ask("look_at_data", **values)
+    assert ("2 pictures with their depth." in found, shown) == (True, "")
+    command, _ = public.ask("say_command", **values)
+    assert command == "python -m training probe rooms.zip"
+    public.ask("start", ME, **values)
+    run = newest()
+    config = ProbeConfig.from_dict(run.config)
+    assert config.data == str(run.folder / "data" / "rooms")
+    assert len(find_pairs(config.data)) == 2
+
+
+def test_a_teacher_tells_the_depth_of_what_is_uploaded(private):
+    values = {"task": "probe", "where": "upload", "files": [private.upload("photos.zip", pictures())], "teacher": HEAD}
+    found, shown = private.ask("look_at_data", **values)
+    assert "<b>40 pictures</b>" in found
+    assert f"Their depth will be told by {HEAD} first." in found
+    assert "classes" not in found
+    assert "<img" in shown
+    command, _ = private.ask("say_command", **values, probe_epochs=3)
+    assert command == f"python -m training probe photos.zip --teacher {HEAD} --epochs 3"
+    private.ask("start", ME, **values, name="taught")
+    config = ProbeConfig.from_dict(newest().config)
+    assert (config.teacher, config.data) == (HEAD, str(newest().folder / "data" / "photos"))
+    assert len(list(Path(config.data).iterdir())) == 40
+    told = private.refusal("start", ME, **values | {"files": [private.upload("rooms.zip", rooms())]}, name="no")
+    assert told == "rooms.zip has depth of its own: leave the teacher out, or the folder depth."
+    broken = values | {"files": [private.upload("broken.zip", pictures(broken=2))]}
+    private.ask("look_at_data", **broken)
+    told = private.refusal("start", ME, **broken, name="no")
+    assert told.startswith("2 of 40 pictures cannot be read, more than the 3% that this run may leave out: ")
+
+
+def test_the_demo_and_a_folder_can_be_taught(private):
+    found, _ = private.ask("look_at_data", task="probe", teacher=HEAD)
+    assert "18 pictures" in found
+    assert f"told by {HEAD} first" in found
+    assert private.ask("say_command", task="probe", teacher=HEAD)[0] == (
+        f"python -m training probe --demo --teacher {HEAD}"
+    )
+    private.ask("start", ME, task="probe", teacher=HEAD, name="demo-depth")
+    assert len(list(Path(newest().config["data"]).iterdir())) == 18
+    private.ask("start", ME, task="probe", teacher=HEAD, where="folder", path="photos", name="folder-depth")
+    assert newest().config["data"] == str(private.home / "open" / "photos")
+
+
+@pytest.mark.skipif(not SHIPPED.is_file(), reason="the shipped probe is not there")
+def test_the_shipped_probe_teaches_other_models_and_is_called_by_its_place(private, monkeypatch):
+    values = {"task": "probe", "teacher": "shipped", "model": "dinov2-small"}
+    command, _ = private.ask("say_command", **values)
+    options = _parser().parse_args(shlex.split(command)[3:])
+    monkeypatch.chdir(ROOT)
+    typed = absolute(settings_of(options, ProbeConfig))
+    private.ask("start", ME, **values, name="shipped")
+    run = newest().config
+    assert typed.teacher == run["teacher"] == str(SHIPPED)
+    assert typed.to_dict() == {**run, "data": ""}
+    for model, offered in (("dinov2-small", True), ("embedded", False)):
+        (sent,) = private.ask("offer_teachers", model, "shipped")
+        assert ("shipped" in str(sent["choices"])) == offered
+        assert sent.get("value") == (None if offered else "own")
+
+
+def test_no_teacher_of_this_machine_is_a_strangers(public, private):
+    private.ask("start", ME, name="mine", task="probe", teacher=HEAD)
+    before = len(list_runs())
+    for teacher in ("/etc", "mine", str(newest().folder), str(SHIPPED), "facebook/dpt-dinov2-giant-nyu", "a\0b"):
+        refused = public.refusal("start", ME, task="probe", teacher=teacher)
+        (found, _), (command, _) = (
+            public.ask(name, task="probe", teacher=teacher) for name in ("look_at_data", "say_command")
+        )
+        for told in (refused, found, command):
+            assert "There is no such teacher here: choose one of the list." in told
+    assert len(list_runs()) == before
+
+
+def test_how_long_a_probe_takes(private, tiny_folders):
+    """With depth in a zip file and in a folder, and with a teacher, whose time is left out."""
+    zipped = private.home / "open" / "rooms.zip"
+    zipped.write_bytes(rooms())
+    with zipfile.ZipFile(zipped) as archive:
+        archive.extractall(private.home / "open")
+    for values in ({"path": "rooms.zip"}, {"path": "rooms"}, {"path": "photos", "teacher": HEAD}):
+        values |= {"task": "probe", "where": "folder", "model": str(tiny_folders["dinov2"]), "probe_resolution": 56}
+        (said,) = private.ask("say_estimate", **values)
+        assert "<b>About " in said
+        assert ("without reading the images and the teacher" in said) == ("teacher" in values)
 
 
 def test_broken_pictures_are_told_when_they_were_seen(private):

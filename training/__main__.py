@@ -36,14 +36,18 @@ Make a classifier of your own classes: a folder for each class, images in it.
 --test is a folder that is looked at once, at the end; a part of the data decides when to stop.
 """
 PROBE_HELP = """\
-Train a depth probe: a small head that reads metres off the frozen patches. DATA has rgb/ID.jpg, and of each picture
-depth/ID.png (16 bits, millimetres) or depth/ID.npy (metres); 0 is unknown.
+Train a depth probe: a small head that reads metres off the frozen patches. DATA is a folder or a zip file with
+rgb/ID.jpg, and of each picture depth/ID.png (16 bits, millimetres) or depth/ID.npy (metres); 0 is unknown.
 
   python -m training probe rooms                                      the best head, the best layers
-  python -m training probe rooms --head linear --layers 3,6,9,12      as DINOv2 was evaluated
+  python -m training probe rooms --head linear --layers 3,6,9,12      as DINOv2 was evaluated; layers count from 1
   python -m training probe nyu --border 8 --held-out 100              NYU Depth v2, with a test on 100 pictures
+  python -m training probe photos --teacher facebook/dpt-dinov2-small-nyu     of pictures without depth
+  python -m training probe photos --teacher runs/mine --model dinov2-base     what another probe says, too
 
 Pictures with consecutive names are one room and never on two sides. Depth is told for cameras like those of DATA.
+A teacher is a head that Meta published, facebook/dpt-dinov2-{small,base,large,giant}-{nyu,kitti}, or a depth probe; it
+writes the depth of all pictures first, which may be a folder, a zip file, a list or, with --demo, the built-in ones.
 """
 EVALUATE_HELP = """\
 How much a model's features know of labelled images, by DINO's own measures: weighted k-NN and a linear classifier.
@@ -97,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     finetune.add_argument("--demo", action="store_true", help="train on the built-in pictures")
     add_settings(finetune, FinetuneConfig, positional=("data",))
     probe = command("probe", commands.run_probe, "a depth probe on a frozen backbone", PROBE_HELP)
+    probe.add_argument("--demo", action="store_true", help="train on the built-in pictures; needs a teacher")
     add_settings(probe, ProbeConfig, positional=("data",))
     for each in (pretrain, finetune, probe):
         each.add_argument("--name", help="the run's name; by default the time it starts")

@@ -7,9 +7,11 @@ import dataclasses
 import itertools
 import json
 import os
+import shutil
 import textwrap
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from training.bars import Bar, Stages, shown
@@ -37,6 +39,20 @@ def run_probe(options: argparse.Namespace) -> int | None:
     return _start(options, ProbeConfig, "probe", lambda *args: _say(shown(probe, Stages())(*args)))
 
 
+def _placed(config, folder: Path) -> tuple:
+    """A probe's settings with its data in a folder, and what puts it there once there is a run; see `unpack`."""
+    from training.settings import ConfigError
+    from training.unpack import place, unpack
+
+    sources = [Path(config.data)] if config.data else []
+    if not sources and not config.teacher:
+        raise ConfigError("The demo's pictures have no depth: name a --teacher that tells it.")
+    path = place(sources, folder)
+    if [path] == sources or not (config.teacher or sources[0].suffix.lower() == ".zip"):
+        return config, None
+    return dataclasses.replace(config, data=str(path)), lambda: unpack(sources, path, taught=bool(config.teacher))
+
+
 def _start(
     options: argparse.Namespace, kind: type, name: str, work: Callable, preset: dict | None = None
 ) -> int | None:
@@ -60,8 +76,11 @@ def _start(
     for each in [config.data] if isinstance(config.data, str) else config.data:
         if each and not Path(each).exists():  # told before the name is taken by a run that cannot be
             raise ConfigError(f"{each}: there is no such file or folder.")
+    fill = None
+    if name == "probe":
+        config, fill = _placed(config, (root() / run_name / "data").absolute())
     if _alone():
-        run = _create(run_name, name, config)
+        run = _create(run_name, name, config, fill)
         work(config, run)
         _goodbye(run)
         return None
@@ -70,7 +89,7 @@ def _start(
     from training.distributed import close, state
 
     if state().is_main_process:
-        run = _create(run_name, name, config)
+        run = _create(run_name, name, config, fill)
     run = Run(root() / broadcast_object_list([run_name])[0])  # made of the time, it may be another in each process
     work(config, run)
     if state().is_main_process:
@@ -89,10 +108,17 @@ def _name_of_now(kind: str) -> str:
     return name
 
 
-def _create(name: str, kind: str, config):
+def _create(name: str, kind: str, config, fill: Callable[[], None] | None = None):
+    """fill: puts the data into the run's folder; if it cannot, there is no run."""
     from training.runs import Run
 
     run = Run.create(name, kind, config.to_dict())
+    try:
+        if fill is not None:
+            fill()
+    except BaseException:
+        shutil.rmtree(run.folder, ignore_errors=True)
+        raise
     print(f"training: the run is {run.folder}; `python -m training stop {run.name}` ends it where it can go on")
     return run
 
@@ -114,11 +140,27 @@ def absolute(config):
             values[name] = tuple(str(Path(each).absolute()) for each in value)
         elif isinstance(value, str) and value:
             values[name] = str(Path(value).absolute())
-    for name in ("start", "model", "teacher"):  # a folder, or a name that there is no folder of
+    for name in ("start", "model"):  # a folder, or a name that there is no folder of
         value = getattr(config, name, "")
         if value and value not in KNOWN and Path(value).exists():
             values[name] = str(Path(value).absolute())
+    if getattr(config, "teacher", ""):
+        values["teacher"] = _teacher(config.teacher)
     return dataclasses.replace(config, **values)
+
+
+def _teacher(name: str) -> str:
+    """As `distil.open_teacher` finds it: a published head by its name, then a run by its name, then what is there."""
+    from dinoviz.published_depth import PUBLISHED
+    from training.runs import Run, RunError
+
+    if name not in PUBLISHED:
+        with suppress(RunError):
+            return str(Run.open(name).folder.absolute())
+        with suppress(OSError, ValueError, RuntimeError):  # a name that no file system takes, the home of nobody
+            path = Path(name).expanduser()
+            return str(path.absolute()) if path.exists() else name
+    return name
 
 
 def run_resume(options: argparse.Namespace) -> None:

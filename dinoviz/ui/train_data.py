@@ -18,7 +18,6 @@ from training.config import PretrainConfig
 from training.data import DEMO as DEMO_PICTURES
 from training.data import DEMO_CROPS, DEMO_SIZE, too_many
 from training.pictures import DataError, Member, Pictures, Where, find
-from training.rgbd import Pair, find_pairs
 from training.survey import Survey, survey
 
 DEMO, UPLOAD, FOLDER = "demo", "upload", "folder"
@@ -38,16 +37,14 @@ class Source:
     held_out: str = ""
     roots: tuple[Path, ...] = ()
 
-    def find(self, *, depth: bool = False) -> Pictures | None:
-        """The pictures; None for the demo. depth: they must have their depth beside them. Raises DinovizError."""
-        if depth:
-            return self._with_depth()
+    def find(self) -> Pictures | None:
+        """The pictures; None for the demo. Raises DinovizError."""
         if self.where == DEMO:
             return None
-        pictures = find(self._given())
-        self._check_inside(pictures.where)
+        pictures = find(self.given())
+        self.check_inside(pictures.where)
         if self.held_out_path:
-            self._check_inside(find(self.held_out_path).where)
+            self.check_inside(find(self.held_out_path).where)
         return pictures
 
     def names(self) -> list[str]:
@@ -73,7 +70,7 @@ class Source:
     def paths(self, folder: Path) -> tuple[str, ...]:
         """What a run is told to train on, once `bring` has put uploads into its folder; () for the demo."""
         if self.where == FOLDER:
-            return (str(self._allowed(self.path)),)
+            return (str(self.allowed(self.path)),)
         kept = self.kept(folder.absolute())
         archives = [str(place) for file, place in kept.items() if not _is_image(file)]
         return (*archives, *([str(folder.absolute() / "images")] if len(archives) < len(kept) else []))
@@ -90,16 +87,12 @@ class Source:
     @property
     def held_out_path(self) -> str:
         """Of labelled pictures that are not trained on; "" where nobody named any."""
-        return str(self._allowed(self.held_out)) if self.held_out and self.where == FOLDER else ""
+        return str(self.allowed(self.held_out)) if self.held_out and self.where == FOLDER else ""
 
-    def pairs(self) -> int:
-        """How many pictures have their depth. Raises DinovizError."""
-        self._with_depth()
-        return len(self._pairs(self.path))
-
-    def _given(self) -> list[Path]:
+    def given(self) -> list[Path]:
+        """The folder or the files, none of which is outside of what is open. Raises DataError."""
         if self.where == FOLDER:
-            return [self._allowed(self.path)]
+            return [self.allowed(self.path)]
         if not self.files:
             raise DataError("There are no pictures yet: drop a zip file or many images.")
         for file in self.files:
@@ -112,19 +105,8 @@ class Source:
                 raise DataError(f"{file_name(file)} is here no more, uploads are kept for some hours: drop it again.")
         return [Path(file) for file in dict.fromkeys(self.files)]
 
-    def _with_depth(self) -> None:
-        if self.where != FOLDER:
-            raise DataError("A depth probe needs a folder of this machine, with rgb and depth in it.")
-        for path in (self.path, *filter(None, [self.held_out])):
-            self._pairs(path)
-
-    def _pairs(self, path: str) -> list[Pair]:
-        pairs = find_pairs(self._allowed(path))
-        self._check_inside(str(file) for pair in pairs for file in (pair.image, pair.depth))
-        return pairs
-
-    def _allowed(self, path: str) -> Path:
-        """The path, below one of the roots; symbolic links do not lead out of them."""
+    def allowed(self, path: str) -> Path:
+        """The path, below one of the roots; symbolic links do not lead out of them. Raises DataError."""
         if not self.roots:
             raise DataError("Folders of this machine are not open to this page; upload a zip file.")
         if not path.strip():
@@ -132,15 +114,15 @@ class Source:
         inside = list(filter(None, (_below(root, path.strip()) for root in self.roots)))
         if not inside:
             raise DataError(
-                f"{_short(path)} is not below {_listed(self.roots)}: `python app.py --data FOLDER` opens another."
+                f"{short(path)} is not below {_listed(self.roots)}: `python app.py --data FOLDER` opens another."
             )
         there = next(filter(os.path.exists, inside), None)
         if there is None:
-            raise DataError(f"{_short(path)}: there is no such file or folder below {_listed(self.roots)}.")
+            raise DataError(f"{short(path)}: there is no such file or folder below {_listed(self.roots)}.")
         return there
 
-    def _check_inside(self, files: Iterable[Where]) -> None:
-        """A list may name any file of the machine, and links may lead anywhere."""
+    def check_inside(self, files: Iterable[Where]) -> None:
+        """A list may name any file of the machine, and links may lead anywhere. Raises DataError."""
         own = set(map(os.path.realpath, self.files))
         roots = [os.path.realpath(root) for root in self.roots]
         for file in files:
@@ -160,7 +142,8 @@ def _below(root: Path, path: str) -> Path | None:
     return real if real.is_relative_to(os.path.realpath(root)) else None
 
 
-def _short(path: str) -> str:
+def short(path: str) -> str:
+    """What was typed, for a message."""
     words = " ".join(path.split())
     return words if len(words) <= LONGEST else f"{words[:LONGEST]} …"
 
@@ -184,8 +167,11 @@ def surveyed(bench: Workbench, pictures: Pictures, job: Job) -> Survey:
     return bench.derived(_key(pictures), lambda: survey(pictures, tell=job.tell))
 
 
-def check_broken(bench: Workbench, pictures: Pictures, share: float) -> None:
-    """Raises DataError where a look at the pictures has found more broken ones than a run leaves out."""
+def check_broken(bench: Workbench, pictures: Pictures, share: float, knob: str = " (max broken)") -> None:
+    """Raises DataError where a look at the pictures has found more broken ones than a run leaves out.
+
+    knob: what that share is called on the page.
+    """
     key = _key(pictures)
     if not bench.is_derived(key):
         return
@@ -193,7 +179,7 @@ def check_broken(bench: Workbench, pictures: Pictures, share: float) -> None:
     if too_many(len(broken), len(pictures), share):
         raise DataError(
             f"{len(broken)} of {len(pictures):,} pictures cannot be read, more than the {share:.0%} that this run may "
-            f"leave out (max broken): {_which(broken)}.",
+            f"leave out{knob}: {_which(broken)}.",
             broken,
         )
 
@@ -223,8 +209,8 @@ def _which(broken: Sequence[tuple[str, str]]) -> str:
     return "; ".join(reason.removesuffix(".") for _, reason in broken[:NAMED]) + more
 
 
-def in_words(seen: Survey) -> str:
-    """What was found, as HTML."""
+def in_words(seen: Survey, *, classes: bool = True) -> str:
+    """What was found, as HTML. classes: whether it matters that there are none."""
     lines = [f"<b>{seen.count:,} pictures</b>"]
     if seen.looked < seen.count:
         lines[0] += f", of which {seen.looked} were looked at"
@@ -236,7 +222,7 @@ def in_words(seen: Survey) -> str:
         shown = [f"{html.escape(name)} {count:,}" for name, count in list(seen.classes.items())[:20]]
         more = f" and {len(seen.classes) - 20} more" if len(seen.classes) > 20 else ""
         lines.append(f"{len(seen.classes)} classes: {', '.join(shown)}{more}.")
-    else:
+    elif classes:
         lines.append("No classes: the pictures are not in folders of their own.")
     if seen.broken:
         share = len(seen.broken) / seen.looked

@@ -11,7 +11,7 @@ from training.settings import Config, ConfigError
 
 # What other parts of the tab decide, or the machine.
 ELSEWHERE = (
-    *("data", "validation", "test", "start", "model", "probe_images"),
+    *("data", "validation", "test", "start", "model", "teacher", "probe_images"),
     *("device", "memory_gb", "workers", "store_size", "limit"),
 )
 

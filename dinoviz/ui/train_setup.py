@@ -12,17 +12,20 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 
+from dinoviz.depth import ASSETS, SHIPPED
 from dinoviz.errors import DinovizError
-from dinoviz.ui import train_crops
+from dinoviz.ui import train_crops, train_depth
 from dinoviz.ui.bar import Bar
 from dinoviz.ui.parts import PRIVATE, LiveDropdown, follow, note, picture_grid, told
 from dinoviz.ui.train_data import DEMO, FOLDER, UPLOAD, Source, check_broken, demo_words, in_words, surveyed
+from dinoviz.ui.train_depth import DepthSource, teacher_of
 from dinoviz.ui.train_form import Form
 from dinoviz.ui.train_runs import duration
 from dinoviz.ui.workbench import Workbench
 from training.command_line import KINDS, command_line
 from training.config import PRESETS, pretrain_preset
 from training.data import demo
+from training.distil import MAX_BROKEN
 from training.estimate import estimate
 from training.runs import check_name
 from training.settings import Config
@@ -36,6 +39,8 @@ TASKS = (
 )
 KIND = {SCRATCH: "pretrain", ADAPT: "pretrain", FINETUNE: "finetune", PROBE: "probe"}
 FIRST_PRESET = {SCRATCH: "micro", ADAPT: "adapt"}
+FILES = "A zip file (a folder for each class, if there are classes), or many images"
+FILES_FOR_PROBE = "A zip file with rgb and depth in it; for a teacher, a zip file or many images"
 HELD_OUT = 0.1  # of labelled pictures, for k-NN accuracy while one watches
 
 
@@ -47,7 +52,7 @@ class Order:
     config: Config
     preset: str
     name: str
-    source: Source
+    source: Source | DepthSource
     keep: bool
 
     def config_on(self, folder: Path) -> Config:
@@ -78,8 +83,7 @@ def build(tab: gr.Tab, bench: Workbench, bar: Bar) -> Setup:
                 places.append(("On this machine", FOLDER))
             where = gr.Radio(places, value=DEMO, show_label=False, elem_id="train-where")
             files = gr.File(
-                label="A zip file (a folder for each class, if there are classes), or many images",
-                file_count="multiple", height=140, value=[], visible=False, elem_id="train-files",
+                label=FILES, file_count="multiple", height=140, value=[], visible=False, elem_id="train-files",
             )  # fmt: skip
             with gr.Row(visible=False) as folder_row:
                 path = gr.Textbox(
@@ -110,6 +114,12 @@ def build(tab: gr.Tab, bench: Workbench, bar: Bar) -> Setup:
             forms, columns = {}, {}
             for kind, config in KINDS.items():
                 with gr.Column(visible=kind == "pretrain") as columns[kind]:
+                    if kind == "probe":
+                        teacher = LiveDropdown(
+                            train_depth.teachers(bench, bench.default_model), value=train_depth.OWN,
+                            label="Who tells the depth", info=_teacher_info(bench), elem_id="train-teacher",
+                            allow_custom_value=not bench.settings.public,
+                        )  # fmt: skip
                     forms[kind] = Form(config, _preset_values("micro") if kind == "pretrain" else {}, f"train-{kind}")
     gr.HTML('<div class="dv-title-of">3 · Begin</div>', padding=False)
     with gr.Row():
@@ -129,7 +139,7 @@ def build(tab: gr.Tab, bench: Workbench, bar: Bar) -> Setup:
             estimated = gr.HTML(note(""), label="estimate", elem_id="train-estimated")
     data = [where, files, path, held_out]
     parts = [part for form in forms.values() for part in form.parts]
-    inputs = [*data, bar.model, task, preset, name, keep, *parts]
+    inputs = [*data, bar.model, task, teacher, preset, name, keep, *parts]
     order = _reader(bench, forms)
 
     def show_where(where: str):
@@ -143,20 +153,33 @@ def build(tab: gr.Tab, bench: Workbench, bar: Bar) -> Setup:
         dropdown = gr.update(choices=choices, value=first, info=about, visible=bool(choices))
         shown = [gr.Column(visible=kind == KIND[task]) for kind in columns]
         crops_part = gr.Accordion(visible=KIND[task] == "pretrain")
-        return dropdown, crops_part, *shown, *(values if choices else [gr.skip()] * len(forms["pretrain"].parts))
+        label = gr.File(label=FILES_FOR_PROBE if task == PROBE else FILES)
+        return label, dropdown, crops_part, *shown, *(values if choices else [gr.skip()] * len(forms["pretrain"].parts))
 
     def use_preset(preset: str):
         with told():
             return gr.update(info=PRESETS[preset].about), *forms["pretrain"].write(_preset_values(preset))
 
-    def look_at_data(where, files, path, held_out, task, request: gr.Request) -> Iterator[tuple]:
+    def offer_teachers(model: str, teacher: str | None):
+        """Those of now; one that is no more, or that is this model's own, gives way to the pictures' depth."""
+        offered = train_depth.teachers(bench, model)
+        gone = teacher == train_depth.SHIPPED and teacher not in dict(offered).values()
+        return gr.update(choices=offered, **({"value": train_depth.OWN} if gone else {}))
+
+    def look_at_data(where, files, path, held_out, task, teacher, request: gr.Request) -> Iterator[tuple]:
         """Decode some of the pictures, with progress, and say what there is."""
         source = _source(bench, where, files, path, held_out)
         try:
+            told_by = ""
             if task == PROBE:
-                yield note(f"{source.pairs():,} pictures with their depth."), ""
-                return
-            pictures = source.find() or demo("train")
+                told_by = teacher_of(bench, source, teacher)
+                taught = DepthSource(source, told_by)
+                pictures = taught.find()
+                if pictures is None:
+                    yield note(f"{taught.count():,} pictures with their depth."), ""
+                    return
+            else:
+                pictures = source.find() or demo("train")
             owner = (request.session_hash, "train-data")
             job = bench.start(owner, source, lambda job: surveyed(bench, pictures, job))
             for sentence in follow(bench, owner, job):
@@ -165,10 +188,14 @@ def build(tab: gr.Tab, bench: Workbench, bar: Bar) -> Setup:
                 return
             seen = job.result()
         except DinovizError as error:
-            empty = (where == UPLOAD and not files) or (where == FOLDER and not path)
+            empty = where == DEMO or (where == UPLOAD and not files) or (where == FOLDER and not path)
             yield note(html.escape(str(error)), "caption" if empty else "caption dv-error"), ""
             return
-        words = demo_words() if where == DEMO else in_words(seen)
+        if told_by:
+            words = train_depth.demo_words() if where == DEMO else in_words(seen, classes=False)
+            words += f"<br>Their depth will be told by {html.escape(train_depth.teacher_name(told_by))} first."
+        else:
+            words = demo_words() if where == DEMO else in_words(seen)
         yield note(words), picture_grid(seen.thumbnails)
 
     def say_command(*values):
@@ -176,16 +203,18 @@ def build(tab: gr.Tab, bench: Workbench, bar: Bar) -> Setup:
             wanted = order(*values, checked=False)
         except DinovizError as error:
             return f"# {error}", note("")
-        data = wanted.source.names()
-        command = command_line(wanted.kind, wanted.config, name=wanted.name, preset=wanted.preset, data=data)
+        config, data = wanted.config, wanted.source.names()
+        if wanted.kind == "probe" and config.teacher == str(SHIPPED):  # as it is called where commands are typed
+            config = replace(config, teacher=SHIPPED.relative_to(ASSETS.parent).as_posix())
+        command = command_line(wanted.kind, config, name=wanted.name, preset=wanted.preset, data=data)
         return command, note("")  # an estimate was of something else
 
     def say_estimate(request: gr.Request, *values) -> Iterator[str]:
         try:
             wanted = order(*values, checked=False)
-            count = _count(wanted)
+            config, count = _to_estimate(wanted), _count(wanted)
             owner = (request.session_hash, "train-estimate")
-            job = bench.start(owner, time.monotonic(), lambda job: estimate(wanted.config, count, tell=job.tell))
+            job = bench.start(owner, time.monotonic(), lambda job: estimate(config, count, tell=job.tell))
             for sentence in follow(bench, owner, job):
                 yield note(html.escape(sentence), "caption dv-busy")
             if job.superseded:
@@ -197,19 +226,22 @@ def build(tab: gr.Tab, bench: Workbench, bar: Bar) -> Setup:
         yield note(f"<b>About {duration(taken.seconds)}</b>: {html.escape(taken.how)}")
 
     gr.on([where.input], show_where, where, [files, folder_row], **PRIVATE)
-    task.input(show_task, task, [preset, crops.part, *columns.values(), *forms["pretrain"].parts], **PRIVATE).then(
+    after_task = [files, preset, crops.part, *columns.values(), *forms["pretrain"].parts]
+    task.input(show_task, task, after_task, **PRIVATE).then(say_command, inputs, [command, estimated], **PRIVATE)
+    gr.on([tab.select, task.input, bar.model.change], offer_teachers, [bar.model, teacher], teacher, **PRIVATE).then(
         say_command, inputs, [command, estimated], **PRIVATE
     )
     preset.input(use_preset, preset, [preset, *forms["pretrain"].parts], **PRIVATE).then(
         say_command, inputs, [command, estimated], **PRIVATE
     )
     gr.on(
-        [tab.select, where.input, files.change, path.submit, path.blur, held_out.submit, held_out.blur, task.input],
-        look_at_data, [*data, task], [found, thumbnails], trigger_mode="multiple",
+        [tab.select, where.input, files.change, path.submit, path.blur, held_out.submit, held_out.blur, task.input,
+         teacher.input],
+        look_at_data, [*data, task, teacher], [found, thumbnails], trigger_mode="multiple",
         **{**PRIVATE, "concurrency_limit": None},
     )  # fmt: skip
     gr.on(
-        [part.input for part in (where, path, held_out, name, *parts)] + [tab.select, files.change, bar.model.change],
+        [part.input for part in (where, path, held_out, teacher, name, *parts)] + [files.change],
         say_command, inputs, [command, estimated], trigger_mode="always_last", **PRIVATE,
     )  # fmt: skip
 
@@ -223,8 +255,8 @@ def _reader(bench: Workbench, forms: dict[str, Form]) -> Callable[..., Order]:
     slices = {kind: slice(end - len(form.parts), end) for (kind, form), end in zip(forms.items(), ends, strict=True)}
 
     def order(
-        where: str, files: list[str] | None, path: str, held_out: str, model: str, task: str, preset: str | None,
-        name: str, keep: bool, *values, checked: bool = True,
+        where: str, files: list[str] | None, path: str, held_out: str, model: str, task: str, teacher: str | None,
+        preset: str | None, name: str, keep: bool, *values, checked: bool = True,
     ) -> Order:  # fmt: skip
         """What the page asks for. Raises DinovizError; checked: also for pictures and names that cannot be."""
         kind = KIND[task]
@@ -238,13 +270,16 @@ def _reader(bench: Workbench, forms: dict[str, Form]) -> Callable[..., Order]:
             settings["start"] = model
         elif task != SCRATCH:
             settings["model"] = model
+        if task == PROBE:
+            settings["teacher"] = teacher_of(bench, source, teacher)
+            source = DepthSource(source, settings["teacher"])
         preset = (preset or "") if kind == "pretrain" else ""
         wanted = Order(kind, KINDS[kind].from_dict(settings), preset, (name or "").strip(), source, bool(keep))
         if not checked:
             return wanted
-        pictures = source.find(depth=task == PROBE)
+        pictures = source.find()
         if pictures is not None:
-            check_broken(bench, pictures, wanted.config.max_broken)
+            check_broken(bench, pictures, *((MAX_BROKEN, "") if task == PROBE else (wanted.config.max_broken,)))
         return replace(wanted, name=check_name(wanted.name or _name_of_now(wanted)))
 
     return order
@@ -271,6 +306,20 @@ def _preset_values(name: str) -> dict:
 def _count(wanted: Order) -> int:
     """How many pictures the run would learn from."""
     if wanted.kind == "probe":
-        return wanted.source.pairs()
+        return wanted.source.count()
     pictures = wanted.source.find()
     return len(demo("train") if pictures is None else pictures)
+
+
+def _to_estimate(wanted: Order) -> Config:
+    """With its data, where a probe's lies in a folder already: how it is parted depends on its files' names."""
+    if wanted.kind == "probe" and wanted.source.source.where == FOLDER:
+        placed = wanted.config_on(Path())
+        return placed if Path(placed.data).is_dir() else replace(placed, data="")
+    return wanted.config
+
+
+def _teacher_info(bench: Workbench) -> str:
+    if bench.settings.public:
+        return "a teacher tells the depth of pictures that have none"
+    return "a teacher tells the depth of pictures that have none; also a run's name, or a probe's file or folder"

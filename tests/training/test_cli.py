@@ -18,8 +18,9 @@ from PIL import Image
 from dinoviz.__main__ import main as dinoviz_main
 from tests.conftest import ROOT
 from tests.training.tiny_runs import settings, write_images
-from training.__main__ import EVALUATE_HELP, FINETUNE_HELP, PRETRAIN_HELP, _parser, main
+from training.__main__ import EVALUATE_HELP, FINETUNE_HELP, PRETRAIN_HELP, PROBE_HELP, _parser, main
 from training.arguments import save
+from training.commands import absolute
 from training.config import PRESETS, PretrainConfig
 from training.runs import Run, list_runs
 from training.task_config import EvaluateConfig, FinetuneConfig, ProbeConfig
@@ -97,7 +98,9 @@ def commands_of(text: str) -> list[str]:
     return [re.split(r" {3,}| +#|`", line)[0].strip() for line in found]
 
 
-@pytest.mark.parametrize("text", [PRETRAIN_HELP, FINETUNE_HELP, EVALUATE_HELP, (ROOT / "README.md").read_text()])
+@pytest.mark.parametrize(
+    "text", [PRETRAIN_HELP, FINETUNE_HELP, PROBE_HELP, EVALUATE_HELP, (ROOT / "README.md").read_text()]
+)
 def test_the_commands_that_are_shown_can_be_typed(text):
     parser = _parser()
     assert text.startswith("# ") or commands_of(text)
@@ -259,12 +262,20 @@ def test_a_zip_file_and_a_list_will_do(home, capsys, tiny, images):
         (["finetune", "flat", "--way", "magic"], "argument --way: invalid choice: 'magic'"),
         (["probe", "flat"], "flat is no RGB-D folder: it needs the folders rgb and depth"),
         (["probe", "nowhere"], "nowhere: there is no such file or folder"),
+        (["probe", "--demo"], "The demo's pictures have no depth: name a --teacher that tells it"),
+        (["probe", "flat", "--demo"], "or --demo for the built-in ones; not both"),
+        (["probe"], "Name the images to train on: a folder, a zip file or a list"),
+        (["probe", "flat.zip"], "flat.zip has no folders rgb and depth beside each other"),
+        (["probe", "flat", "--teacher", "nobody"], "There is no teacher 'nobody'. A teacher is a published head, "),
+        (["probe", "flat.zip", "--teacher", "finished"], "The run finished holds no finished depth probe"),
         (["nonsense"], "invalid choice: 'nonsense'"),
         ([], "the following arguments are required: COMMAND"),
     ],
 )
 def test_what_cannot_be_done_is_answered_in_one_line(arguments, says, home, capsys):
     write_images(home / "flat", 4)
+    with zipfile.ZipFile(home / "flat.zip", "w") as archive:
+        archive.write(home / "flat" / "000.png", "000.png")
     for name, kind, state, config in (
         ("finished", "pretrain", "finished", {}), ("tuned", "finetune", "finished", {}),
         ("busy", "pretrain", "running", {}), ("odd", "odd", "stopped", {}),
@@ -273,6 +284,51 @@ def test_what_cannot_be_done_is_answered_in_one_line(arguments, says, home, caps
         Run.create(name, kind, config).set_status(state, pid=os.getppid())
     (home / "runs/damaged/config.json").write_text('{"kind": "pretrain", ')
     assert says in refusal(capsys, *arguments)
+
+
+def test_a_probe_learns_from_a_zip_file_and_teaches_another(home, capsys, tiny_folders):
+    """Its run is named as the teacher, and found again wherever the other is resumed."""
+    write_images(home / "photos", 16)
+    with zipfile.ZipFile("rooms.zip", "w") as archive:
+        for path in sorted((home / "photos").iterdir()):
+            archive.write(path, f"rooms/rgb/{path.name}")
+            depth = np.linspace(1, 4, 96 * 96, dtype=np.float32).reshape(96, 96)
+            with archive.open(f"rooms/depth/{path.stem}.npy", "w") as file:
+                np.save(file, depth)
+    settings = ("--resolution", 56, "--epochs", 1, "--bins", 8, "--crop", "none")
+    model = ("--model", tiny_folders["dinov2"])
+    said = done(capsys, "probe", "rooms.zip", *model, *settings, "--name", "first")
+    assert "training: first is finished" in said
+    first = Run.open("first")
+    assert first.config["data"] == str(home / "runs" / "first" / "data" / "rooms")
+    assert json.loads((first.folder / "result.json").read_text())["data"]["folder"] == "rooms"
+    said = done(capsys, "probe", "--demo", *model, *settings, "--teacher", "first", "--name", "second")
+    assert "training: second is finished" in said
+    second = Run.open("second")
+    assert second.config["teacher"] == str(home / "runs" / "first")
+    assert len(list((second.folder / "teacher" / "depth").iterdir())) == 18
+
+
+def test_what_cannot_be_unpacked_leaves_no_run(home, capsys):
+    write_images(home / "flat", 1)
+    with zipfile.ZipFile("flat.zip", "w") as archive:
+        archive.write(home / "flat" / "000.png", "000.png")
+    refusal(capsys, "probe", "flat.zip", "--name", "none")
+    assert list_runs() == []
+
+
+def test_a_teacher_is_found_from_everywhere(home):
+    Run.create("mine", "probe", {})
+    (home / "mine").mkdir()  # as `open_teacher`, a run's name comes first
+    (home / "p.safetensors").touch()
+    (home / "facebook" / "dpt-dinov2-small-nyu").mkdir(parents=True)
+    for typed, kept in (
+        ("mine", str(home / "runs" / "mine")), ("runs/mine", str(home / "runs" / "mine")),
+        ("p.safetensors", str(home / "p.safetensors")), ("./p.safetensors", str(home / "p.safetensors")),
+        ("facebook/dpt-dinov2-small-nyu", "facebook/dpt-dinov2-small-nyu"), ("nothing", "nothing"), ("", ""),
+        ("x" * 5000, "x" * 5000), ("~nobody-is-called-this", "~nobody-is-called-this"),
+    ):  # fmt: skip
+        assert absolute(ProbeConfig(teacher=typed)).teacher == kept
 
 
 def test_an_export_replaces_nothing_but_an_export(home, capsys, tiny):
