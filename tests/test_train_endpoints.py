@@ -301,6 +301,9 @@ def test_a_teacher_tells_the_depth_of_what_is_uploaded(private):
 
 
 def test_the_demo_and_a_folder_can_be_taught(private):
+    found, _ = private.ask("look_at_data", task="probe")
+    assert "choose who tells it" in found
+    assert "dv-error" not in found  # nobody did anything wrong yet
     found, _ = private.ask("look_at_data", task="probe", teacher=HEAD)
     assert "18 pictures" in found
     assert f"told by {HEAD} first" in found
@@ -340,6 +343,7 @@ def test_no_teacher_of_this_machine_is_a_strangers(public, private):
         )
         for told in (refused, found, command):
             assert "There is no such teacher here: choose one of the list." in told
+        assert "dv-error" in found
     assert len(list_runs()) == before
 
 

@@ -168,11 +168,10 @@ def build(tab: gr.Tab, bench: Workbench, bar: Bar) -> Setup:
 
     def look_at_data(where, files, path, held_out, task, teacher, request: gr.Request) -> Iterator[tuple]:
         """Decode some of the pictures, with progress, and say what there is."""
-        source = _source(bench, where, files, path, held_out)
+        source, told_by = _source(bench, where, files, path, held_out), None
         try:
-            told_by = ""
+            told_by = teacher_of(bench, source, teacher) if task == PROBE else ""
             if task == PROBE:
-                told_by = teacher_of(bench, source, teacher)
                 taught = DepthSource(source, told_by)
                 pictures = taught.find()
                 if pictures is None:
@@ -189,6 +188,7 @@ def build(tab: gr.Tab, bench: Workbench, bar: Bar) -> Setup:
             seen = job.result()
         except DinovizError as error:
             empty = where == DEMO or (where == UPLOAD and not files) or (where == FOLDER and not path)
+            empty = empty and told_by is not None  # there is no such teacher
             yield note(html.escape(str(error)), "caption" if empty else "caption dv-error"), ""
             return
         if told_by:
@@ -321,5 +321,5 @@ def _to_estimate(wanted: Order) -> Config:
 
 def _teacher_info(bench: Workbench) -> str:
     if bench.settings.public:
-        return "a teacher tells the depth of pictures that have none"
-    return "a teacher tells the depth of pictures that have none; also a run's name, or a probe's file or folder"
+        return "a teacher, of pictures that have none"
+    return "a teacher, of pictures that have none; or type a run's name, a probe's file or folder"
