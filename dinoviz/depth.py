@@ -11,13 +11,14 @@ import numpy as np
 import safetensors
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from dinoviz import depth_heads
 from dinoviz.errors import DinovizError
 from dinoviz.features import Features
 from dinoviz.files import whole
-from dinoviz.images import PatchGrid
+from dinoviz.images import MAX_RESOLUTION, MIN_RESOLUTION, PatchGrid
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 SHIPPED = ASSETS / "depth-embedded.safetensors"  # trained on NYU Depth v2, for the embedded weights; see its card
@@ -62,10 +63,12 @@ class Probe:
 
 @dataclass(frozen=True, eq=False)
 class Depth:
-    """What a probe says of one picture. The grid is finer than the patches by the head's upsampling.
+    """What a probe says of one picture.
 
-    metres: (a, b) float32. spread: (a, b), standard deviation of the head's bins in metres, or None for a head without.
-    patches: (h, w), the depth of the patches themselves.
+    patches: (h, w), the depth of the patches that the head read: those of the picture at the resolution that it was
+        trained at, where the features are finer. grid: of the features.
+    metres: (a, b) float32, finer by the head's upsampling. spread: (a, b), standard deviation of the head's bins in
+        metres, or None for a head without.
     unfamiliarity: how far the picture is from the probe's training pictures; above 1 farther than 99 in 100 of
         pictures like them. None where the probe does not know.
     """
@@ -84,6 +87,7 @@ def look(features: Features, probe: Probe) -> Depth:
     """
     probe.check(features.weights_id, features.weights)
     patches, cls = joined(features, probe.layers)
+    patches = _as_trained(patches, features.grid, probe.about["resolution"])
     with torch.inference_mode():
         scores = probe.head.scores(patches, cls)
         metres, spread = probe.head.metres(scores, probe.head.upsample)
@@ -109,10 +113,31 @@ def joined(features: Features, layers: Sequence[int]) -> tuple[torch.Tensor, tor
     return torch.from_numpy(patches)[None], torch.from_numpy(cls)[None]
 
 
+def _as_trained(patches: torch.Tensor, grid: PatchGrid, resolution: int) -> torch.Tensor:
+    """Patches (1, h, w, C), averaged to as many as the picture has at the resolution that the head was trained at.
+
+    Heads look around a patch and have seen rooms at one size only: one trained at 336 px was wrong by 0.99 m in other
+    rooms at that size, at 476 px by 1.11 m, and with its patches averaged to those of 336 px by 1.04 m.
+    """
+    shape = PatchGrid.fit(grid.image_size, resolution, grid.patch_size).shape
+    if shape[0] >= grid.shape[0] and shape[1] >= grid.shape[1]:
+        return patches
+    shape = tuple(map(min, shape, grid.shape))
+    return F.adaptive_avg_pool2d(patches.permute(0, 3, 1, 2), shape).permute(0, 2, 3, 1)
+
+
 def descriptor(features: Features, layers: Sequence[int]) -> np.ndarray:
-    """(D,) of length 1: the mean patch of the last of the layers, by which pictures are told alike."""
-    mean = features.layer(layers[-1]).mean(axis=(0, 1))
+    """(D,) of length 1: the mean patch of the last layer but one of a probe's, by which pictures are told alike.
+
+    With layers 6, 9 and 12, layer 9 told NYU Depth's rooms from 137 other pictures best (AUROC 0.996, layer 12 0.936).
+    """
+    mean = features.layer(descriptor_layer(layers)).mean(axis=(0, 1))
     return mean / np.linalg.norm(mean)
+
+
+def descriptor_layer(layers: Sequence[int]) -> int:
+    """Which of a probe's layers, in their order, the descriptor is of."""
+    return layers[-2] if len(layers) > 1 else layers[-1]
 
 
 def unfamiliarity(features: Features, probe: Probe) -> float | None:
@@ -166,8 +191,8 @@ def _check(about: dict, familiar: np.ndarray) -> None:
     """Raises ValueError, KeyError or TypeError for a header that `Probe` cannot stand for."""
     near, far = about["depth"]
     layers = [int(layer) for layer in about["layers"]]
-    int(about["resolution"])
+    sized = MIN_RESOLUTION <= int(about["resolution"]) <= MAX_RESOLUTION and int(about["upsample"]) > 0
     named = isinstance(about["weights_id"], str) and isinstance(about["backbone"], str)
     known = not familiar.size or (familiar.ndim == 2 and about["familiar_limit"] > 0)
-    if not (named and known and layers and min(layers) >= 0 and 0 <= near < far and int(about["upsample"]) > 0):
+    if not (sized and named and known and layers and min(layers) >= 0 and 0 <= near < far):
         raise ValueError

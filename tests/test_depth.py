@@ -141,6 +141,27 @@ def test_a_probe_that_was_written_says_the_same(head, backbone, picture, about, 
     assert predicted.dtype == np.float32
 
 
+def test_finer_features_are_read_at_the_size_that_was_trained(backbone, picture, about, tmp_path):
+    trained = made("conv")
+    depth.save_probe(tmp_path / "a.safetensors", trained, {**about, "head": "conv"})
+    probe = depth.open_probe(tmp_path / "a.safetensors")
+    h, w = backbone.encode(picture, 112, (0, 2)).grid.shape
+    fine = backbone.encode(picture, 224, (0, 2))
+    assert fine.grid.shape == (2 * h, 2 * w - 1)
+    found = depth.look(fine, probe)
+    patches, cls = depth.joined(fine, (0, 2))
+    means = torch.stack([  # of the patches that a coarse one covers, whole or in part
+        torch.stack([patches[0, 2 * i : 2 * i + 2, j * (2 * w - 1) // w : -(-(j + 1) * (2 * w - 1) // w)].mean((0, 1))
+                     for j in range(w)])
+        for i in range(h)
+    ])[None]  # fmt: skip
+    np.testing.assert_allclose(found.metres, probe.head(means, cls)[0][0], atol=1e-4)
+    assert found.patches.shape == (h, w)
+    assert depth.predict(fine, probe).shape == (90, 130)
+    coarse = backbone.encode(picture, 56, (0, 2))
+    assert depth.look(coarse, probe).patches.shape == coarse.grid.shape
+
+
 def test_a_probe_that_remembers_no_pictures_does_not_judge_them(backbone, picture, about, tmp_path):
     depth.save_probe(tmp_path / "a.safetensors", made("linear"), about)
     probe = depth.open_probe(tmp_path / "a.safetensors")

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageEnhance
 
 from dinoviz.backbone import Backbone
-from dinoviz.depth import ProbeError
+from dinoviz.depth import ProbeError, descriptor_layer
 from dinoviz.files import whole
 from dinoviz.images import PatchGrid
 from training.rgbd import Pair, counts
@@ -196,7 +196,11 @@ class Encoded:
         mean = total / count
         return torch.from_numpy(mean), torch.from_numpy(np.sqrt(np.maximum(squares / count - mean**2, 0)))
 
-    def descriptors(self, dim: int) -> np.ndarray:
-        """(n, D) of length 1, see `dinoviz.depth.descriptor`; dim: channels of a layer."""
-        means = [self._read(views[0])[0][..., -dim:].astype(np.float32).mean((0, 1)) for views in self.pictures]
+    def descriptors(self, layers: int) -> np.ndarray:
+        """(n, D) of length 1, see `dinoviz.depth.descriptor`; layers: how many are joined."""
+        dim = self.channels // layers
+        first = dim * descriptor_layer(range(layers))
+        means = [
+            self._read(views[0])[0][..., first : first + dim].astype(np.float32).mean((0, 1)) for views in self.pictures
+        ]
         return np.stack([mean / np.linalg.norm(mean) for mean in means])

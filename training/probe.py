@@ -97,7 +97,7 @@ def _work(config: ProbeConfig, run: Run, progress: Progress, resumed: bool) -> d
         head = course.go()
         about = task.about | {"epoch": course.best["epoch"], "command": _command(told)}
         about["data"] = data | about["data"]
-        familiar = train.descriptors(task.backbone.dim)
+        familiar = train.descriptors(len(task.layers))
         some = np.linspace(0, len(familiar) - 1, min(FAMILIAR, len(familiar))).astype(int)
         groups = groups_of(task.parts.train)
         group = np.repeat(np.arange(len(groups)), [len(each) for each in groups])

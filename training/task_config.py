@@ -201,9 +201,9 @@ class ProbeConfig(Config):
     gradient: float = setting(
         0.0, "weight of the error of slopes, which DINOv2 gave 0.5", group="loss", low=0, high=100
     )
-    dropout: float = setting(0.3, "share of the channels that are hidden in a step", group="loss", low=0, high=0.9)
+    dropout: float = setting(0.5, "share of the channels that are hidden in a step", group="loss", low=0, high=0.9)
 
-    epochs: int = setting(10, "passes over the data, each picture in one of its views", group="optimiser", low=1,
+    epochs: int = setting(8, "passes over the data, each picture in one of its views", group="optimiser", low=1,
                           knob=True)  # fmt: skip
     batch: int = setting(8, "images in a step", group="optimiser", low=1)
     lr: float = setting(1e-3, "learning rate of AdamW; it rises for a tenth, and falls by a cosine",
