@@ -118,6 +118,8 @@ def test_uncertainty_is_refused_of_what_tells_none():
         scene(ramp()).spread(scene(ramp()).look.picture.shown)
     told = scene(ramp(), spread=np.full((16, 24), 0.5, np.float32))
     np.testing.assert_allclose(told.spread(told.look.picture.shown), 0.5)
+    flat = scene(ramp(), Choice(raw=True), spread=ramp().astype(np.float32))
+    assert len(np.unique(flat.spread(flat.look.picture.shown))) == 12
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -137,9 +138,9 @@ class Scene:
         if self.depth.spread is None:
             raise DinovizError("This one tells no uncertainty: that takes a head that weighs depths.")
         if self.choice.raw:
-            grid = self.look.features.grid
-            values = grid.resize(grid.to_patches(grid.resize(self.depth.spread, "model")), "model", "nearest")
-            return self.grid(picture).resize(values, "image", "nearest") / self.unit.metres
+            height, width = self.depth.patches.shape
+            flat = cv2.resize(self.depth.spread, (width, height), interpolation=cv2.INTER_AREA)
+            return self.grid(picture).resize(flat, "image", "nearest") / self.unit.metres
         return self.grid(picture).resize(self.depth.spread, "image") / self.unit.metres
 
     def normals(self, picture: Image.Image) -> np.ndarray:
@@ -147,7 +148,7 @@ class Scene:
         # Of the map as it is told: between its points there are only the interpolation's own planes.
         surface = self.metres(picture) if self.choice.sharp and not self.choice.raw else self._told
         camera = self.camera.scaled(self.look.picture.image.size, surface.shape[::-1])
-        half_patch = round(surface.shape[1] / self.look.features.grid.shape[1] / 2)
+        half_patch = round(surface.shape[1] / self.depth.patches.shape[1] / 2)
         found = np.nan_to_num(surfaces.normals(surfaces.points(surface, camera), max(1, half_patch)))
         drawn = self.grid(picture).resize(found, "image", "nearest" if self.choice.raw else "bilinear")
         return drawn / np.maximum(np.linalg.norm(drawn, axis=2, keepdims=True), 1e-6)

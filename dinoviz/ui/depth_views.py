@@ -110,8 +110,10 @@ def caption(scene: Scene) -> str:
     """What one looks through, what the colours mean, and what is assumed. HTML."""
     choice, grid = scene.choice, scene.look.features.grid
     lines = [f"{through(scene.look)} · {scene.reading.source}"]
-    a, b = scene.depth.metres.shape
-    how = "one flat square a patch" if choice.raw else f"told at {a} x {b} points, bilinear between them"
+    (h, w), (a, b) = scene.depth.patches.shape, scene.depth.metres.shape
+    how = f"told at {a} x {b} points, bilinear between them"
+    if choice.raw:
+        how = f"one flat square for each of {h} x {w} patches"
     if choice.sharp and not choice.raw:
         how = f"told at {a} x {b} points, its edges moved to the picture's (guided filter: sharper, knows no more)"
     if choice.shown == NORMALS:
@@ -127,7 +129,10 @@ def caption(scene: Scene) -> str:
         lines.append(bar(scene.limits, choice.colours, scene.unit.name))
     metres = scene.shown_metres / scene.unit.metres
     lines.append(f"{how} · from {metres.min():.2f} to {metres.max():.2f}, median {np.median(metres):.2f} "
-                 f"{scene.unit.name} · {grid.patch_size} px a patch")  # fmt: skip
+                 f"{scene.unit.name}")  # fmt: skip
+    if (h, w) != grid.shape:
+        lines.append(f"The probe was given {h} x {w} means of the patches, as many as at the "
+                     f"{scene.reading.about['resolution']} px that it was trained at: with more it errs more.")  # fmt: skip
     return "<br>".join(lines)
 
 

@@ -166,7 +166,7 @@ def test_colours_opacity_raw_grid_and_edges(page):
     height, width = raw.shape[:2]
     centre = raw[height // 32 - 4 : height // 32 + 5, width // 42 - 4 : width // 42 + 5].reshape(-1, 3)
     assert np.abs(centre - centre[0]).max() < 12, "a patch is flat, but for JPEG"
-    assert "one flat square a patch" in said(page, "caption", "flat square")
+    assert "one flat square for each of 16 x 21 patches" in said(page, "caption", "flat square")
     changed(page, page.locator("#depth-raw input").uncheck)
     changed(page, page.locator("#depth-sharp input").check)
     assert "guided filter" in said(page, "caption", "guided filter")
