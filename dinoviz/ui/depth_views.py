@@ -131,8 +131,11 @@ def caption(scene: Scene) -> str:
     lines.append(f"{how} · from {metres.min():.2f} to {metres.max():.2f}, median {np.median(metres):.2f} "
                  f"{scene.unit.name}")  # fmt: skip
     if (h, w) != grid.shape:
-        lines.append(f"The probe was given {h} x {w} means of the patches, as many as at the "
-                     f"{scene.reading.about['resolution']} px that it was trained at: with more it errs more.")  # fmt: skip
+        trained = scene.reading.about["resolution"]
+        lines.append(
+            f"The probe was given {h} x {w} means of the patches, as many as at the {trained} px that it was trained at: "
+            "with more it errs more."
+        )
     return "<br>".join(lines)
 
 
