@@ -133,7 +133,7 @@ def caption(scene: Scene) -> str:
     if (h, w) != grid.shape:
         trained = scene.reading.about["resolution"]
         lines.append(
-            f"The probe was given {h} x {w} means of the patches, as many as at the {trained} px that it was trained at: "
+            f"The probe was given {h} x {w} means of the patches, as many as at the {trained} px of its training: "
             "with more it errs more."
         )
     return "<br>".join(lines)

@@ -261,6 +261,17 @@ def test_a_probe_is_chosen_by_its_file_and_a_damaged_one_refused(page, tmp_path)
     page.wait_for_function("text => document.querySelector('#depth-caption .dv-note').innerText === text", arg=before)
 
 
+def test_a_published_network_that_cannot_be_had_is_said_and_the_probe_comes_back(page):
+    field = page.locator("#depth-probe input")
+    field.fill("facebook/dpt-dinov2-small-nyu")
+    page.keyboard.press("Enter")
+    assert "facebook/dpt-dinov2-small-nyu" in said(page, "caption", "Hub")
+    assert not page.locator(f"{MAP} img").count()
+    choose(page, "#depth-probe", "NYU Depth v2, rooms (shipped)")
+    page.wait_for_selector(f"{MAP} img")
+    said(page, "caption", "trained on nyu")
+
+
 def test_what_was_measured_stands_beside_and_an_unfamiliar_picture_has_no_metres(page, motorcycle_file, retina_file):
     upload(page, motorcycle_file)
     wait_for_status(page, "16 x 24")

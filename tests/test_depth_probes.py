@@ -1,0 +1,118 @@
+"""What is offered to tell depth, to whom, and what is refused."""
+
+import numpy as np
+import pytest
+
+from dinoviz import depth, depth_heads, published_depth
+from dinoviz.depth import ProbeError
+from dinoviz.ui import depth_probes
+from dinoviz.ui.workbench import Settings, Workbench
+from training.runs import Run
+
+
+@pytest.fixture
+def bench(monkeypatch, tmp_path) -> Workbench:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("DINOVIZ_RUNS", str(tmp_path / "runs"))
+    return Workbench(Settings())
+
+
+@pytest.fixture
+def look(bench, tiny_folders, tmp_path, chelsea):
+    chelsea.save(tmp_path / "cat.png")
+    return bench.look(str(tmp_path / "cat.png"), str(tiny_folders["dinov2"]), 112)
+
+
+def write_probe(path, weights_id: str) -> str:
+    about = {
+        "version": 1, "backbone": "tiny", "weights_id": weights_id, "head": "linear", "layers": [0, 2], "channels": 96,
+        "resolution": 112, "depth": [0.5, 8.0], "bins": 16, "upsample": 2, "metrics": {"test": {"rmse": 0.7}},
+        "data": {"folder": "<rooms>"},
+    }  # fmt: skip
+    depth.save_probe(path, depth_heads.make(about), about)
+    return str(path)
+
+
+def make_run(name: str, weights_id: str) -> str:
+    run = Run.create(name, "probe", {})
+    run.export_folder.mkdir()
+    return write_probe(depth_probes.probe_file(run), weights_id)
+
+
+def test_probes_of_these_weights_are_on_offer_and_no_others(bench, look):
+    mine = make_run("mine", look.backbone.weights_id)
+    make_run("of-others", "other weights")
+    damaged = Run.create("damaged", "probe", {})
+    damaged.export_folder.mkdir()
+    depth_probes.probe_file(damaged).write_bytes(b"nonsense")
+    Run.create("unfinished", "probe", {})
+    assert depth_probes.offers(bench, look) == [("mine (trained here)", mine)]
+    public = Workbench(Settings(public=True))
+    assert depth_probes.offers(public, look) == []
+
+
+def test_a_reading_is_the_probes_depth_and_says_whose(bench, look, tmp_path):
+    path = write_probe(tmp_path / "a.safetensors", look.backbone.weights_id)
+    reading = depth_probes.read(bench, look, path)
+    np.testing.assert_array_equal(reading.depth.metres, depth.look(look.features, depth.open_probe(path)).metres)
+    assert reading.range == (0.5, 8.0)
+    assert "linear probe</b> on layers 1, 3 of" in reading.source
+    assert "off by 0.70 m (RMSE)" in reading.source
+    assert "&lt;rooms&gt;" in reading.source, "a header says what it likes, and is no HTML"
+    assert depth_probes.read(bench, look, path) is reading
+    assert depth_probes.is_ready(bench, look, path)
+
+
+def test_a_file_that_was_written_anew_is_read_anew(bench, look, tmp_path):
+    path = write_probe(tmp_path / "a.safetensors", look.backbone.weights_id)
+    before = depth_probes.read(bench, look, path)
+    write_probe(tmp_path / "a.safetensors", look.backbone.weights_id)  # other random weights
+    assert np.abs(depth_probes.read(bench, look, path).depth.metres - before.depth.metres).max() > 0
+
+
+def test_what_cannot_tell_depth_is_refused_in_a_sentence(bench, look, tmp_path):
+    other = write_probe(tmp_path / "other.safetensors", "other weights")
+    with pytest.raises(ProbeError, match="was trained on the features of tiny"):
+        depth_probes.read(bench, look, other)
+    assert not depth_probes.fits(bench, look, other)
+    for path in (tmp_path / "nothing.safetensors", tmp_path):
+        with pytest.raises(ProbeError, match="holds no depth probe"):
+            depth_probes.read(bench, look, str(path))
+        assert not depth_probes.fits(bench, look, str(path))
+
+
+def test_on_a_public_page_no_file_is_opened_that_is_not_on_offer(look, tmp_path, monkeypatch):
+    path = write_probe(tmp_path / "a.safetensors", look.backbone.weights_id)
+    public = Workbench(Settings(public=True))
+    opened, open_probe = [], depth.open_probe
+    monkeypatch.setattr(depth, "open_probe", lambda path: opened.append(str(path)) or open_probe(path))
+    for chosen in (path, "/etc/hostname", "facebook/dpt-dinov2-giant-nyu"):
+        with pytest.raises(ProbeError, match="no such probe here"):
+            depth_probes.read(public, look, chosen)
+    assert set(opened) <= {str(depth.SHIPPED)}
+
+
+def test_a_published_network_waits_to_be_asked(bench, look):
+    name = "facebook/dpt-dinov2-small-nyu"
+    assert depth_probes.is_published(name)
+    assert depth_probes.fits(bench, look, name)
+    assert not depth_probes.is_ready(bench, look, name)
+    assert "Train one in the Train tab" in depth_probes.none_here(look)
+
+
+def test_a_published_network_tells_depth_of_its_own(bench, look, monkeypatch):
+    class Network:
+        name, source, range, short_side = "facebook/x", "published <somewhere>", (0.001, 10.0), 224
+
+        def predict(self, image, resolution, *, on_block):
+            assert resolution == 224
+            on_block(1, 2)
+            return np.full((image.height, image.width), 3.0, np.float32)
+
+    monkeypatch.setattr(published_depth, "load", lambda name: Network())
+    reading = depth_probes.read(bench, look, "facebook/dpt-dinov2-small-nyu")
+    assert reading.depth.patches.shape == look.features.grid.shape
+    assert (reading.depth.patches == 3).all()
+    assert reading.depth.spread is None
+    assert "&lt;somewhere&gt;" in reading.source
+    assert depth_probes.is_ready(bench, look, "facebook/dpt-dinov2-small-nyu")
