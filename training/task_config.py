@@ -189,14 +189,14 @@ class ProbeConfig(Config):
     )
     cls: bool = setting(True, "join the CLS token to each patch", group="head")
     members: int = setting(
-        1, "of conv: heads that learn alone and are averaged, each costs as much", group="head", low=1, high=16
+        3, "of conv: heads that learn alone and are averaged, each costs as much", group="head", low=1, high=16
     )
     bins: int = setting(64, "depths that linear and conv choose among", group="head", low=2, high=1024)
     upsample: int = setting(2, "how much finer than the patches depth is told", group="head", choices=(1, 2, 4))
     depth: tuple[float, ...] = setting((0.001, 10.0), "nearest and farthest, in metres", group="head", low=0.0001)
 
     metric: float = setting(
-        1.0, "weight of the error in metres, beside that of logarithms", group="loss", low=0, high=100
+        0.0, "weight of the error in metres, beside that of logarithms", group="loss", low=0, high=100
     )
     gradient: float = setting(
         0.0, "weight of the error of slopes, which DINOv2 gave 0.5", group="loss", low=0, high=100

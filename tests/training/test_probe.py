@@ -126,7 +126,7 @@ def rooms(tmp_path_factory):
 def config(rooms, tiny_folders) -> ProbeConfig:
     return ProbeConfig(
         data=str(rooms), model=str(tiny_folders["dinov2"]), device="cpu", resolution=112, layers=(1, -1), epochs=12,
-        batch=4, lr=1e-2, bins=64, patience=20, upsample=2, head="linear", average=0.5,
+        batch=4, lr=1e-2, bins=64, patience=20, upsample=2, head="linear", average=0.5, members=1,
     )  # fmt: skip
 
 
