@@ -16,7 +16,7 @@ from training.runs import Run, list_runs
 PUBLISHED = "published by Meta"
 NONE_HERE = (
     "There is no depth probe for {model}: a probe reads the features of one network and no other's. "
-    "Train one in the Train tab (Depth probe), on pictures with depth"
+    "Train one in the Train tab (Depth probe), on pictures with depth or on your own with a teacher that tells it"
 )
 
 
