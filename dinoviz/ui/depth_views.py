@@ -168,7 +168,7 @@ def measured_note(scene: Scene) -> str:
     known = np.isfinite(measured)
     predicted = scene.metres(scene.look.picture.image)
     plain = depth_errors(predicted, measured, known)
-    scaled = depth_errors(predicted * np.median(measured[known]) / np.median(predicted[known]), measured, known)
+    scaled = depth_errors(predicted, measured, known, median_scaled=True)
 
     def words(errors: dict) -> str:
         return f"AbsRel {errors['abs_rel']:.2f}, RMSE {errors['rmse']:.2f} m, within 25 %: {errors['delta1']:.0%}"
