@@ -23,10 +23,10 @@ def look(bench, tiny_folders, tmp_path, chelsea):
     return bench.look(str(tmp_path / "cat.png"), str(tiny_folders["dinov2"]), 112)
 
 
-def write_probe(path, weights_id: str) -> str:
+def write_probe(path, weights_id: str, resolution: int = 112) -> str:
     about = {
         "version": 1, "backbone": "tiny", "weights_id": weights_id, "head": "linear", "layers": [0, 2], "channels": 96,
-        "resolution": 112, "depth": [0.5, 8.0], "bins": 16, "upsample": 2, "metrics": {"test": {"rmse": 0.7}},
+        "resolution": resolution, "depth": [0.5, 8.0], "bins": 16, "upsample": 2, "metrics": {"test": {"rmse": 0.7}},
         "data": {"folder": "<rooms>"},
     }  # fmt: skip
     depth.save_probe(path, depth_heads.make(about), about)
@@ -63,6 +63,21 @@ def test_a_reading_is_the_probes_depth_and_says_whose(bench, look, tmp_path):
     assert depth_probes.is_ready(bench, look, path)
 
 
+def test_the_network_runs_at_the_probes_resolution_once_unless_one_wants_the_other(bench, look, tmp_path, monkeypatch):
+    path = write_probe(tmp_path / "a.safetensors", look.backbone.weights_id, resolution=224)
+    assert not depth_probes.is_ready(bench, look, path)
+    assert depth_probes.is_ready(bench, look, path, above=True)
+    trained = depth_probes.read(bench, look, path)
+    expected = depth.look(look.backbone.encode(look.picture.image, 224, (0, 2)), depth.open_probe(path))
+    np.testing.assert_allclose(trained.depth.metres, expected.metres, atol=1e-5)
+    assert trained.depth.grid.model_size[1] == 224
+    assert depth_probes.is_ready(bench, look, path)
+    monkeypatch.setattr(look.backbone, "encode", None)
+    assert depth_probes.read(bench, look, path) is trained
+    above = depth_probes.read(bench, look, path, above=True)
+    np.testing.assert_array_equal(above.depth.metres, depth.look(look.features, depth.open_probe(path)).metres)
+
+
 def test_a_file_that_was_written_anew_is_read_anew(bench, look, tmp_path):
     path = write_probe(tmp_path / "a.safetensors", look.backbone.weights_id)
     before = depth_probes.read(bench, look, path)
@@ -74,6 +89,8 @@ def test_what_cannot_tell_depth_is_refused_in_a_sentence(bench, look, tmp_path):
     other = write_probe(tmp_path / "other.safetensors", "other weights")
     with pytest.raises(ProbeError, match="was trained on the features of tiny"):
         depth_probes.read(bench, look, other)
+    with pytest.raises(ProbeError, match="was trained on the features of tiny"):
+        depth_probes.is_ready(bench, look, other)
     assert not depth_probes.fits(bench, look, other)
     for path in (tmp_path / "nothing.safetensors", tmp_path):
         with pytest.raises(ProbeError, match="holds no depth probe"):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dinoviz import depth, published_depth
 from dinoviz.depth import Depth, Probe, ProbeError
+from dinoviz.features import Features
 from dinoviz.ui.workbench import Job, Look, Workbench, file_key
 from training.runs import Run, list_runs
 
@@ -62,9 +63,13 @@ def is_published(chosen: str) -> bool:
     return chosen in published_depth.PUBLISHED
 
 
-def is_ready(bench: Workbench, look: Look, chosen: str) -> bool:
-    """Whether `read` answers at once: a probe does; a published network does once it has run."""
-    return not is_published(chosen) or bench.is_derived(key(look, chosen))
+def is_ready(bench: Workbench, look: Look, chosen: str, above: bool = False) -> bool:
+    """Whether `read` answers at once: no network has to run. Raises ProbeError for what is no probe of these weights."""
+    if is_published(chosen) or bench.is_derived(key(look, chosen, above)):
+        return bench.is_derived(key(look, chosen, above))
+    probe = _opened(bench, chosen)
+    probe.check(look.backbone.weights_id, look.backbone.name)
+    return _features(bench, look, probe, above) is not None
 
 
 def fits(bench: Workbench, look: Look, chosen: str) -> bool:
@@ -74,20 +79,53 @@ def fits(bench: Workbench, look: Look, chosen: str) -> bool:
     return False
 
 
-def read(bench: Workbench, look: Look, chosen: str, job: Job | None = None) -> Reading:
-    """What the chosen one says of the look; at once where it is a probe. Raises DinovizError.
+def read(bench: Workbench, look: Look, chosen: str, above: bool = False, job: Job | None = None) -> Reading:
+    """What the chosen one says of the look; runs a network unless `is_ready`. Raises DinovizError.
 
-    chosen: a value of `offers`, or on one's own machine a probe's file or run.
+    chosen: a value of `offers`, or on one's own machine a probe's file or run. above: from the look's own features;
+    else from those at the resolution that the probe was trained at, where it errs least.
     """
-    if chosen not in [value for _, value in offers(bench, look)] and bench.settings.public:
+    if bench.settings.public and chosen not in [value for _, value in offers(bench, look)]:
         raise ProbeError("There is no such probe here.")
-    return bench.derived(key(look, chosen), lambda: _published(look, chosen, job) if is_published(chosen)
-                         else _read(look, _opened(bench, chosen)))  # fmt: skip
+
+    def make() -> Reading:
+        if is_published(chosen):
+            return _published(look, chosen, job)
+        probe = _opened(bench, chosen)
+        probe.check(look.backbone.weights_id, look.backbone.name)
+        return _read(look, _features(bench, look, probe, above) or _encode(bench, look, probe, job), probe)
+
+    return bench.derived(key(look, chosen, above), make)
 
 
-def key(look: Look, chosen: str) -> Hashable:
+def key(look: Look, chosen: str, above: bool = False) -> Hashable:
     """What decides a reading."""
-    return "depth", look.key, chosen if is_published(chosen) else file_key(str(_file(chosen)))
+    return "depth", look.key, above, chosen if is_published(chosen) else file_key(str(_file(chosen)))
+
+
+def _features(bench: Workbench, look: Look, probe: Probe, above: bool) -> Features | None:
+    """What the probe is to read, if it was encoded."""
+    resolution = _resolution(bench, look, probe)
+    if above or resolution == look.resolution:
+        return look.features
+    return bench.features_cache.peek(look.backbone, look.picture.digest, resolution, probe.layers)
+
+
+def _encode(bench: Workbench, look: Look, probe: Probe, job: Job | None) -> Features:
+    resolution = _resolution(bench, look, probe)
+
+    def blocks(done: int, of: int) -> None:
+        if job:
+            job.tell(f"Encoding at {resolution} px, as the probe was trained", done / of)
+
+    picture = look.picture
+    return bench.features_cache.encode(
+        look.backbone, picture.image, resolution, probe.layers, digest=picture.digest, on_block=blocks
+    )
+
+
+def _resolution(bench: Workbench, look: Look, probe: Probe) -> int:
+    return bench.resolution(look.picture, look.backbone, probe.about["resolution"])
 
 
 def _file(chosen: str) -> Path:
@@ -99,7 +137,7 @@ def _opened(bench: Workbench, path: str) -> Probe:
     return bench.derived(("probe", file_key(str(_file(path)))), lambda: depth.open_probe(path))
 
 
-def _read(look: Look, probe: Probe) -> Reading:
+def _read(look: Look, features: Features, probe: Probe) -> Reading:
     about = probe.about
     layers = ", ".join(str(layer + 1) for layer in probe.layers)
     errors = about.get("metrics", {}).get("test") or about.get("metrics", {}).get("validation") or {}
@@ -107,9 +145,9 @@ def _read(look: Look, probe: Probe) -> Reading:
     data = html.escape(str(about.get("data", {}).get("folder", "?")))
     source = (
         f"<b>{html.escape(about['head'])} probe</b> on layers {layers} of {look.backbone.layers}, "
-        f"trained on {data} at {about['resolution']} px{measured}"
+        f"trained on {data}{measured}"
     )
-    return Reading(depth.look(look.features, probe), source, about, probe.range)
+    return Reading(depth.look(features, probe), source, about, probe.range)
 
 
 def _published(look: Look, name: str, job: Job | None) -> Reading:

@@ -30,7 +30,8 @@ class Choice:
     """What the controls say, in their order.
 
     by_itself: near and far, in the unit that is shown, are the picture's own. focal: in pixels of the picture, 0 for
-    what the file says or else an assumption. anyway: metres also for a picture unlike the probe's training data.
+    what the file says or else an assumption. anyway: metres also for a picture unlike the probe's training data. above:
+    read at the resolution that is chosen above all tabs, rather than as the probe was trained.
     """
 
     shown: str = DEPTH
@@ -43,6 +44,7 @@ class Choice:
     far: float = 10.0
     focal: float = 0.0
     anyway: bool = False
+    above: bool = False
 
     def __post_init__(self):
         for name, known in (("shown", SHOWN), ("colours", COLORMAPS)):

@@ -61,6 +61,10 @@ def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> gr.Dropdown:
                 False, label="Metres all the same", visible=False, elem_id="depth-anyway",
                 info="although the probe was trained on other pictures",
             )  # fmt: skip
+            above = gr.Checkbox(
+                False, label="At the resolution above", elem_id="depth-above",
+                info="off: at the one that the probe was trained at, where it errs least",
+            )  # fmt: skip
         with gr.Column(min_width=260):
             with gr.Row():
                 colours = gr.Dropdown(
@@ -93,7 +97,7 @@ def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> gr.Dropdown:
     points = gr.State(("", []))  # the picture that was clicked on, and where
 
     style = [shown, colours, opacity]
-    options = [*style, raw, sharp, by_itself, near, far, focal, anyway]
+    options = [*style, raw, sharp, by_itself, near, far, focal, anyway, above]
     inputs = [*bar.inputs, points, probe, *options]
     light = [view, caption, readout, histogram, measured]
     heavy = [cloud, cloud_note, measured_part, measured_note, notice, anyway, near, far]
@@ -101,7 +105,7 @@ def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> gr.Dropdown:
 
     def show_depth(
         image: str, model: str, resolution: str, points: str, probe: str, shown: str, colours: str, opacity: float,
-        raw: bool, sharp: bool, by_itself: bool, near: float, far: float, focal: float, anyway: bool,
+        raw: bool, sharp: bool, by_itself: bool, near: float, far: float, focal: float, anyway: bool, above: bool,
     ) -> tuple[Image.Image, str, str]:  # fmt: skip
         """See how far away everything is.
 
@@ -121,12 +125,13 @@ def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> gr.Dropdown:
             far: the farthest
             focal: the focal length in pixels of the picture; 0 for what the file says, or an assumption
             anyway: metres also for a picture unlike those that the probe was trained on
+            above: read at the resolution given, rather than at the one that the probe was trained at
         Returns:
             the picture, what it means, and what is at the points
         """
         with told():
             look = bench.look(image, model, resolution)
-            choice = Choice(shown, colours, opacity, raw, sharp, by_itself, near, far, focal or 0, anyway)
+            choice = Choice(shown, colours, opacity, raw, sharp, by_itself, near, far, focal or 0, anyway, above)
             scene = _scene(bench, look, image, probe or _first(bench, look), choice)
             where = parse_points(points)
             return (
@@ -137,7 +142,7 @@ def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> gr.Dropdown:
 
     def download_depth(
         image: str, model: str, resolution: str, points: str, probe: str, shown: str, colours: str, opacity: float,
-        raw: bool, sharp: bool, by_itself: bool, near: float, far: float, focal: float, anyway: bool,
+        raw: bool, sharp: bool, by_itself: bool, near: float, far: float, focal: float, anyway: bool, above: bool,
     ) -> str:  # fmt: skip
         """Get depth as a zip: coloured and 16-bit PNG, .npy in metres, .ply, and what they mean as JSON.
 
@@ -147,23 +152,29 @@ def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> gr.Dropdown:
         """
         with told():
             look = bench.look(image, model, resolution)
-            choice = Choice(shown, colours, opacity, raw, sharp, by_itself, near, far, focal or 0, anyway)
+            choice = Choice(shown, colours, opacity, raw, sharp, by_itself, near, far, focal or 0, anyway, above)
             return depth_views.file(_scene(bench, look, image, probe or _first(bench, look), choice))
 
     def save(image, model, resolution, points, probe, *values):
         with told():
             look = encoded(bench, image, model, resolution)
-            if not _ready(bench, look, probe):
+            if not _ready(bench, look, probe, values):
                 return gr.skip()
             return depth_views.file(_scene(bench, look, image, probe, _choice(values)))
 
-    def prepare(here: bool, image, model, resolution, probe: str | None, request: gr.Request) -> Iterator[tuple]:
-        """A published network runs over the picture once, with progress; probes need nothing of the kind."""
+    def prepare(here: bool, image, model, resolution, probe: str | None, above, request: gr.Request) -> Iterator[tuple]:
+        """Run what has to run over the picture, once and with progress; every control is instant afterwards."""
         look = bench.peek(image, model, resolution) if here and image else None
-        if look is None or not probe or depth_probes.is_ready(bench, look, probe):
-            return
+        probe = look and _chosen(bench, look, probe)
+        with told():
+            if not probe or depth_probes.is_ready(bench, look, probe, above):
+                return
         owner = (request.session_hash, "depth")
-        job = bench.start(owner, depth_probes.key(look, probe), lambda job: depth_probes.read(bench, look, probe, job))
+        job = bench.start(
+            owner,
+            depth_probes.key(look, probe, above),
+            lambda job: depth_probes.read(bench, look, probe, above, job),
+        )
         for sentence in follow(bench, owner, job):
             yield note(html.escape(sentence), "caption dv-busy"), gr.Button(visible=True), gr.skip()
         done = gr.Button(visible=False)
@@ -188,15 +199,10 @@ def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> gr.Dropdown:
         look = bench.peek(image, model, resolution)
         if look is None:  # the page has gone on to another one
             return gr.skip()
-        choices = depth_probes.offers(bench, look)
-        known = [value for _, value in choices]
-        typed = probe and not bench.settings.public and depth_probes.fits(bench, look, probe)
-        if probe not in known and not typed:
-            # A published network takes a download and a pass: it waits to be asked.
-            probe = next((value for value in known if not depth_probes.is_published(value)), None)
+        choices, probe = depth_probes.offers(bench, look), _chosen(bench, look, probe)
         if probe is None:
             return (gr.update(choices=choices, value=None), points, *_nothing(depth_probes.none_here(look)))
-        if not _ready(bench, look, probe):  # a published network that was stopped or failed, which is said
+        if not _ready(bench, look, probe, values):  # stopped or failed, which is said
             return gr.update(choices=choices, value=probe), *[gr.skip()] * (len(everything) - 1)
         points = points if points[0] == look.picture.digest else (look.picture.digest, [])
         with told():
@@ -206,7 +212,7 @@ def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> gr.Dropdown:
 
     def repaint(image, model, resolution, points, probe, *values):
         look = encoded(bench, image, model, resolution)
-        if not _ready(bench, look, probe):
+        if not _ready(bench, look, probe, values):
             return gr.skip()
         with told():
             scene = _scene(bench, look, image, probe, _choice(values))
@@ -232,14 +238,14 @@ def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> gr.Dropdown:
 
     def restyle(image, model, resolution, points, probe, *values):
         look = encoded(bench, image, model, resolution)
-        if not _ready(bench, look, probe):
+        if not _ready(bench, look, probe, values):
             return gr.skip()
         with told():
             return _light(_scene(bench, look, image, probe, _choice(values)), _here(points, look))
 
     def click_point(event: gr.SelectData, image, model, resolution, points, probe, *values):
         look = encoded(bench, image, model, resolution)
-        if not _ready(bench, look, probe):
+        if not _ready(bench, look, probe, values):
             return gr.skip()
         where = _here(points, look)
         where = [*(where if len(where) == 1 else []), [round(float(v), 1) for v in picture_point(look, event.index)]]
@@ -250,7 +256,7 @@ def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> gr.Dropdown:
 
     def clear_points(image, model, resolution, points, probe, *values):
         look = encoded(bench, image, model, resolution)
-        if not _ready(bench, look, probe):
+        if not _ready(bench, look, probe, values):
             return gr.skip()
         with told():
             scene = _scene(bench, look, image, probe, _choice(values))
@@ -260,14 +266,12 @@ def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> gr.Dropdown:
         bench.stop((request.session_hash, "depth"))
 
     everything = [probe, points, *light, *heavy]
-    prepared = [here, *bar.inputs, probe]
-    bar.ready.change(prepare, prepared, [caption, stop_button, view], **{**PRIVATE, "concurrency_limit": None}).success(
-        refresh, [here, bar.ready, *inputs], everything, **PRIVATE
-    )
-    tabs.select(arrive, None, here, **PRIVATE).then(
-        prepare, prepared, [caption, stop_button, view], **{**PRIVATE, "concurrency_limit": None}
-    ).success(refresh, [here, bar.ready, *inputs], everything, **PRIVATE)
-    probe.input(prepare, prepared, [caption, stop_button, view], **{**PRIVATE, "concurrency_limit": None}).success(
+    prepared = [here, *bar.inputs, probe, above], [caption, stop_button, view]
+    passing = {**PRIVATE, "concurrency_limit": None}  # a pass of the network, told as it goes on
+    whole = [here, bar.ready, *inputs], everything
+    bar.ready.change(prepare, *prepared, **passing).success(refresh, *whole, **PRIVATE)
+    tabs.select(arrive, None, here, **PRIVATE).then(prepare, *prepared, **passing).success(refresh, *whole, **PRIVATE)
+    gr.on([probe.input, above.input], prepare, *prepared, **passing).success(
         repaint, inputs, [*light, *heavy], **PRIVATE
     )
     gr.on(
@@ -292,8 +296,8 @@ def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> gr.Dropdown:
 
 
 def _choice(values: Sequence) -> Choice:
-    *rest, focal, anyway = values
-    return Choice(*rest, focal or 0, anyway)
+    *rest, focal, anyway, above = values
+    return Choice(*rest, focal or 0, anyway, above)
 
 
 def _here(points: tuple[str, list], look: Look) -> list:
@@ -308,18 +312,29 @@ def _first(bench: Workbench, look: Look) -> str:
     return choices[0][1]
 
 
-def _ready(bench: Workbench, look: Look | None, probe: str | None) -> bool:
+def _chosen(bench: Workbench, look: Look, probe: str | None) -> str | None:
+    """The probe that was chosen, if it can read this look, else the first that can; None where there is none."""
+    known = [value for _, value in depth_probes.offers(bench, look)]
+    typed = probe and not bench.settings.public and depth_probes.fits(bench, look, probe)
+    if probe in known or typed:
+        return probe
+    # A published network takes a download and a pass: it waits to be asked.
+    return next((value for value in known if not depth_probes.is_published(value)), None)
+
+
+def _ready(bench: Workbench, look: Look | None, probe: str | None, values: Sequence) -> bool:
     """Whether a control can answer: it never runs a network."""
-    return look is not None and bool(probe) and depth_probes.is_ready(bench, look, probe)
+    with told():
+        return look is not None and bool(probe) and depth_probes.is_ready(bench, look, probe, values[-1])
 
 
 def _scene(bench: Workbench, look: Look, image: str, probe: str, choice: Choice) -> Scene:
-    reading = depth_probes.read(bench, look, probe)
+    reading = depth_probes.read(bench, look, probe, choice.above)
     focal = exif_focal(image, look.picture.image.size)
     scene = Scene(look, reading, choice, focal, stereo.measured(look.picture.image))
     # Not the scene itself: it would keep the features in memory.
     metres = bench.derived(
-        ("depth-map", depth_probes.key(look, probe), choice.raw, choice.sharp),
+        ("depth-map", depth_probes.key(look, probe, choice.above), choice.raw, choice.sharp),
         lambda: scene.metres(look.picture.shown),
     )
     return scene.with_metres(metres)

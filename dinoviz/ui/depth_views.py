@@ -108,8 +108,8 @@ def notice(scene: Scene) -> str:
 
 def caption(scene: Scene) -> str:
     """What one looks through, what the colours mean, and what is assumed. HTML."""
-    choice, grid = scene.choice, scene.look.features.grid
-    lines = [f"{through(scene.look)} · {scene.reading.source}"]
+    choice, grid = scene.choice, scene.depth.grid
+    lines = [f"{through(scene.look, grid=grid)} · {scene.reading.source}"]
     (h, w), (a, b) = scene.depth.patches.shape, scene.depth.metres.shape
     how = f"told at {a} x {b} points, bilinear between them"
     if choice.raw:
@@ -130,12 +130,12 @@ def caption(scene: Scene) -> str:
     metres = scene.shown_metres / scene.unit.metres
     lines.append(f"{how} · from {metres.min():.2f} to {metres.max():.2f}, median {np.median(metres):.2f} "
                  f"{scene.unit.name}")  # fmt: skip
+    trained = scene.reading.about.get("resolution")
     if (h, w) != grid.shape:
-        trained = scene.reading.about["resolution"]
-        lines.append(
-            f"The probe was given {h} x {w} means of the patches, as many as at the {trained} px of its training: "
-            "with more it errs more."
-        )
+        lines.append(f"Of these patches the probe was given {h} x {w} means, as many as at the {trained} px of its "
+                     "training: with more it errs more.")  # fmt: skip
+    elif min(grid.model_size) != min(scene.look.features.grid.model_size):
+        lines.append(f"Encoded once more, at the {trained} px that the probe was trained at: there it errs least.")
     return "<br>".join(lines)
 
 

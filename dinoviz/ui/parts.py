@@ -22,6 +22,7 @@ from PIL import Image
 
 from dinoviz import __version__, render
 from dinoviz.errors import DinovizError, Stopped
+from dinoviz.images import PatchGrid
 from dinoviz.ui.workbench import Job, Look, Workbench
 
 # Of a handler that the page alone calls, and that answers at once.
@@ -114,9 +115,9 @@ def file_name(path: str) -> str:
     return path.replace("\\", "/").rsplit("/", 1)[-1]
 
 
-def through(look: Look, layer: int | None = None) -> str:
-    """What one is looking through, for captions: weights, layer, resolution."""
-    grid = look.features.grid
+def through(look: Look, layer: int | None = None, grid: PatchGrid | None = None) -> str:
+    """What one is looking through, for captions: weights, layer, resolution; grid: where it is not the look's own."""
+    grid = grid or look.features.grid
     layers = "" if layer is None else f" · layer {layer} of {look.backbone.layers}"
     return (
         f"<b>{html.escape(look.backbone.name)}</b>{layers} · {grid.shape[0]} x {grid.shape[1]} patches of "

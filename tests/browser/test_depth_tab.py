@@ -107,7 +107,7 @@ def points(page) -> int:
 def test_depth_is_drawn_and_said_through_what(page):
     assert not is_blank(pixels(page, MAP))
     text = said(page, "caption", "embedded")
-    assert "16 x 21 patches of 14 px at 224 px" in text
+    assert "24 x 31 patches of 14 px at 336 px" in text, "as the probe was trained"
     assert "probe on layers" in text
     assert "trained on nyu" in text
     assert re.search(rf"from {NUMBER} to {NUMBER}, median {NUMBER} m", text)
@@ -164,9 +164,9 @@ def test_colours_opacity_raw_grid_and_edges(page):
     changed(page, page.locator("#depth-raw input").check)
     raw = pixels(page, MAP).astype(int)
     height, width = raw.shape[:2]
-    centre = raw[height // 32 - 4 : height // 32 + 5, width // 42 - 4 : width // 42 + 5].reshape(-1, 3)
+    centre = raw[height // 48 - 4 : height // 48 + 5, width // 62 - 4 : width // 62 + 5].reshape(-1, 3)
     assert np.abs(centre - centre[0]).max() < 12, "a patch is flat, but for JPEG"
-    assert "one flat square for each of 16 x 21 patches" in said(page, "caption", "flat square")
+    assert "one flat square for each of 24 x 31 patches" in said(page, "caption", "flat square")
     changed(page, page.locator("#depth-raw input").uncheck)
     changed(page, page.locator("#depth-sharp input").check)
     assert "guided filter" in said(page, "caption", "guided filter")
@@ -180,6 +180,13 @@ def test_colours_opacity_raw_grid_and_edges(page):
     opacity = page.locator("#depth-opacity input[type=range]")
     changed(page, lambda: opacity.fill("0"))
     changed(page, lambda: opacity.fill("1"))
+
+
+def test_depth_can_be_read_at_the_resolution_that_was_chosen(page):
+    changed(page, page.locator("#depth-above input").check)
+    assert "16 x 21 patches of 14 px at 224 px" in said(page, "caption", "224 px")
+    changed(page, page.locator("#depth-above input").uncheck)
+    said(page, "caption", "336 px")
 
 
 def test_near_and_far_cut_the_picture_the_points_and_the_colours(page):
@@ -329,7 +336,7 @@ def test_clients_ask_for_the_same(app, room_file):
     common = {"image": handle_file(str(room_file)), "model": "embedded", "resolution": "224"}
     picture, caption, readout = client.predict(**common, points="[[100, 200], [400, 300]]", probe="",
                                                api_name="/depth", **options())  # fmt: skip
-    assert "on layers 3, 6, 9, 12 of 12" in str(caption)
+    assert "on layers 6, 9, 12 of 12" in str(caption)
     assert "from A to B" in str(readout)
     assert not is_blank(np.asarray(Image.open(picture if isinstance(picture, str) else picture["path"])))
     for wrong, match in (
@@ -346,5 +353,5 @@ def test_clients_ask_for_the_same(app, room_file):
 def options() -> dict:
     return {
         "shown": "depth", "colours": "viridis", "opacity": 1, "raw": False, "sharp": False, "by_itself": True,
-        "near": 0, "far": 10, "focal": 0, "anyway": False,
+        "near": 0, "far": 10, "focal": 0, "anyway": False, "above": False,
     }  # fmt: skip
