@@ -14,6 +14,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,23 +25,23 @@ from training.runs import Run
 from training.task_config import ProbeConfig
 
 RECIPE = {"border": 8, "held_out": 100}
-PUBLISHED = {"head": "linear", "bins": 256, "upsample": 4, "metric": 0.0, "gradient": 0.5, "dropout": 0.0}
+PUBLISHED = {"head": "linear", "bins": 256, "upsample": 4, "gradient": 0.5, "dropout": 0.0}
 ROWS: dict[str, dict] = {
     "shipped": {},
     "linear, last layer": {**PUBLISHED, "layers": (-1,)},
     "linear, four layers": {**PUBLISHED, "layers": (3, 6, 9, 12)},
     "mlp": {"head": "mlp"},
+    "one member": {"members": 1},
     "last layer only": {"layers": (-1,)},
     "layers 3, 6, 9, 12": {"layers": (3, 6, 9, 12)},
     "layers 9 to 12": {"layers": (9, 10, 11, 12)},
-    "CLS the other way": {"cls": not ProbeConfig().cls},
+    "without CLS": {"cls": False},
     "resolution 224": {"resolution": 224},
     "resolution 518": {"resolution": 518},
-    "no flips": {"flip": False, "crops": 0},
+    "no flips": {"flip": False},
     "a crop": {"crops": 1},
-    "published losses": {"metric": 0.0, "gradient": 0.5},
-    "logarithms only": {"metric": 0.0, "gradient": 0.0},
-    "256 bins": {"bins": 256},
+    "gradient loss": {"gradient": 0.5},
+    "error in metres": {"metric": 1.0},
     "no channels hidden": {"dropout": 0.0},
     "no average of weights": {"average": 0.0},
 }
@@ -57,6 +58,8 @@ def main(data: str = "", rows: Sequence[str] = (), **settings) -> None:
           f"{'validation':>10} {'epoch':>5} {'minutes':>7}")  # fmt: skip
     for name, change in chosen.items():
         config = ProbeConfig(**{"data": str(folder), **RECIPE, **change, **settings})
+        if config.limit:
+            config = replace(config, held_out=config.limit // 16)
         with tempfile.TemporaryDirectory() as root:
             began = time.perf_counter()
             about = probe(config, Run.create("row", "probe", config.to_dict(), root=Path(root)))

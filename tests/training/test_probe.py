@@ -15,8 +15,10 @@ from PIL import Image
 
 import dinoviz
 from dinoviz import depth as dp
+from dinoviz import depth_heads
 from dinoviz.errors import DinovizError
 from training import probe as pb
+from training.depth_course import Lesson
 from training.depth_losses import gradient_loss, scale_invariant_loss
 from training.depth_views import Encoded, View, views_of
 from training.rgbd import counts, depth_errors, find_pairs
@@ -67,6 +69,21 @@ def test_losses_of_a_perfect_or_an_empty_answer_have_gradients():
         predicted = depth.clone().requires_grad_()
         (scale_invariant_loss(predicted, depth, valid) + gradient_loss(predicted, depth, valid)).backward()
         assert torch.isfinite(predicted.grad).all()
+
+
+def test_unknown_depth_teaches_nothing_and_is_not_judged():
+    config = ProbeConfig(gradient=0.5, metric=1.0, head="linear", bins=16, dropout=0.0)
+    about = {"head": "linear", "channels": 6, "bins": 16, "depth": (0.001, 10.0), "upsample": 2}
+    lesson = Lesson(depth_heads.make(about), config)
+    patches, cls = torch.randn(2, 4, 4, 6), torch.randn(2, 6)
+    known = lesson.averaged(patches, cls, upsample=4)[0]
+    known = torch.nn.functional.interpolate(lesson.averaged(patches, cls)[0][:, None], known.shape[1:], mode="bilinear")
+    depth = known[:, 0].clone()
+    depth[0, :8], depth[1, :, ::3] = 0, 0
+    assert lesson.errors((patches, cls, depth)).max() < 1e-5
+    depth[1] = 0
+    assert lesson.errors((patches, cls, depth)).shape == (1,)  # a picture without depth has no error
+    assert lesson.step((patches, cls, depth), 0, 0.0) < 1e-4
 
 
 def ramp(width: int = 64, height: int = 48) -> tuple[Image.Image, np.ndarray]:
