@@ -22,15 +22,16 @@ if TYPE_CHECKING:
 DEFAULT_RESOLUTION = 518
 
 
-def looking(layer: bool = True) -> argparse.ArgumentParser:
+def looking(layer: bool = True, resolution: int | None = DEFAULT_RESOLUTION) -> argparse.ArgumentParser:
     """The options of every view: where the results go, and through which weights to look.
 
-    layer: whether the layer can be chosen.
+    layer: whether the layer can be chosen. resolution: where nobody chooses one; None for that of the training.
     """
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--model", help="a name of `models`, a Hub id or a folder; default as in the app")
-    parser.add_argument("--resolution", type=int, default=DEFAULT_RESOLUTION, help="short side in model pixels (518)")
+    default = resolution or "as it was trained"
+    parser.add_argument("--resolution", type=int, default=resolution, help=f"short side in model pixels ({default})")
     if layer:
         parser.add_argument("--layer", type=int, help="from 1; by default the last, for `video` two thirds up")
     parser.add_argument("--device", help="cpu, cuda or mps; by default the best there is")
@@ -78,7 +79,7 @@ def prepare(options: argparse.Namespace) -> None:
     """Check the resolution and make the folder for the results, before anything is downloaded."""
     from dinoviz.images import MAX_RESOLUTION, MIN_RESOLUTION
 
-    if not MIN_RESOLUTION <= options.resolution <= MAX_RESOLUTION:
+    if options.resolution is not None and not MIN_RESOLUTION <= options.resolution <= MAX_RESOLUTION:
         raise DinovizError(f"The resolution is {MIN_RESOLUTION} to {MAX_RESOLUTION}, not {options.resolution}.")
     models.quiet_transformers()
     with writing(options.out):

@@ -39,7 +39,9 @@ class Reader:
 
 def add(commands, looking: argparse.ArgumentParser) -> None:
     """Add the parser of the command; which layers are looked at is the probe's to say."""
-    parser = commands.add_parser("depth", parents=[common.looking(layer=False)], help="how far away everything is")
+    parser = commands.add_parser(
+        "depth", parents=[common.looking(layer=False, resolution=None)], help="how far away everything is"
+    )
     common.add_pictures(parser)
     parser.add_argument("--probe", help="a .safetensors file, a run of `python -m training probe`, or a published "
                         "head such as facebook/dpt-dinov2-small-nyu; else the shipped one (embedded)")  # fmt: skip
@@ -88,10 +90,11 @@ def _published(options: argparse.Namespace) -> Reader:
         raise DinovizError(f"{options.probe} is a network of its own: leave --model out.")
     common.prepare(options)
     network = published_depth.load(options.probe, device=options.device)
+    resolution = options.resolution or network.short_side
 
     def read(picture: Image.Image) -> tuple[Depth, dict]:
-        grid = PatchGrid.fit(picture.size, options.resolution, network.patch_size)
-        metres = network.predict(picture, options.resolution)
+        grid = PatchGrid.fit(picture.size, resolution, network.patch_size)
+        metres = network.predict(picture, resolution)
         about = {"weights": network.name, "image_size": grid.image_size, "model_size": grid.model_size}
         return Depth(metres, None, grid.to_patches(metres), None, grid), about
 
@@ -113,8 +116,10 @@ def _probe(options: argparse.Namespace) -> Reader:
     probe.check(backbone.weights_id, backbone.name)
     print(f"dinoviz: looking through {backbone.name}: {backbone.source}")
 
+    resolution = options.resolution or probe.about["resolution"]
+
     def read(picture: Image.Image) -> tuple[Depth, dict]:
-        features = backbone.encode(picture, options.resolution, probe.layers)
+        features = backbone.encode(picture, resolution, probe.layers)
         return depth.look(features, probe), common.about(features, probe.layers)
 
     return Reader(probe.name, _story(probe), probe.range, read)

@@ -64,7 +64,7 @@ def is_published(chosen: str) -> bool:
 
 
 def is_ready(bench: Workbench, look: Look, chosen: str, above: bool = False) -> bool:
-    """Whether `read` answers at once: no network has to run. Raises ProbeError for what is no probe of these weights."""
+    """Whether `read` answers at once: no network has to run. Raises ProbeError for no probe of these weights."""
     if is_published(chosen) or bench.is_derived(key(look, chosen, above)):
         return bench.is_derived(key(look, chosen, above))
     probe = _opened(bench, chosen)
