@@ -198,9 +198,7 @@ class ProbeConfig(Config):
     metric: float = setting(
         0.0, "weight of the error in metres, beside that of logarithms", group="loss", low=0, high=100
     )
-    gradient: float = setting(
-        0.0, "weight of the error of slopes, which DINOv2 gave 0.5", group="loss", low=0, high=100
-    )
+    gradient: float = setting(0.5, "weight of the error of slopes, as of DINOv2's", group="loss", low=0, high=100)
     dropout: float = setting(0.5, "share of the channels that are hidden in a step", group="loss", low=0, high=0.9)
 
     epochs: int = setting(8, "passes over the data, each picture in one of its views", group="optimiser", low=1,

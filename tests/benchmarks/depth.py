@@ -25,7 +25,7 @@ from training.runs import Run
 from training.task_config import ProbeConfig
 
 RECIPE = {"border": 8, "held_out": 100}
-PUBLISHED = {"head": "linear", "bins": 256, "upsample": 4, "gradient": 0.5, "dropout": 0.0}
+PUBLISHED = {"head": "linear", "bins": 256, "upsample": 4, "dropout": 0.0}
 ROWS: dict[str, dict] = {
     "shipped": {},
     "linear, last layer": {**PUBLISHED, "layers": (-1,)},
@@ -40,7 +40,7 @@ ROWS: dict[str, dict] = {
     "resolution 518": {"resolution": 518},
     "no flips": {"flip": False},
     "a crop": {"crops": 1},
-    "gradient loss": {"gradient": 0.5},
+    "no gradient loss": {"gradient": 0.0},
     "error in metres": {"metric": 1.0},
     "no channels hidden": {"dropout": 0.0},
     "no average of weights": {"average": 0.0},
