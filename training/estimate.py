@@ -236,7 +236,7 @@ def _probing(config: ProbeConfig, images: int, tell: Tell) -> Estimate:
     batch = [torch.stack([each] * min(config.batch, train)) for each in encode()]
     channels = len(layers) * backbone.dim
     head = depth_heads.make({**asdict(config), "channels": channels}).to(backbone.device)
-    head.prepare(torch.zeros(channels), torch.ones(channels), config.dropout)
+    head.prepare(torch.zeros(channels), torch.ones(channels), config.hidden)
     lesson = Lesson(head, config)
     step = _Laps(tell, "Timing a step", 0.6, 1.0).time(lambda: lesson.step(batch, 0, config.lr))
     steps = _steps(train, config.batch, config.epochs)

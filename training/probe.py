@@ -177,7 +177,7 @@ class _Task:
     def lesson(self, train: Encoded) -> Lesson:
         torch.manual_seed(self.config.seed)
         head = depth_heads.make(self.about)
-        head.prepare(*train.statistics(), self.config.dropout)
+        head.prepare(*train.statistics(), self.config.hidden)
         return Lesson(head.to(self.backbone.device), self.config)
 
     @property
@@ -196,8 +196,8 @@ class _Task:
             "channels": len(self.layers) * self.backbone.dim,
             "resolution": config.resolution,
             "depth": list(config.depth),
-            "bins": config.bins,
-            "upsample": config.upsample,
+            "bins": config.choices,
+            "upsample": config.finer,
             "crop": config.crop,
             "border": config.border,
             "seed": config.seed,

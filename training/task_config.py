@@ -191,15 +191,22 @@ class ProbeConfig(Config):
     members: int = setting(
         3, "of conv: heads that learn alone and are averaged, each costs as much", group="head", low=1, high=16
     )
-    bins: int = setting(64, "depths that linear and conv choose among", group="head", low=2, high=1024)
-    upsample: int = setting(2, "how much finer than the patches depth is told", group="head", choices=(1, 2, 4))
+    bins: int = setting(
+        0, "depths that linear and conv choose among; 0: 256 for linear, as DINOv2's, 64 for conv", group="head", low=0,
+        high=1024,
+    )  # fmt: skip
+    upsample: int = setting(
+        0, "how much finer than the patches depth is told; 0: 4 for linear, as DINOv2's, 2 else", group="head",
+        choices=(0, 1, 2, 4),
+    )  # fmt: skip
     depth: tuple[float, ...] = setting((0.001, 10.0), "nearest and farthest, in metres", group="head", low=0.0001)
 
     metric: float = setting(
         0.0, "weight of the error in metres, beside that of logarithms", group="loss", low=0, high=100
     )
     gradient: float = setting(0.5, "weight of the error of slopes, as of DINOv2's", group="loss", low=0, high=100)
-    dropout: float = setting(0.5, "share of the channels that are hidden in a step", group="loss", low=0, high=0.9)
+    dropout: float = setting(0.5, "of conv: share of the channels that are hidden in a step", group="loss", low=0,
+                             high=0.9)  # fmt: skip
 
     epochs: int = setting(8, "passes over the data, each picture in one of its views", group="optimiser", low=1,
                           knob=True)  # fmt: skip
@@ -221,8 +228,25 @@ class ProbeConfig(Config):
             raise ConfigError(
                 f"depth takes the nearest first, then the farthest, not {' '.join(map(str, self.depth))}."
             )
+        if self.bins == 1:
+            raise ConfigError("bins are depths to choose among: two at least.")
         if self.test and self.held_out:
             raise ConfigError("test and held_out exclude each other: one set of images is looked at, once.")
+
+    @property
+    def choices(self) -> int:
+        """The bins, where nobody chose."""
+        return self.bins or (256 if self.head == "linear" else 64)
+
+    @property
+    def finer(self) -> int:
+        """The upsampling, where nobody chose."""
+        return self.upsample or (4 if self.head == "linear" else 2)
+
+    @property
+    def hidden(self) -> float:
+        """The share of channels that is hidden: the other heads have too few weights to learn rooms by heart."""
+        return self.dropout if self.head == "conv" else 0.0
 
     def blocks(self, count: int) -> list[int]:
         """The indices from 0 of the layers in a network of so many. Raises ConfigError for one that it has not."""

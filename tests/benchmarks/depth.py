@@ -25,11 +25,10 @@ from training.runs import Run
 from training.task_config import ProbeConfig
 
 RECIPE = {"border": 8, "held_out": 100}
-PUBLISHED = {"head": "linear", "bins": 256, "upsample": 4, "dropout": 0.0}
 ROWS: dict[str, dict] = {
     "shipped": {},
-    "linear, last layer": {**PUBLISHED, "layers": (-1,)},
-    "linear, four layers": {**PUBLISHED, "layers": (3, 6, 9, 12)},
+    "linear, last layer": {"head": "linear", "layers": (-1,)},
+    "linear, four layers": {"head": "linear", "layers": (3, 6, 9, 12)},
     "mlp": {"head": "mlp"},
     "one member": {"members": 1},
     "last layer only": {"layers": (-1,)},

@@ -193,6 +193,16 @@ def test_the_header_tells_what_it_is(config, tmp_path):
     assert str(tmp_path.parent) not in json.dumps(about)
 
 
+def test_a_head_is_by_default_as_it_was_published_or_did_best():
+    linear, conv, mlp = (ProbeConfig(head=head) for head in ("linear", "conv", "mlp"))
+    assert (linear.choices, linear.finer, linear.hidden) == (256, 4, 0.0)
+    assert (conv.choices, conv.finer, conv.hidden) == (64, 2, 0.5)
+    assert mlp.hidden == 0.0
+    assert (ProbeConfig(head="linear", bins=16, upsample=1).choices, ProbeConfig(upsample=1).finer) == (16, 1)
+    with pytest.raises(DinovizError, match="two at least"):
+        ProbeConfig(bins=1)
+
+
 def test_the_header_tells_camera_and_licence_where_the_data_do(config, rooms, tmp_path):
     folder = shutil.copytree(rooms, tmp_path / "rooms")
     camera = {"fx": 200.0, "fy": 201.0, "cx": 128.0, "cy": 96.0}
