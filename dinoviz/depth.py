@@ -166,12 +166,17 @@ def save_probe(path: str | Path, head: nn.Module, about: dict, familiar: np.ndar
         raise ProbeError(f"{path} cannot be written: {error.strerror or error}.") from None
 
 
+def probe_file(path: str | Path) -> Path:
+    """The file itself, or the one that a run leaves in its folder."""
+    path = Path(path)
+    return path / "export" / "probe.safetensors" if path.is_dir() else path
+
+
 def open_probe(path: str | Path) -> Probe:
     """The probe in a .safetensors file, or in the run that made it. Raises ProbeError."""
     path = Path(path)
-    file = path / "export" / "probe.safetensors" if path.is_dir() else path
     try:
-        with safetensors.safe_open(file, "pt") as opened:
+        with safetensors.safe_open(probe_file(path), "pt") as opened:
             about = json.loads(opened.metadata()["probe"])
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, it is no dictionary
         familiar = weights.pop("familiar", torch.empty(0, 0)).float().numpy()

@@ -36,7 +36,7 @@ def write_probe(path, weights_id: str, resolution: int = 112) -> str:
 def make_run(name: str, weights_id: str) -> str:
     run = Run.create(name, "probe", {})
     run.export_folder.mkdir()
-    return write_probe(depth_probes.probe_file(run), weights_id)
+    return write_probe(depth.probe_file(run.folder), weights_id)
 
 
 def test_probes_of_these_weights_are_on_offer_and_no_others(bench, look):
@@ -44,7 +44,7 @@ def test_probes_of_these_weights_are_on_offer_and_no_others(bench, look):
     make_run("of-others", "other weights")
     damaged = Run.create("damaged", "probe", {})
     damaged.export_folder.mkdir()
-    depth_probes.probe_file(damaged).write_bytes(b"nonsense")
+    depth.probe_file(damaged.folder).write_bytes(b"nonsense")
     Run.create("unfinished", "probe", {})
     assert depth_probes.offers(bench, look) == [("mine (trained here)", mine)]
     public = Workbench(Settings(public=True))

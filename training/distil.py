@@ -85,11 +85,11 @@ def _probe_path(name: str) -> Path | None:
     path = Path(name).expanduser()
     with suppress(RunError):
         run = Run.open(name)
-        if not (run.export_folder / "probe.safetensors").is_file():
+        if not depth.probe_file(run.folder).is_file():
             raise ProbeError(f"The run {run.name} holds no finished depth probe.")
         return run.folder
     with suppress(OSError):  # a name that no file system takes
-        if path.is_file() or (path / "export" / "probe.safetensors").is_file():
+        if depth.probe_file(path).is_file():
             return path
     return None
 

@@ -103,7 +103,7 @@ def _work(config: ProbeConfig, run: Run, progress: Progress, resumed: bool) -> d
         group = np.repeat(np.arange(len(groups)), [len(each) for each in groups])
         familiar, group = familiar[some], group[some]
         about["familiar_limit"] = _limit(familiar, group)
-        file = run.export_folder / "probe.safetensors"
+        file = depth.probe_file(run.folder)
         depth.save_probe(file, head, about, familiar)
         about["metrics"] = task.measure(depth.open_probe(file), heard)  # of the head as it is in the file
         depth.save_probe(file, head, about, familiar)

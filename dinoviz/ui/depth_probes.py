@@ -6,13 +6,12 @@ import html
 from collections.abc import Hashable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from dinoviz import depth, published_depth
 from dinoviz.depth import Depth, Probe, ProbeError
 from dinoviz.features import Features
 from dinoviz.ui.workbench import Job, Look, Workbench, file_key
-from training.runs import Run, list_runs
+from training.runs import list_runs
 
 PUBLISHED = "published by Meta"
 NONE_HERE = (
@@ -39,16 +38,11 @@ def offers(bench: Workbench, look: Look) -> list[tuple[str, str]]:
             found.append(("NYU Depth v2, rooms (shipped)", str(depth.SHIPPED)))
     if not bench.settings.public:
         for run in list_runs():
-            file = probe_file(run)
+            file = depth.probe_file(run.folder)
             with suppress(ProbeError):
                 if file.is_file() and _opened(bench, str(file)).about["weights_id"] == look.backbone.weights_id:
                     found.append((f"{run.name} (trained here)", str(file)))
     return found + [(f"{name} ({PUBLISHED})", name) for name in published_depth.names_for(look.backbone.name)]
-
-
-def probe_file(run: Run) -> Path:
-    """Where a run of kind "probe" leaves what it learnt."""
-    return run.export_folder / "probe.safetensors"
 
 
 def none_here(look: Look) -> str:
@@ -100,7 +94,7 @@ def read(bench: Workbench, look: Look, chosen: str, above: bool = False, job: Jo
 
 def key(look: Look, chosen: str, above: bool = False) -> Hashable:
     """What decides a reading."""
-    return "depth", look.key, above, chosen if is_published(chosen) else file_key(str(_file(chosen)))
+    return "depth", look.key, above, chosen if is_published(chosen) else file_key(str(depth.probe_file(chosen)))
 
 
 def _features(bench: Workbench, look: Look, probe: Probe, above: bool) -> Features | None:
@@ -128,13 +122,8 @@ def _resolution(bench: Workbench, look: Look, probe: Probe) -> int:
     return bench.resolution(look.picture, look.backbone, probe.about["resolution"])
 
 
-def _file(chosen: str) -> Path:
-    path = Path(chosen)
-    return path / "export" / "probe.safetensors" if path.is_dir() else path
-
-
 def _opened(bench: Workbench, path: str) -> Probe:
-    return bench.derived(("probe", file_key(str(_file(path)))), lambda: depth.open_probe(path))
+    return bench.derived(("probe", file_key(str(depth.probe_file(path)))), lambda: depth.open_probe(path))
 
 
 def _read(look: Look, features: Features, probe: Probe) -> Reading:

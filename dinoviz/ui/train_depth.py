@@ -98,7 +98,11 @@ def teachers(bench: Workbench, model: str) -> list[tuple[str, str]]:
         if bench.hub_answers or published_depth.is_cached(name):
             found.append((f"{name} ({published_depth.PUBLISHED[name].scenes})", name))
     if not bench.settings.public:
-        found += [(f"{run.name} (trained here)", str(run.folder)) for run in list_runs() if _has_probe(run.folder)]
+        found += [
+            (f"{run.name} (trained here)", str(run.folder))
+            for run in list_runs()
+            if depth.probe_file(run.folder).is_file()
+        ]
     return found
 
 
@@ -121,12 +125,12 @@ def teacher_of(bench: Workbench, source: Source, chosen: str | None) -> str:
         return chosen
     named = next((run.folder for run in list_runs() if chosen in (run.name, str(run.folder))), None)
     if named is not None:
-        if not _has_probe(named):
+        if not depth.probe_file(named).is_file():
             raise DataError(f"The run {named.name} holds no finished depth probe, it can teach none.")
         return str(named)
     path = source.allowed(chosen)
     source.check_inside(str(file) for file in (path, *path.glob("*"), *path.glob("export/*")))
-    if path.is_file() or _has_probe(path):
+    if depth.probe_file(path).is_file():
         depth.open_probe(path)
     elif not (path / "config.json").is_file() or (path / "checkpoints").is_dir():
         raise DataError(f"{short(chosen)} is no teacher: no depth probe's file or run, nor a published head's folder.")
@@ -138,10 +142,6 @@ def teacher_name(teacher: str) -> str:
     if teacher == str(depth.SHIPPED):
         return "the shipped probe"
     return teacher if teacher in published_depth.PUBLISHED else file_name(teacher)
-
-
-def _has_probe(folder: Path) -> bool:
-    return (folder / "export" / "probe.safetensors").is_file()
 
 
 def _below(given: list[Path]) -> Iterable[str]:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import gradio as gr
 
+from dinoviz.depth import probe_file
 from dinoviz.errors import DinovizError
 from dinoviz.models import weights_stamp
 from dinoviz.ui import live_figure, strip, train_after, train_curves
 from dinoviz.ui.bar import Bar, nearest_resolution
-from dinoviz.ui.depth_probes import probe_file
 from dinoviz.ui.live_figure import LiveFigure
 from dinoviz.ui.parts import PRIVATE, LiveDropdown, LiveRadio, note, told
 from dinoviz.ui.strip import Strip
@@ -126,7 +126,7 @@ def build(bench: Workbench, bar: Bar, jobs: Jobs, token: gr.BrowserState, tabs: 
     def pieces(page: _Told, run: Run, overlaid: list[Run], style: tuple) -> list:
         state, folder = run.status()["state"], str(run.folder)
         measured = run.folder / "metrics.jsonl"
-        exported = probe_file(run).is_file() if run.kind == "probe" else bool(run.networks())
+        exported = probe_file(run.folder).is_file() if run.kind == "probe" else bool(run.networks())
         queue = jobs.queue()
         update: list = []
 
@@ -164,7 +164,9 @@ def build(bench: Workbench, bar: Bar, jobs: Jobs, token: gr.BrowserState, tabs: 
         with told():
             run = opened(chosen, public, token)
             if run.kind == "probe":
-                told_by = gr.update(choices=[(run.name, str(probe_file(run)))], value=str(probe_file(run)))
+                told_by = gr.update(
+                    choices=[(run.name, str(probe_file(run.folder)))], value=str(probe_file(run.folder))
+                )
                 return run.config["model"], str(nearest_resolution(run.config["resolution"])), told_by, "depth"
             model = gr.Dropdown(_with(bench.model_choices(), run), value=chosen)
             return model, _resolution(run), gr.skip(), "attention"
