@@ -321,6 +321,7 @@ def test_another_model_has_no_probe_and_is_told_what_to_do(page, tiny_folders):
     said(page, "caption", "probe on layers")
 
 
+@pytest.mark.slow
 def test_it_fits_a_narrow_window(browser, app, app_log, room_file):
     with watched_page(browser, app, app_log, viewport={"width": 400, "height": 900}) as page:
         page.goto(app)
