@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -235,7 +235,7 @@ def _probing(config: ProbeConfig, images: int, tell: Tell) -> Estimate:
     train = images - kept - looked_at
     batch = [torch.stack([each] * min(config.batch, train)) for each in encode()]
     channels = len(layers) * backbone.dim
-    head = depth_heads.make({**asdict(config), "channels": channels}).to(backbone.device)
+    head = depth_heads.make(config.architecture(channels)).to(backbone.device)
     head.prepare(torch.zeros(channels), torch.ones(channels), config.hidden)
     lesson = Lesson(head, config)
     step = _Laps(tell, "Timing a step", 0.6, 1.0).time(lambda: lesson.step(batch, 0, config.lr))

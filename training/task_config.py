@@ -233,15 +233,18 @@ class ProbeConfig(Config):
         if self.test and self.held_out:
             raise ConfigError("test and held_out exclude each other: one set of images is looked at, once.")
 
-    @property
-    def choices(self) -> int:
-        """The bins, where nobody chose."""
-        return self.bins or (256 if self.head == "linear" else 64)
-
-    @property
-    def finer(self) -> int:
-        """The upsampling, where nobody chose."""
-        return self.upsample or (4 if self.head == "linear" else 2)
+    def architecture(self, channels: int) -> dict:
+        """The head, as `dinoviz.depth_heads.make` wants it told; channels: of all layers together."""
+        linear = self.head == "linear"
+        return {
+            "head": self.head,
+            "cls": self.cls,
+            "members": self.members if self.head == "conv" else 1,
+            "channels": channels,
+            "depth": list(self.depth),
+            "bins": self.bins or (256 if linear else 64),
+            "upsample": self.upsample or (4 if linear else 2),
+        }
 
     @property
     def hidden(self) -> float:

@@ -198,7 +198,7 @@ def config(pictures, tiny_folders, dpt_folder) -> ProbeConfig:
     """A student on a tiny model that is not its teacher's, of the first twelve pictures."""
     return ProbeConfig(
         data=str(pictures), teacher=str(dpt_folder), model=str(tiny_folders["dinov2"]), device="cpu", resolution=112,
-        head="linear", epochs=16, lr=3e-3, bins=64, batch=4, upsample=2, limit=12, dropout=0.0,
+        head="linear", epochs=16, lr=3e-3, bins=64, batch=4, upsample=2, limit=12, gradient=0.0,
     )  # fmt: skip
 
 

@@ -195,10 +195,11 @@ def test_the_header_tells_what_it_is(config, tmp_path):
 
 def test_a_head_is_by_default_as_it_was_published_or_did_best():
     linear, conv, mlp = (ProbeConfig(head=head) for head in ("linear", "conv", "mlp"))
-    assert (linear.choices, linear.finer, linear.hidden) == (256, 4, 0.0)
-    assert (conv.choices, conv.finer, conv.hidden) == (64, 2, 0.5)
-    assert mlp.hidden == 0.0
-    assert (ProbeConfig(head="linear", bins=16, upsample=1).choices, ProbeConfig(upsample=1).finer) == (16, 1)
+    assert [each.hidden for each in (linear, conv, mlp)] == [0.0, 0.5, 0.0]
+    assert linear.architecture(6) | {"bins": 256, "upsample": 4, "members": 1, "channels": 6} == linear.architecture(6)
+    assert conv.architecture(6) | {"bins": 64, "upsample": 2, "members": 3} == conv.architecture(6)
+    chosen = ProbeConfig(head="linear", bins=16, upsample=1).architecture(6)
+    assert (chosen["bins"], chosen["upsample"]) == (16, 1)
     with pytest.raises(DinovizError, match="two at least"):
         ProbeConfig(bins=1)
 
