@@ -157,6 +157,7 @@ def test_a_picture_unlike_the_training_data_is_warned_of(write, photo, out, thro
 def test_a_run_is_a_probe_too(probe, tmp_path, photo, out, through):
     (tmp_path / "run" / "export").mkdir(parents=True)
     probe.rename(tmp_path / "run" / "export" / "probe.safetensors")
+    (tmp_path / "run" / "config.json").write_text("{}")  # as a published head's folder has one
     assert run("depth", photo, "--probe", tmp_path / "run", "--out", out, *through) == 0
 
 

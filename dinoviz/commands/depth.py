@@ -76,9 +76,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _is_published(probe: str | None) -> bool:
-    from dinoviz import published_depth
+    from dinoviz import depth, published_depth
 
-    return probe in published_depth.PUBLISHED or (probe is not None and (Path(probe) / "config.json").is_file())
+    if probe is None or depth.probe_file(probe).is_file():  # a run has a config.json of its own
+        return False
+    return probe in published_depth.PUBLISHED or (Path(probe) / "config.json").is_file()
 
 
 def _published(options: argparse.Namespace) -> Reader:

@@ -29,11 +29,11 @@ def build(settings: Settings) -> gr.Blocks:
             with gr.Tab("Segment", id="segment"):
                 segment_tab.build(bench, shared)
             with gr.Tab(depth_tab.TAB, id="depth"):
-                probe = depth_tab.build(bench, shared, tabs)
+                depth = depth_tab.build(bench, shared, tabs)
             with gr.Tab("Compare", id="compare"):
                 compare_tab.build(bench, shared)
             with gr.Tab("Train", id="train") as train:
-                jobs = train_tab.build(page, bench, shared, tabs, train, notice, probe)
+                jobs = train_tab.build(page, bench, shared, tabs, train, notice, depth)
     if jobs:
         atexit.register(jobs.close)  # no process of a run outlives the app unless it was asked to
     page.queue(default_concurrency_limit=8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import gradio as gr
@@ -35,8 +36,16 @@ STEP = 0.05  # of near and far, in metres or in times the median
 EMPTY = "There is nothing to see until a picture is encoded."
 
 
-def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> gr.Dropdown:
-    """Lay out the tab, one of `tabs`, and wire it -> what chooses the probe. It draws while it is open."""
+@dataclass(frozen=True)
+class Entrance:
+    """With what another tab opens this one. probe: what chooses it. here: whether the tab is open, then it draws."""
+
+    probe: gr.Dropdown
+    here: gr.State
+
+
+def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> Entrance:
+    """Lay out the tab, one of `tabs`, and wire it."""
     notice = gr.HTML("", label="notice", elem_id="depth-notice", padding=False)
     with gr.Row():
         view = view_image("How far away: click for a distance, and again for a length", "depth-map")
@@ -269,8 +278,8 @@ def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> gr.Dropdown:
     prepared = [here, *bar.inputs, probe, above], [caption, stop_button, view]
     passing = {**PRIVATE, "concurrency_limit": None}  # a pass of the network, told as it goes on
     whole = [here, bar.ready, *inputs], everything
-    bar.ready.change(prepare, *prepared, **passing).success(refresh, *whole, **PRIVATE)
-    tabs.select(arrive, None, here, **PRIVATE).then(prepare, *prepared, **passing).success(refresh, *whole, **PRIVATE)
+    tabs.select(arrive, None, here, **PRIVATE)
+    gr.on([here.change, bar.ready.change], prepare, *prepared, **passing).success(refresh, *whole, **PRIVATE)
     gr.on([probe.input, above.input], prepare, *prepared, **passing).success(
         repaint, inputs, [*light, *heavy], **PRIVATE
     )
@@ -292,7 +301,7 @@ def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> gr.Dropdown:
         save, inputs, file, concurrency_limit=2, api_visibility="private", show_progress="full",
         show_progress_on=caption,
     ).success(None, js=press)  # fmt: skip
-    return probe
+    return Entrance(probe, here)
 
 
 def _choice(values: Sequence) -> Choice:

@@ -98,11 +98,8 @@ def teachers(bench: Workbench, model: str) -> list[tuple[str, str]]:
         if bench.hub_answers or published_depth.is_cached(name):
             found.append((f"{name} ({published_depth.PUBLISHED[name].scenes})", name))
     if not bench.settings.public:
-        found += [
-            (f"{run.name} (trained here)", str(run.folder))
-            for run in list_runs()
-            if depth.probe_file(run.folder).is_file()
-        ]
+        taught = [run for run in list_runs() if depth.probe_file(run.folder).is_file()]
+        found += [(f"{run.name} (trained here)", str(run.folder)) for run in taught]
     return found
 
 

@@ -9,6 +9,7 @@ import gradio as gr
 
 from dinoviz.ui import train_setup, train_watch
 from dinoviz.ui.bar import Bar
+from dinoviz.ui.depth_tab import Entrance
 from dinoviz.ui.parts import PRIVATE, note, told
 from dinoviz.ui.train_runs import own, visible
 from dinoviz.ui.workbench import Workbench
@@ -26,12 +27,12 @@ OFF = (
 
 
 def build(
-    page: gr.Blocks, bench: Workbench, bar: Bar, tabs: gr.Tabs, tab: gr.Tab, notice: gr.HTML, probe: gr.Dropdown
+    page: gr.Blocks, bench: Workbench, bar: Bar, tabs: gr.Tabs, tab: gr.Tab, notice: gr.HTML, depth: Entrance
 ) -> Jobs | None:
     """Lay out the tab and wire it. Returns what keeps the processes of runs, for the app to close at its end.
 
-    tab: this one, among tabs. notice: says above all tabs which runs go on. probe: what the Depth tab
-    chooses its probe with.
+    tab: this one, among tabs. notice: says above all tabs which runs go on. depth: the Depth tab, in
+    which probes are looked through.
     """
     if not bench.settings.train:
         gr.HTML(note(OFF))
@@ -44,7 +45,7 @@ def build(
         with gr.Tab("Set up a run", id="setup"):
             setup = train_setup.build(tab, bench, bar)
         with gr.Tab("Watch", id="watch"):
-            watch = train_watch.build(bench, bar, jobs, token, tabs, probe)
+            watch = train_watch.build(bench, bar, jobs, token, tabs, depth)
 
     def give_token(token: str) -> str:
         return token or secrets.token_hex(16)

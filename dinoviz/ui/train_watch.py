@@ -14,6 +14,7 @@ from dinoviz.errors import DinovizError
 from dinoviz.models import weights_stamp
 from dinoviz.ui import live_figure, strip, train_after, train_curves
 from dinoviz.ui.bar import Bar, nearest_resolution
+from dinoviz.ui.depth_tab import Entrance
 from dinoviz.ui.live_figure import LiveFigure
 from dinoviz.ui.parts import PRIVATE, LiveDropdown, LiveRadio, note, told
 from dinoviz.ui.strip import Strip
@@ -52,8 +53,8 @@ class _Told:
         return self.seen.get(piece) != signature
 
 
-def build(bench: Workbench, bar: Bar, jobs: Jobs, token: gr.BrowserState, tabs: gr.Tabs, probe: gr.Dropdown) -> Watch:
-    """Lay out the tab's second half and wire it. probe: what the Depth tab chooses its probe with."""
+def build(bench: Workbench, bar: Bar, jobs: Jobs, token: gr.BrowserState, tabs: gr.Tabs, depth: Entrance) -> Watch:
+    """Lay out the tab's second half and wire it. depth: the tab in which probes are looked through."""
     public = bench.settings.public
     with gr.Row():
         with gr.Column(scale=1, min_width=250):
@@ -164,10 +165,9 @@ def build(bench: Workbench, bar: Bar, jobs: Jobs, token: gr.BrowserState, tabs: 
         with told():
             run = opened(chosen, public, token)
             if run.kind == "probe":
-                told_by = gr.update(
-                    choices=[(run.name, str(probe_file(run.folder)))], value=str(probe_file(run.folder))
-                )
-                return run.config["model"], str(nearest_resolution(run.config["resolution"])), told_by, "depth"
+                file = str(probe_file(run.folder))
+                resolution = str(nearest_resolution(run.config["resolution"]))
+                return run.config["model"], resolution, gr.update(choices=[(run.name, file)], value=file), "depth"
             model = gr.Dropdown(_with(bench.model_choices(), run), value=chosen)
             return model, _resolution(run), gr.skip(), "attention"
 
@@ -176,8 +176,8 @@ def build(bench: Workbench, bar: Bar, jobs: Jobs, token: gr.BrowserState, tabs: 
     gr.on([part.input for part in (chosen, others, smoothing, log, x)], refresh, inputs, outputs, **event)
     stop.click(ask_to_stop, [token, chosen], None, **PRIVATE).then(refresh, inputs, outputs, **PRIVATE)
     resume.click(go_on, [token, chosen], None, **PRIVATE).then(refresh, inputs, outputs, **PRIVATE)
-    look.click(look_through, [token, chosen], [bar.model, bar.resolution, probe, where], **PRIVATE).success(
-        lambda tab: gr.Tabs(selected=tab), where, tabs,
+    look.click(look_through, [token, chosen], [bar.model, bar.resolution, depth.probe, where], **PRIVATE).success(
+        lambda tab: (gr.Tabs(selected=tab), tab == "depth"), where, [tabs, depth.here],
         js="tab => { document.getElementById('encode').click(); return tab }", **PRIVATE,
     )  # fmt: skip
     return Watch(chosen, seen, timer, refresh, inputs, outputs)

@@ -24,6 +24,8 @@ from tests.browser.pictures import (
     wait_for_change,
     wait_for_status,
 )
+from training.runs import Run
+from training.task_config import ProbeConfig
 
 pytestmark = [
     pytest.mark.browser,
@@ -319,6 +321,25 @@ def test_another_model_has_no_probe_and_is_told_what_to_do(page, tiny_folders):
     page.locator("#model input").fill(before)
     page.keyboard.press("Enter")
     said(page, "caption", "probe on layers")
+
+
+@pytest.mark.slow
+def test_a_probe_that_was_trained_here_opens_from_its_run(browser, app, app_log):
+    run = Run.create("rooms", "probe", ProbeConfig(model="embedded").to_dict(), root=app_log.parent / "runs")
+    run.export_folder.mkdir()
+    depth.probe_file(run.folder).write_bytes(depth.SHIPPED.read_bytes())
+    run.set_status("finished")
+    with watched_page(browser, app, app_log) as page:
+        page.goto(app)
+        page.wait_for_selector("#attention-map img")
+        open_tab(page, "Train")
+        page.get_by_role("tab", name="Watch").click()
+        page.get_by_label("rooms").check()
+        page.locator("#train-look:not([disabled])").click()
+        page.wait_for_selector(f"{MAP} img")
+        assert "trained on nyu" in said(page, "caption", "336 px")
+        assert page.locator("#depth-probe input").input_value() == "rooms (trained here)"
+        assert page.locator("#resolution input").input_value() == "336 px"
 
 
 @pytest.mark.slow
