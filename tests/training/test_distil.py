@@ -208,7 +208,7 @@ def test_the_student_s_depth_follows_its_teacher_s(config, pictures, tmp_path):
     about = probe.probe(config, run, lambda done, of, what: heard.append(what))
     assert heard[0] == "asking the teacher"
     assert run.status()["state"] == "finished"
-    assert about["data"]["folder"] == "pictures0"
+    assert about["data"]["folder"] == pictures.name
     assert about["data"]["teacher"] == "tiny-nyu, a DPT head on DINOv2, trained on NYU Depth v2 (indoor, to 10 m)"
     assert about["data"]["left_out"] == 0
     assert str(config.teacher) not in json.dumps(about)  # nor any other folder of this machine

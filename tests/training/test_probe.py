@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -189,7 +190,7 @@ def test_the_header_tells_what_it_is(config, tmp_path):
     assert (data["train"], data["validation"], data["held_out"]) == (8, 1, 1)
     assert "every 8th group" in data["rule"]
     assert about["metrics"]["test"]["images"] == 1
-    assert about["command"].startswith("python -m training probe rooms0 --held-out 1 ")
+    assert about["command"].startswith(f"python -m training probe {Path(config.data).name} --held-out 1 ")
     assert str(tmp_path.parent) not in json.dumps(about)
 
 
