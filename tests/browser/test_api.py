@@ -13,7 +13,7 @@ pytestmark = pytest.mark.browser
 
 ENDPOINTS = (
     *("/encode", "/attention", "/attention_download", "/patch_pca", "/pca_download"),
-    *("/segment", "/segment_download", "/segment_video", "/compare"),
+    *("/segment", "/segment_download", "/segment_video", "/compare", "/depth", "/depth_download"),
 )
 
 

@@ -43,6 +43,7 @@ def test_quick_clicks_are_all_answered(page):
     )
 
 
+@pytest.mark.slow
 def test_the_cls_button_goes_back(page):
     before = pixels(page, "#attention-map")
     first = source(page, "#attention-map")
@@ -71,6 +72,7 @@ def test_arrow_keys_move_the_query_patch_by_patch(page):
         caption.get_by_text(place).wait_for()
 
 
+@pytest.mark.slow
 def test_a_click_on_the_sheet_enlarges_that_head(page):
     before = source(page, "#attention-map")
     click_at(page, "#attention-heads", 0.9, 0.9)
@@ -88,6 +90,7 @@ def test_a_query_can_be_typed(page):
     assert "row 19, column 28" in page.inner_text("#attention-caption")
 
 
+@pytest.mark.slow
 def test_a_query_outside_is_one_sentence(page):
     page.locator(QUERY).fill("9999, 1")
     page.keyboard.press("Enter")
@@ -103,6 +106,7 @@ def test_every_map_can_be_chosen(page, map_name):
     assert not is_blank(pixels(page, "#attention-map"))
 
 
+@pytest.mark.slow
 def test_layer_slider_moves_by_the_keyboard_and_the_figure_follows(page):
     before = source(page, "#attention-map")
     page.locator("#attention-layer input[type=range]").focus()
@@ -197,6 +201,7 @@ def test_clicks_near_the_corners_of_the_sheet_find_their_head(page, corner):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [(1280, 1000), (2200, 1200)])
 def test_clicks_in_full_screen_land_where_one_sees_them(browser, app, app_log, window):
     size = {"width": window[0], "height": window[1]}

@@ -89,6 +89,7 @@ def test_a_format_that_browsers_do_not_show_is_shown(page, tmp_path):
     page.wait_for_function("document.querySelector('#picture img')?.naturalWidth === 120")
 
 
+@pytest.mark.slow
 def test_clearing_the_picture_empties_the_views(page):
     page.locator("#picture button[aria-label='Clear'], #picture button[aria-label='Remove Image']").first.click()
     wait_for_status(page, "Give it a picture")
@@ -132,6 +133,7 @@ def test_a_reloaded_page_is_a_whole_page(browser, app, app_log):
         assert not is_blank(pixels(page, "#attention-map"))
 
 
+@pytest.mark.slow
 def test_a_narrow_window_does_not_scroll_sideways(browser, app, app_log):
     with watched_page(browser, app, app_log, viewport={"width": 400, "height": 800}) as page:
         page.goto(app)

@@ -214,6 +214,7 @@ def test_near_and_far_cut_the_picture_the_points_and_the_colours(page):
     )
 
 
+@pytest.mark.slow
 def test_the_cloud_is_turned_and_stays_so(page):
     camera = """() => {
         const eye = document.querySelector('#depth-cloud .dv-plot')._fullLayout.scene.camera.eye
@@ -270,6 +271,7 @@ def test_a_probe_is_chosen_by_its_file_and_a_damaged_one_refused(page, tmp_path)
     page.wait_for_function("text => document.querySelector('#depth-caption .dv-note').innerText === text", arg=before)
 
 
+@pytest.mark.slow
 def test_a_published_network_that_cannot_be_had_is_said_and_the_probe_comes_back(page):
     field = page.locator("#depth-probe input")
     field.fill("facebook/dpt-dinov2-small-nyu")
@@ -312,6 +314,7 @@ def retina_file(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_another_model_has_no_probe_and_is_told_what_to_do(page, tiny_folders):
     before = page.locator("#model input").input_value()
     page.locator("#model input").fill(str(tiny_folders["vit"]))

@@ -241,6 +241,7 @@ def test_the_strip_follows_the_newest_snapshot_until_one_goes_back(live, run):
     assert live.evaluate("window.before === document.querySelector('#strip .dv-probes img[alt^=attention]')")
 
 
+@pytest.mark.slow
 def test_scrubbing_asks_the_server_nothing(live, run):
     for step in (0, 50, 100, 150):
         add_snapshot(run, step)
@@ -277,6 +278,7 @@ def test_play_goes_from_the_start_to_the_newest_and_can_pause(live, run):
     live.get_by_role("button", name="Play").wait_for()
 
 
+@pytest.mark.slow
 def test_the_page_reads_copies_and_never_the_run(live, run):
     add_snapshot(run, 0)
     live.locator("#strip .dv-probes button").first.wait_for()

@@ -36,6 +36,7 @@ def test_the_scatter_and_the_bars_are_drawn(page):
     assert page.locator("#pca-variance .bars .point").count() == 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["component 2", "foreground evidence"])
 def test_every_map_can_be_chosen_and_the_figures_stay(page, name):
     before = source(page, "#pca-map")
@@ -119,6 +120,7 @@ def test_download_has_full_size_pictures_and_numbers(page):
     assert about["pictures"][0]["weights"]["name"] == "embedded"
 
 
+@pytest.mark.slow
 def test_the_picture_without_content_is_no_accident(page, tmp_path):
     Image.new("RGB", (200, 200), (90, 90, 90)).save(tmp_path / "plain.png")
     before = source(page, "#pca-map")

@@ -241,6 +241,7 @@ def test_a_hundred_quick_clicks_are_all_there(page):
     caption(page, "100 clicks")
 
 
+@pytest.mark.slow
 def test_marks_by_the_keyboard_alone(page):
     page.locator(f"{REFERENCE} canvas").focus()
     page.keyboard.press("ArrowLeft")
@@ -299,6 +300,7 @@ def test_a_stroke_is_seen_while_it_is_drawn(page):
     page.wait_for_function(f"({ink})()[3] === 0")  # the picture has it now
 
 
+@pytest.mark.slow
 def test_a_drawn_mask_arrives_to_the_pixel(page, tmp_path):
     size = (2600, 1100)
     picture = np.random.default_rng(0).integers(0, 255, (11, 26, 3), dtype=np.uint8)
@@ -378,6 +380,7 @@ def number(page, slider: str, value: str) -> None:
 # Other pictures
 
 
+@pytest.mark.slow
 def test_without_targets_the_tab_says_what_to_do(page):
     assert "Drop pictures above" in page.inner_text("#segment-found")
 
@@ -560,6 +563,7 @@ def test_the_mask_must_be_of_the_first_frame(video_tab):
     page.wait_for_selector(f"{REFERENCE} .dv-canvas:not([data-picture='{flower}'])")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["text", "truncated"])
 def test_a_bad_video_is_one_sentence(video_tab, tmp_path, kind):
     page = video_tab
@@ -577,6 +581,7 @@ def test_a_bad_video_is_one_sentence(video_tab, tmp_path, kind):
 # Other windows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "window", [{"viewport": {"width": 420, "height": 900}, "device_scale_factor": 2}, {"color_scheme": "dark"}]
 )
