@@ -34,6 +34,7 @@ from dinoviz.ui.workbench import Look, Workbench
 TAB = "Depth"
 STEP = 0.05  # of near and far, in metres or in times the median
 EMPTY = "There is nothing to see until a picture is encoded."
+AS_BEFORE = "What is drawn is what was told before."
 
 
 @dataclass(frozen=True)
@@ -185,16 +186,16 @@ def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> Entrance:
             lambda job: depth_probes.read(bench, look, probe, above, job),
         )
         for sentence in follow(bench, owner, job):
-            yield note(html.escape(sentence), "caption dv-busy"), gr.Button(visible=True), gr.skip()
-        done = gr.Button(visible=False)
+            yield note(html.escape(sentence), "caption dv-busy"), gr.Button(visible=True)
+        said = gr.skip()
         try:
             job.result()
         except Stopped:
-            yield note("Stopped. Choose again what tells depth."), done, None
+            if not job.superseded:
+                said = note(f"Stopped. Choose again what tells depth. {AS_BEFORE}")
         except DinovizError as error:
-            yield note(html.escape(str(error)), "caption dv-error"), done, None
-        else:
-            yield gr.skip(), done, gr.skip()
+            said = note(f"{html.escape(str(error))} {AS_BEFORE}", "caption dv-error")
+        yield said, gr.Button(visible=False)
 
     def arrive(event: gr.SelectData) -> bool:
         return event.value == TAB
@@ -275,7 +276,7 @@ def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> Entrance:
         bench.stop((request.session_hash, "depth"))
 
     everything = [probe, points, *light, *heavy]
-    prepared = [here, *bar.inputs, probe, above], [caption, stop_button, view]
+    prepared = [here, *bar.inputs, probe, above], [caption, stop_button]
     passing = {**PRIVATE, "concurrency_limit": None}  # a pass of the network, told as it goes on
     whole = [here, bar.ready, *inputs], everything
     tabs.select(arrive, None, here, **PRIVATE)
