@@ -91,11 +91,11 @@ def load(
         if hub_id is None:
             return _from_pretrained(embedded.folder(), text, embedded.SOURCE, device, dtype)
         return _from_hub(hub_id, text, device, dtype)
-    if _is_folder(path):
+    if is_folder(path):
         if (path / "export" / "config.json").is_file():
             return _from_folder(path / "export", run_name(path), f"the training run {path}", device, dtype)
         return _from_folder(path, path.name, f"the folder {path}", device, dtype)
-    if _is_hub_id(text):
+    if is_hub_id(text):
         return _from_hub(text, text, device, dtype)
     raise ModelError(
         f"There is no model {text!r}. Known are {', '.join(KNOWN)}; "
@@ -209,14 +209,16 @@ def hub_answers(timeout: float = HUB_TIMEOUT) -> bool:
     return answered.is_set()
 
 
-def _is_folder(path: Path) -> bool:
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder; also a name that no path can have is none."""
     try:
         return path.is_dir()
     except OSError:  # a name that no file system takes
         return False
 
 
-def _is_hub_id(text: str) -> bool:
+def is_hub_id(text: str) -> bool:
+    """Whether it has the form owner/name."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:
@@ -237,10 +239,11 @@ def _from_hub(hub_id: str, name: str, device, dtype) -> Backbone:
                 f"{name}: the Hugging Face Hub does not answer (or HF_HUB_OFFLINE is set) and {hub_id} is not in its "
                 "cache. 'embedded' needs no network."
             ) from None
-        raise ModelError(f"{name}: {hub_id} cannot be had from the Hugging Face Hub: {_first_line(error)}") from None
+        raise ModelError(f"{name}: {hub_id} cannot be had from the Hugging Face Hub: {first_line(error)}") from None
 
 
-def _from_folder(folder: Path, name: str, source: str, device, dtype) -> Backbone:
+def check_folder(folder: Path) -> None:
+    """Raises ModelError unless a folder has a config.json and safetensors."""
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} has no config.json: it is not a model folder in transformers' format.")
     if not any(folder.glob("*.safetensors")):
@@ -251,10 +254,14 @@ def _from_folder(folder: Path, name: str, source: str, device, dtype) -> Backbon
                 "dinoviz loads safetensors only. model.save_pretrained(folder) writes them."
             )
         raise ModelError(f"{folder} has no weights (model.safetensors).")
+
+
+def _from_folder(folder: Path, name: str, source: str, device, dtype) -> Backbone:
+    check_folder(folder)
     try:
         return _from_pretrained(folder, name, source, device, dtype, local_files_only=True)
     except OSError as error:
-        raise ModelError(f"{folder} cannot be loaded: {_first_line(error)}") from None
+        raise ModelError(f"{folder} cannot be loaded: {first_line(error)}") from None
 
 
 def _from_pretrained(location: str | Path, name: str, source: str, device, dtype, **kwargs) -> Backbone:
@@ -270,7 +277,7 @@ def _from_pretrained(location: str | Path, name: str, source: str, device, dtype
     except OSError:
         raise
     except Exception as error:  # whatever transformers stumbles over in a config.json that is none
-        raise ModelError(f"{name}: its config.json cannot be used: {_first_line(error)}") from None
+        raise ModelError(f"{name}: its config.json cannot be used: {first_line(error)}") from None
     if config.model_type not in FAMILIES:
         raise ModelError(f"{name} is a {config.model_type!r} model; dinoviz looks through {', '.join(FAMILIES)}.")
     extra = {"add_pooling_layer": False} if config.model_type == "vit" else {}
@@ -285,7 +292,7 @@ def _from_pretrained(location: str | Path, name: str, source: str, device, dtype
             **kwargs,
         )
     except (SafetensorError, RuntimeError, ValueError) as error:
-        raise ModelError(f"{name}: its weights cannot be read: {_first_line(error)}") from None
+        raise ModelError(f"{name}: its weights cannot be read: {first_line(error)}") from None
     missing = sorted(key for key in info["missing_keys"] if not key.endswith("mask_token"))
     if missing:
         raise ModelError(f"{name}: {len(missing)} weights are missing from its files, {missing[0]} for one.")
@@ -306,5 +313,6 @@ def _mean_and_std(location: str | Path, local_files_only: bool = False, **_) -> 
         return None
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Of what an error says, or its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -158,15 +158,15 @@ def load(name_or_folder: str | os.PathLike, device: str | torch.device | None = 
     device = models.pick_device(device)
     text = os.fspath(name_or_folder)
     folder = Path(text).expanduser()
-    if text not in PUBLISHED and models._is_folder(folder):
-        _check_folder(folder)
+    if text not in PUBLISHED and models.is_folder(folder):
+        models.check_folder(folder)
         try:
             return _from_pretrained(
                 folder, folder.resolve().name, f"the folder {folder}", device, local_files_only=True
             )
         except OSError as error:
-            raise ModelError(f"{folder} cannot be loaded: {models._first_line(error)}") from None
-    if not models._is_hub_id(text):
+            raise ModelError(f"{folder} cannot be loaded: {models.first_line(error)}") from None
+    if not models.is_hub_id(text):
         raise ModelError(
             f"There is no published depth head {text!r}. Known are {', '.join(PUBLISHED)}; "
             "a folder in transformers' format will do as well."
@@ -181,20 +181,7 @@ def load(name_or_folder: str | os.PathLike, device: str | torch.device | None = 
                 f"{text}: the Hugging Face Hub does not answer (or HF_HUB_OFFLINE is set) and its cache has no such "
                 "depth head."
             ) from None
-        raise ModelError(f"{text} cannot be had from the Hugging Face Hub: {models._first_line(error)}") from None
-
-
-def _check_folder(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} has no config.json: it is not a model folder in transformers' format.")
-    if not any(folder.glob("*.safetensors")):
-        pickles = sorted(path.name for suffix in ("bin", "pt", "pth", "ckpt") for path in folder.glob(f"*.{suffix}"))
-        if pickles:
-            raise ModelError(
-                f"{folder} has its weights only as a pickle ({pickles[0]}), which can run any code when it is opened: "
-                "dinoviz loads safetensors only. model.save_pretrained(folder) writes them."
-            )
-        raise ModelError(f"{folder} has no weights (model.safetensors).")
+        raise ModelError(f"{text} cannot be had from the Hugging Face Hub: {models.first_line(error)}") from None
 
 
 def _from_pretrained(location, name: str, source: str, device: torch.device, local_files_only: bool) -> PublishedDepth:
@@ -207,7 +194,7 @@ def _from_pretrained(location, name: str, source: str, device: torch.device, loc
     except OSError:
         raise
     except Exception as error:  # whatever transformers stumbles over in a config.json that is none
-        raise ModelError(f"{name}: its config.json cannot be used: {models._first_line(error)}") from None
+        raise ModelError(f"{name}: its config.json cannot be used: {models.first_line(error)}") from None
     backbone = getattr(config, "backbone_config", None)
     if config.model_type != "dpt" or getattr(backbone, "model_type", None) != "dinov2":
         what = "DPT without DINOv2" if config.model_type == "dpt" else f"{config.model_type!r} model"
@@ -218,7 +205,7 @@ def _from_pretrained(location, name: str, source: str, device: torch.device, loc
             location, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **kwargs
         )
     except (SafetensorError, RuntimeError, ValueError, TypeError) as error:
-        raise ModelError(f"{name}: its weights cannot be read: {models._first_line(error)}") from None
+        raise ModelError(f"{name}: its weights cannot be read: {models.first_line(error)}") from None
     # The mask token serves training only, and the first fusion has nothing to add: both are never used.
     unused = ("mask_token", "fusion_stage.layers.0.residual_layer1")
     missing = sorted(key for key in info["missing_keys"] if not any(part in key for part in unused))

@@ -29,6 +29,7 @@ from training.protocols import Progress
 from training.rgbd import Pair
 from training.runs import Run, RunError
 from training.task_config import ProbeConfig
+from training.unpack import distinct
 
 SHORT_SIDE = 518  # pixels that are kept of a picture: the app's resolution, and more than probes are trained at
 MAX_BROKEN = 0.03  # the share of pictures that may be unreadable; one always may
@@ -68,7 +69,7 @@ def open_teacher(name: str, device: str | torch.device | None = None) -> Teacher
         probe = _probe_path(name)
         if probe is not None:
             return _probe_teacher(probe, device)
-        if not name or (name.count("/") != 1 and not models._is_folder(Path(name).expanduser())):
+        if not name or (name.count("/") != 1 and not models.is_folder(Path(name).expanduser())):
             raise TeacherError(
                 f"There is no teacher {name!r}. A teacher is a published head, {', '.join(published_depth.PUBLISHED)}; "
                 "the folder of one; or a depth probe, its file or its run."
@@ -181,7 +182,7 @@ def pairs_from_teacher(
         (folder / "rgb").mkdir(parents=True, exist_ok=True)
         (folder / "depth").mkdir(exist_ok=True)
     _write_about(folder, {**_about(folder), "teacher": str(teacher)})
-    for i, (image, name) in enumerate(zip(images, _names(images), strict=True)):
+    for i, (image, name) in enumerate(zip(images, distinct(Path(image).stem for image in images), strict=True)):
         pair = Pair(folder / "rgb" / f"{name}.png", folder / "depth" / f"{name}.npy")
         try:
             if not pair.depth.is_file():
@@ -210,20 +211,6 @@ def _ask(teacher: Teacher, image: str | os.PathLike, pair: Pair, short_side: int
         picture.save(part, format="PNG", compress_level=1)
     with _writing(pair.depth.parent), whole(pair.depth) as part, part.open("wb") as file:
         np.save(file, metres.astype(np.float16))  # precise to 0.05 %, far better than any teacher is
-
-
-def _names(images: Sequence[str | os.PathLike]) -> list[str]:
-    """A name for each picture that no other has: its own, which may tell by its number what belongs together."""
-    names, taken = [], set()
-    for image in images:
-        stem, again = Path(image).stem, 1
-        name = stem
-        while name.casefold() in taken:  # some systems do not tell capitals apart
-            again += 1
-            name = f"{again}-{stem}"
-        taken.add(name.casefold())
-        names.append(name)
-    return names
 
 
 def _about(folder: Path) -> dict:

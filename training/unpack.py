@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +108,7 @@ def zipped_pairs(path: Path) -> ZippedPairs:
             f"{', '.join(lacking[:3])}{more}."
         )
     stems = sorted({Path(name).stem for name in found["rgb"]})
-    called = dict(zip(stems, _names(stems), strict=True))
+    called = dict(zip(stems, distinct(map(_plain, stems)), strict=True))
     files = {f"rgb/{called[Path(name).stem]}{_suffix(name)}": info for name, info in sorted(found["rgb"].items())}
     files |= {f"depth/{called[stem]}{_suffix(depth[stem].filename)}": depth[stem] for stem in stems}
     if "meta.json" in found["beside"]:
@@ -158,7 +158,7 @@ def _write_pairs(pairs: ZippedPairs, folder: Path) -> None:
 
 def _write_pictures(found: Pictures, folder: Path) -> None:
     folder.mkdir(parents=True)
-    called = _names([Path(name).stem for name in found.names])
+    called = distinct(_plain(Path(name).stem) for name in found.names)
     for i, (where, name) in enumerate(zip(found.where, called, strict=True)):
         file = folder / f"{name}{_suffix(found.names[i])}"
         if isinstance(where, np.ndarray):
@@ -175,20 +175,21 @@ def _write_pictures(found: Pictures, folder: Path) -> None:
                 shutil.copyfile(where, file)
 
 
-def _names(stems: Sequence[str]) -> list[str]:
-    """A name for each file that every system takes, that no other has, and that ends with the same number."""
+def distinct(stems: Iterable[str]) -> list[str]:
+    """A name for each that no other has: its own, or with a number before it, since that at its end tells groups."""
     names, taken = [], set()
     for stem in stems:
-        name, again = _plain(stem), 1
-        while name.casefold() in taken:
+        name, again = stem, 1
+        while name.casefold() in taken:  # some systems do not tell capitals apart
             again += 1
-            name = f"{again}-{_plain(stem)}"
+            name = f"{again}-{stem}"
         taken.add(name.casefold())
         names.append(name)
     return names
 
 
 def _plain(stem: str) -> str:
+    """As every system takes it, with the same number at its end."""
     return re.sub(r"[^\w.-]+", "_", stem)[-LONGEST:].lstrip(".") or "picture"
 
 

@@ -66,7 +66,7 @@ class Unit:
 
     @property
     def relative(self) -> bool:
-        return self.metres != 1.0 or self.name != "m"
+        return self.name != "m"
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +129,8 @@ class Scene:
 
     def metres(self, picture: Image.Image) -> np.ndarray:
         """(H, W) float32 at the size of a copy of the picture: bilinear, of flat patches, or with its edges."""
+        if picture is self.look.picture.shown and self.kept is not None:
+            return self.kept
         if self.choice.raw:
             return self.grid(picture).resize(self.depth.patches, "image", "nearest")
         if self.choice.sharp:
@@ -178,7 +180,7 @@ class Scene:
     @cached_property
     def shown_metres(self) -> np.ndarray:
         """`metres` of the copy on the page."""
-        return self.metres(self.look.picture.shown) if self.kept is None else self.kept
+        return self.metres(self.look.picture.shown)
 
     def at(self, points: Sequence[Sequence[float]]) -> list[float]:
         """Depth in metres at points of the uploaded picture, x first. Raises DinovizError outside of it."""

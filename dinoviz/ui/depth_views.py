@@ -29,18 +29,14 @@ def draw(scene: Scene, points: Sequence[Sequence[float]] = ()) -> Image.Image:
 def _map(scene: Scene, picture: Image.Image) -> Image.Image:
     choice = scene.choice
     if choice.shown == CUTOUT:
-        return depth_figures.dimmed(picture, scene.between_limits(_metres(scene, picture)))
+        return depth_figures.dimmed(picture, scene.between_limits(scene.metres(picture)))
     if choice.shown == NORMALS:
         colours = depth_figures.normals_colours(scene.normals(picture))
     elif choice.shown == SPREAD:
         colours = render.colourise(scene.spread(picture), spread_scale(scene), choice.colours)
     else:
-        colours = render.colourise(_metres(scene, picture) / scene.unit.metres, scene.limits, choice.colours)
+        colours = render.colourise(scene.metres(picture) / scene.unit.metres, scene.limits, choice.colours)
     return depth_figures.overlaid(picture, colours, choice.opacity)
-
-
-def _metres(scene: Scene, picture: Image.Image) -> np.ndarray:
-    return scene.shown_metres if picture is scene.look.picture.shown else scene.metres(picture)
 
 
 def measured_picture(scene: Scene) -> Image.Image:
@@ -86,12 +82,9 @@ def readout(scene: Scene, points: Sequence[Sequence[float]]) -> str:
         parts.append(f"from A to B <b>{figure(scene, scene.between(*points))}</b> (focal length {_focal(scene)})")
     else:
         parts.append("click on a second point for the length between them")
-    unit = f" · x is times the median distance of this picture, {_not_metres(scene)}" if scene.unit.relative else ""
-    return " · ".join(parts) + unit
-
-
-def _not_metres(scene: Scene) -> str:
-    return "since the probe would not know metres here"
+    if scene.unit.relative:
+        parts.append("x is times the median distance of this picture, since the probe would not know metres here")
+    return " · ".join(parts)
 
 
 def notice(scene: Scene) -> str:

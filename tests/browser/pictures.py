@@ -63,10 +63,17 @@ def upload(page, path) -> None:
 
 def wait_for_status(page, text: str, timeout: int = 60_000) -> str:
     """The status line, once it says a text."""
+    return wait_for_text(page, "#status", text, timeout)
+
+
+def wait_for_text(page, selector: str, text: str, timeout: int = 30_000) -> str:
+    """What an element says, once it says a text."""
     page.wait_for_function(
-        "text => document.querySelector('#status').innerText.includes(text)", arg=text, timeout=timeout
+        "([selector, text]) => document.querySelector(selector)?.innerText.includes(text)",
+        arg=[selector, text],
+        timeout=timeout,
     )
-    return page.inner_text("#status")
+    return page.inner_text(selector)
 
 
 def open_tab(page, name: str) -> None:

@@ -11,7 +11,16 @@ from PIL import Image
 
 from dinoviz import compare, render
 from tests.browser.conftest import running_app, watched_page
-from tests.browser.pictures import choose, is_blank, pixels, source, upload, wait_for_change, wait_for_status
+from tests.browser.pictures import (
+    choose,
+    is_blank,
+    pixels,
+    source,
+    upload,
+    wait_for_change,
+    wait_for_status,
+    wait_for_text,
+)
 
 pytestmark = pytest.mark.browser
 
@@ -70,12 +79,7 @@ def give(page, side: str, model: str) -> None:
 
 def said(page, part: str, text: str, timeout: int = 30_000) -> str:
     """What a part says, once it says a text."""
-    page.wait_for_function(
-        "([part, text]) => document.querySelector(part)?.innerText.includes(text)",
-        arg=[f"#compare-{part}", text],
-        timeout=timeout,
-    )
-    return page.inner_text(f"#compare-{part}")
+    return wait_for_text(page, f"#compare-{part}", text, timeout)
 
 
 def view(page, name: str) -> None:

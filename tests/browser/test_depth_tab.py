@@ -23,6 +23,7 @@ from tests.browser.pictures import (
     upload,
     wait_for_change,
     wait_for_status,
+    wait_for_text,
 )
 from training.runs import Run
 from training.task_config import ProbeConfig
@@ -82,12 +83,7 @@ def page(opened):
 
 def said(page, part: str, text: str, timeout: int = 30_000) -> str:
     """What a part says, once it says a text."""
-    page.wait_for_function(
-        "([part, text]) => document.querySelector(part)?.innerText.includes(text)",
-        arg=[f"#depth-{part}", text],
-        timeout=timeout,
-    )
-    return page.inner_text(f"#depth-{part}")
+    return wait_for_text(page, f"#depth-{part}", text, timeout)
 
 
 def changed(page, act) -> str:
