@@ -37,3 +37,11 @@ def test_handlers_of_the_page_are_closed_to_clients(config):
     named = {d["api_name"] for d in config["dependencies"] if d["api_visibility"] == "public"}
     assert len(named) == len([d for d in config["dependencies"] if d["api_visibility"] == "public"])
     assert not {name for name in named if name.startswith(("look_at", "start", "refresh", "push", "upload"))}
+
+
+def test_what_is_asked_while_an_answer_is_under_way_is_not_forgotten(config):
+    """Only a button's second press and a timer may be; a link of a chain would leave the page at the older answer."""
+    forgetful = [d for d in config["dependencies"] if d["trigger_mode"] == "once" and d["backend_fn"]]
+    assert forgetful
+    assert {event for d in forgetful for _, event in d["targets"]} <= {"click", "tick", "load"}
+    assert not [d["api_name"] for d in forgetful if d["trigger_after"] is not None]

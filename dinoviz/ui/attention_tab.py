@@ -15,6 +15,10 @@ from dinoviz.attention import MEAN, NORMS, ROLLOUT, map_names
 from dinoviz.errors import DinovizError
 from dinoviz.ui.bar import Bar
 from dinoviz.ui.parts import (
+    EVERY,
+    ONCE,
+    PRIVATE,
+    WAITING,
     api_only,
     bundle,
     colour_bar,
@@ -205,7 +209,9 @@ def build(bench: Workbench, bar: Bar) -> None:
         job = bench.start(owner, _rollout_key(look), lambda job: _rollout(bench, look, job))
         for sentence in follow(bench, owner, job):
             yield note(sentence, "caption dv-busy"), gr.Button(visible=True)
-        yield gr.skip() if not job.stopped else note("Stopped. Choose another map."), gr.Button(visible=False)
+        if job.superseded:
+            return
+        yield note("Stopped. Choose another map.") if job.stopped else gr.skip(), gr.Button(visible=False)
         with told():
             job.result()
 
@@ -222,36 +228,33 @@ def build(bench: Workbench, bar: Bar) -> None:
     def use_registers(model: str) -> str:
         return _register_sibling(model) or model
 
-    quiet = {"show_progress": "hidden", "concurrency_limit": 8}
-    private = {**quiet, "api_visibility": "private"}
     inputs = bar.inputs + options
     figure_inputs = [bar.ready, *bar.inputs, layer]
-    bar.ready.change(prepare, [bar.ready, *bar.inputs, shown], [caption, stop_button], **private).success(
-        refresh, [bar.ready, seen, *inputs], [seen, *look_options, *pictures, registers], **private
-    ).then(draw_figure, figure_inputs, figure, **private)
+    bar.ready.change(prepare, [bar.ready, *bar.inputs, shown], [caption, stop_button], **WAITING).success(
+        refresh, [bar.ready, seen, *inputs], [seen, *look_options, *pictures, registers], **PRIVATE
+    ).then(draw_figure, figure_inputs, figure, **PRIVATE)
     gr.on(
         [layer.input, query.submit, colormap.input, opacity.input, raw.input, mass.input],
-        repaint, inputs, pictures, trigger_mode="always_last", **private,
+        repaint, inputs, pictures, **PRIVATE,
     )  # fmt: skip
-    shown.input(prepare, [bar.ready, *bar.inputs, shown], [caption, stop_button], **private).success(
-        repaint, inputs, pictures, **private
+    shown.input(prepare, [bar.ready, *bar.inputs, shown], [caption, stop_button], **WAITING).success(
+        repaint, inputs, pictures, **PRIVATE
     )
     # Not "release": the arrow keys move a slider without one.
-    layer.change(draw_figure, figure_inputs, figure, trigger_mode="always_last", **private)
+    layer.change(draw_figure, figure_inputs, figure, **PRIVATE)
     api_only().click(show_attention, inputs, pictures, api_name="attention", concurrency_limit=2)
     for view in (photo, heat):
-        # "multiple": the default would lose quick clicks.
-        view.select(click_patch, inputs, [query, shown, *pictures], trigger_mode="multiple", **private)
-    nudge.change(move_query, [nudge, *inputs], [query, *pictures], trigger_mode="multiple", **private)
-    sheet.select(click_head, inputs, [shown, *pictures], trigger_mode="multiple", **private)
-    stop_button.click(stop, api_visibility="private", queue=False, show_progress="hidden")
-    cls.click(ask_cls, inputs, [query, shown, *pictures], **private)
+        view.select(click_patch, inputs, [query, shown, *pictures], **EVERY)
+    nudge.change(move_query, [nudge, *inputs], [query, *pictures], **EVERY)
+    sheet.select(click_head, inputs, [shown, *pictures], **EVERY)
+    stop_button.click(stop, queue=False, **ONCE)
+    cls.click(ask_cls, inputs, [query, shown, *pictures], **PRIVATE)
     file_button.click(
         download_attention, inputs, file, api_name="attention_download", concurrency_limit=2,
         show_progress="full", show_progress_on=caption,
     ).success(None, js=press)  # fmt: skip
     # The model's own input event does not fire when it is set from here, so the bar's button is pressed.
-    registers.click(use_registers, bar.model, bar.model, **private).then(
+    registers.click(use_registers, bar.model, bar.model, **ONCE).then(
         None, js="() => document.getElementById('encode').click()"
     )
 

@@ -13,7 +13,7 @@ import gradio as gr
 from gradio.processing_utils import save_pil_to_cache
 
 from dinoviz.errors import DinovizError, Stopped
-from dinoviz.ui.parts import UploadImage, follow, note
+from dinoviz.ui.parts import ONCE, PRIVATE, UploadImage, follow, note
 from dinoviz.ui.workbench import Look, Workbench
 
 logger = logging.getLogger(__name__)
@@ -138,9 +138,9 @@ def build(page: gr.Blocks, bench: Workbench) -> Bar:
         trigger_mode="multiple",
         concurrency_limit=None,
     )
-    upload.upload(preview, upload, upload, api_visibility="private", show_progress="hidden")
-    upload.clear(clear, None, [status, ready], api_visibility="private", show_progress="hidden")
-    stop_button.click(stop, api_visibility="private", queue=False, show_progress="hidden")
+    upload.upload(preview, upload, upload, **PRIVATE)
+    upload.clear(clear, None, [status, ready], **PRIVATE)
+    stop_button.click(stop, queue=False, **ONCE)
     return Bar(upload, model, resolution, ready)
 
 

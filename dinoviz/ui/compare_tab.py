@@ -21,7 +21,7 @@ from dinoviz.ui.bar import DEFAULT_RESOLUTION, RESOLUTIONS, Bar
 from dinoviz.ui.compare_state import ATTENTION, COLOURS, COMMON, PCA, SCALES, SEGMENTATION, SIDES, VIEWS, Choice
 from dinoviz.ui.compare_views import paint
 from dinoviz.ui.mark_canvas import MarkCanvas
-from dinoviz.ui.parts import api_only, follow, jpeg_file, note, told, view_image
+from dinoviz.ui.parts import ONCE, PRIVATE, WAITING, api_only, follow, jpeg_file, note, told, view_image
 from dinoviz.ui.workbench import Look, Workbench
 
 logger = logging.getLogger(__name__)
@@ -29,8 +29,6 @@ logger = logging.getLogger(__name__)
 AS_A = "as A"
 KEPT = 32  # what was computed lately: a few pictures in each view
 CHOOSE = "Choose the two models. A run appears in the lists once it has exported its network."
-QUIET = {"show_progress": "hidden", "api_visibility": "private"}
-PRIVATE = {**QUIET, "concurrency_limit": 8}
 
 
 @dataclass(frozen=True)
@@ -278,24 +276,22 @@ def build(bench: Workbench, bar: Bar) -> None:
     chosen = [*asked, troubles, canvas, *options]
     gr.on(
         [bar.ready.change, *(one.input for one in asked[1:]), compare_button.click], encode_both, asked,
-        [figures, stop_button, troubles], trigger_mode="multiple", concurrency_limit=None, **QUIET,
+        [figures, stop_button, troubles], **WAITING,
     ).success(refresh, chosen, [heads, layer, canvas, results, *outputs], **PRIVATE)  # fmt: skip
     gr.on(
-        [canvas.input, *(option.input for option in options)], repaint, chosen, outputs, trigger_mode="always_last",
-        **PRIVATE,
+        [canvas.input, *(option.input for option in options)], repaint, chosen, outputs, **PRIVATE,
     )  # fmt: skip
     view.change(show_options, view, [layer, heads, scale, colours, foreground, clicks], **PRIVATE)
     gr.on([model_a.focus, model_b.focus], list_models, None, [model_a, model_b], **PRIVATE)
-    stop_button.click(stop, queue=False, **QUIET)
+    stop_button.click(stop, queue=False, **ONCE)
     api_only().click(
         compare, [*asked, *options, api_marks], [picture_a, picture_b, caption_a, caption_b, figures],
         api_name="compare", concurrency_limit=2,
     )  # fmt: skip
     knn_button.click(
-        compare_knn_of, [model_a, model_b], [knn_said, knn_stop], trigger_mode="multiple", concurrency_limit=None,
-        **QUIET,
+        compare_knn_of, [model_a, model_b], [knn_said, knn_stop], **WAITING,
     )  # fmt: skip
-    knn_stop.click(stop_knn, queue=False, **QUIET)
+    knn_stop.click(stop_knn, queue=False, **ONCE)
 
 
 def _side(bench: Workbench, name: str, model: str | None) -> tuple[gr.Dropdown, gr.Dropdown]:

@@ -18,7 +18,10 @@ from dinoviz.ui.bar import Bar
 from dinoviz.ui.depth_state import DEPTH, SHOWN, Choice, Scene, parse_points
 from dinoviz.ui.live_figure import LiveFigure
 from dinoviz.ui.parts import (
+    EVERY,
+    ONCE,
     PRIVATE,
+    WAITING,
     LiveDropdown,
     api_only,
     download,
@@ -187,12 +190,13 @@ def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> Entrance:
         )
         for sentence in follow(bench, owner, job):
             yield note(html.escape(sentence), "caption dv-busy"), gr.Button(visible=True)
+        if job.superseded:
+            return
         said = gr.skip()
         try:
             job.result()
         except Stopped:
-            if not job.superseded:
-                said = note(f"Stopped. Choose again what tells depth. {AS_BEFORE}")
+            said = note(f"Stopped. Choose again what tells depth. {AS_BEFORE}")
         except DinovizError as error:
             said = note(f"{html.escape(str(error))} {AS_BEFORE}", "caption dv-error")
         yield said, gr.Button(visible=False)
@@ -277,24 +281,23 @@ def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> Entrance:
 
     everything = [probe, points, *light, *heavy]
     prepared = [here, *bar.inputs, probe, above], [caption, stop_button]
-    passing = {**PRIVATE, "concurrency_limit": None}  # a pass of the network, told as it goes on
     whole = [here, bar.ready, *inputs], everything
-    tabs.select(arrive, None, here, **PRIVATE)
-    gr.on([here.change, bar.ready.change], prepare, *prepared, **passing).success(refresh, *whole, **PRIVATE)
-    gr.on([probe.input, above.input], prepare, *prepared, **passing).success(
+    tabs.select(arrive, None, here, **EVERY)
+    gr.on([here.change, bar.ready.change], prepare, *prepared, **WAITING).success(refresh, *whole, **PRIVATE)
+    gr.on([probe.input, above.input], prepare, *prepared, **WAITING).success(
         repaint, inputs, [*light, *heavy], **PRIVATE
     )
     gr.on(
         [part.input for part in (raw, sharp, by_itself, anyway)],
-        repaint, inputs, [*light, *heavy], trigger_mode="always_last", **PRIVATE,
+        repaint, inputs, [*light, *heavy], **PRIVATE,
     )  # fmt: skip
     gr.on([focal.submit, focal.blur], refocus, [last, focal, *inputs], [last, *light, *heavy], **PRIVATE)
     for limit in (near, far):
-        limit.input(partial(narrow, limit), inputs, [by_itself, *light, *heavy], trigger_mode="always_last", **PRIVATE)
-    gr.on([part.input for part in style], restyle, inputs, light, trigger_mode="always_last", **PRIVATE)
-    view.select(click_point, inputs, [points, view, readout], trigger_mode="multiple", **PRIVATE)
+        limit.input(partial(narrow, limit), inputs, [by_itself, *light, *heavy], **PRIVATE)
+    gr.on([part.input for part in style], restyle, inputs, light, **PRIVATE)
+    view.select(click_point, inputs, [points, view, readout], **EVERY)
     clear.click(clear_points, inputs, [points, view, readout], **PRIVATE)
-    stop_button.click(stop, api_visibility="private", queue=False, show_progress="hidden")
+    stop_button.click(stop, queue=False, **ONCE)
     typed = [*bar.inputs, marks, probe, *options]
     api_only().click(show_depth, typed, [view, caption, readout], api_name="depth", concurrency_limit=2)
     api_only().click(download_depth, typed, file, api_name="depth_download", concurrency_limit=2)

@@ -25,8 +25,17 @@ from dinoviz.errors import DinovizError, Stopped
 from dinoviz.images import PatchGrid
 from dinoviz.ui.workbench import Job, Look, Workbench
 
-# Of a handler that the page alone calls, and that answers at once.
-PRIVATE = {"show_progress": "hidden", "concurrency_limit": 8, "api_visibility": "private"}
+# Of a handler that the page alone calls, and that answers at once. What is asked meanwhile is answered afterwards, with
+# the newest inputs: gradio's own way, for all but changes and also within a chain, is to forget it.
+PRIVATE = {
+    "show_progress": "hidden", "concurrency_limit": 8, "api_visibility": "private", "trigger_mode": "always_last"
+}  # fmt: skip
+# Where each event says something of its own, as a click does where it was.
+EVERY = {**PRIVATE, "trigger_mode": "multiple"}
+# Of a handler that waits for a network; asked again, it ends what it began before.
+WAITING = {**EVERY, "concurrency_limit": None}
+# Of what a double click must not begin twice, and of timers that are quicker than the answer.
+ONCE = {**PRIVATE, "trigger_mode": "once"}
 
 
 class UploadImage(gr.Image):

@@ -17,6 +17,9 @@ from dinoviz import pca, render
 from dinoviz.errors import DinovizError
 from dinoviz.ui.bar import Bar
 from dinoviz.ui.parts import (
+    ONCE,
+    PRIVATE,
+    WAITING,
     api_only,
     bundle,
     colour_bar,
@@ -153,10 +156,10 @@ def build(bench: Workbench, bar: Bar) -> None:
         job = bench.start_encode(owner, others, model, resolution, skip_bad=True)  # `refresh` names the bad ones
         for sentence in follow(bench, owner, job):
             yield note(html.escape(sentence), "caption dv-busy"), gr.Button(visible=True)
-        if job.stopped and not job.superseded:
-            yield note("Stopped. Change the pictures to begin again."), gr.Button(visible=False)
-        else:
-            yield gr.skip(), gr.Button(visible=False)
+        if job.superseded:
+            return
+        said = note("Stopped. Change the pictures to begin again.") if job.stopped else gr.skip()
+        yield said, gr.Button(visible=False)
         with told():
             job.result()
 
@@ -196,25 +199,21 @@ def build(bench: Workbench, bar: Bar) -> None:
     def stop(request: gr.Request) -> None:
         bench.stop((request.session_hash, "pca"))
 
-    quiet = {"show_progress": "hidden", "concurrency_limit": 8}
-    private = {**quiet, "api_visibility": "private"}
     gr.on([bar.ready.change, others.change], encode_others, [bar.ready, *bar.inputs, others], [caption, stop_button],
-          trigger_mode="multiple", **{**private, "concurrency_limit": None}).success(
-        refresh, [bar.ready, seen, *inputs], [seen, layer, *outputs], **private
+          **WAITING).success(
+        refresh, [bar.ready, seen, *inputs], [seen, layer, *outputs], **PRIVATE
     )  # fmt: skip
     gr.on(
-        [option.input for option in options if option not in style], repaint, inputs, outputs,
-        trigger_mode="always_last", **private,
+        [option.input for option in options if option not in style], repaint, inputs, outputs, **PRIVATE,
     )  # fmt: skip
     api_only().click(show_pca, inputs, outputs, api_name="patch_pca", concurrency_limit=2)
     gr.on(
-        [option.input for option in style], restyle, inputs, [main, joint, caption],
-        trigger_mode="always_last", **private,
+        [option.input for option in style], restyle, inputs, [main, joint, caption], **PRIVATE,
     )  # fmt: skip
-    others.change(show_joint, others, joint, **private)
-    gr.on([foreground.input, by_itself.input], lock_threshold, [foreground, by_itself], threshold, **private)
-    keep.click(keep_picture, [bar.image, others], others, **private)
-    stop_button.click(stop, api_visibility="private", queue=False, show_progress="hidden")
+    others.change(show_joint, others, joint, **PRIVATE)
+    gr.on([foreground.input, by_itself.input], lock_threshold, [foreground, by_itself], threshold, **PRIVATE)
+    keep.click(keep_picture, [bar.image, others], others, **PRIVATE)
+    stop_button.click(stop, queue=False, **ONCE)
     file_button.click(
         download_pca, inputs, file, api_name="pca_download", concurrency_limit=2,
         show_progress="full", show_progress_on=caption,

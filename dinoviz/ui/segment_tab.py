@@ -16,7 +16,7 @@ from dinoviz.evidence import METHODS
 from dinoviz.ui import segment_examples, segment_files, segment_video
 from dinoviz.ui.bar import Bar
 from dinoviz.ui.mark_canvas import MarkCanvas
-from dinoviz.ui.parts import PRIVATE, file_name, follow, jpeg_file, note, told
+from dinoviz.ui.parts import ONCE, PRIVATE, WAITING, file_name, follow, jpeg_file, note, told
 from dinoviz.ui.segment_state import ALL, CLICKED, OVERLAY, VIEWS, Choice, Search
 from dinoviz.ui.segment_views import card, draw, gallery_caption, reference_caption, target_caption
 from dinoviz.ui.target_gallery import TargetGallery
@@ -188,27 +188,21 @@ def build(bench: Workbench, bar: Bar) -> None:
     gr.on(
         [files.change, bar.ready.change, resume.click], encode_targets, [bar.ready, *bar.inputs, files],
         [progress, progress_row, stop_button, resume, arrived],
-        trigger_mode="multiple", **{**PRIVATE, "concurrency_limit": None},
+        **WAITING,
     )  # fmt: skip
-    painting = {
-        "fn": paint_gallery,
-        "inputs": inputs,
-        "outputs": [gallery, found],
-        **PRIVATE,
-        "concurrency_limit": None,
-    }
+    painting = {"fn": paint_gallery, "inputs": inputs, "outputs": [gallery, found], **WAITING}
     # Behind the reference, and so not more often than that is drawn, however quickly a slider moves.
-    gr.on(changes, paint_reference, inputs, [canvas, caption], trigger_mode="always_last", **PRIVATE).then(**painting)
-    arrived.change(trigger_mode="multiple", **painting)
+    gr.on(changes, paint_reference, inputs, [canvas, caption], **PRIVATE).then(**painting)
+    arrived.change(**painting)
     gr.on(
         [*changes, arrived.change, gallery.select], open_target, [gallery, *inputs], [opened, target, target_note],
-        trigger_mode="always_last", **PRIVATE,
+        **PRIVATE,
     )  # fmt: skip
     auto, threshold = options[:2]
     auto.input(unlock_threshold, auto, threshold, **PRIVATE)
-    stop_button.click(stop, api_visibility="private", queue=False, show_progress="hidden")
+    stop_button.click(stop, queue=False, **ONCE)
     segment_files.wire(bench, bar, store, controls, downloads, search_of)
-    example.click(segment_examples.pictures, None, [bar.image, canvas, files, *options[4:5]], **PRIVATE)
+    example.click(segment_examples.pictures, None, [bar.image, canvas, files, *options[4:5]], **ONCE)
 
 
 def _options() -> list:

@@ -23,7 +23,7 @@ from dinoviz.errors import DinovizError
 from dinoviz.features import image_digest
 from dinoviz.ui import segment_examples
 from dinoviz.ui.bar import Bar
-from dinoviz.ui.parts import api_only, follow, note, told, write_about
+from dinoviz.ui.parts import ONCE, api_only, follow, note, told, write_about
 from dinoviz.ui.segment_state import Choice, Search, mark
 from dinoviz.ui.targets import Targets
 from dinoviz.ui.workbench import Look, Workbench
@@ -128,11 +128,10 @@ def build(bench: Workbench, bar: Bar, store: Targets, canvas: gr.HTML, options: 
             said = {"areas": done.areas, "frames_a_second": done.rate, "trouble": done.trouble}
             return done.overlay, said, done.archive
 
-    private = {"api_visibility": "private", "show_progress": "hidden"}
-    first.click(load_first, clip, [bar.image, said], **private)
-    example.click(segment_examples.clip, None, [bar.image, canvas, clip, said], **private)
-    start.click(run, inputs, outputs, concurrency_limit=None, **private)
-    stop_button.click(stop, queue=False, **private)
+    first.click(load_first, clip, [bar.image, said], **ONCE)
+    example.click(segment_examples.clip, None, [bar.image, canvas, clip, said], **ONCE)
+    start.click(run, inputs, outputs, **{**ONCE, "concurrency_limit": None})
+    stop_button.click(stop, queue=False, **ONCE)
     marks = gr.Textbox("[]", label="marks", visible=False)
     areas = gr.JSON(label="areas", visible=False)
     api_only().click(

@@ -10,7 +10,7 @@ import gradio as gr
 from dinoviz.errors import DinovizError
 from dinoviz.models import weights_stamp
 from dinoviz.ui.bar import Bar
-from dinoviz.ui.parts import PRIVATE, bundle, download, note, told
+from dinoviz.ui.parts import ONCE, PRIVATE, bundle, download, note, told
 from dinoviz.ui.train_runs import opened
 from dinoviz.ui.workbench import Workbench
 from training import hub
@@ -69,12 +69,12 @@ def build(bench: Workbench, bar: Bar, chosen: gr.Radio, ripe: gr.State, token: g
         [chosen.change, bar.image.change, ripe.change], classify, [token, chosen, bar.image], [answer, answer_note],
         **PRIVATE,
     )  # fmt: skip
-    file_button.click(download_run, [token, chosen], file, **PRIVATE).success(None, js=press)
+    file_button.click(download_run, [token, chosen], file, **ONCE).success(None, js=press)
     if hub_parts:
         *asked, secret, push, said = hub_parts
         # Gradio looks for a login where a function asks for one, which only a Space has.
         handler = upload_logged_in if on_space else upload
-        push.click(handler, [token, chosen, *asked, secret], [said, secret], **PRIVATE)
+        push.click(handler, [token, chosen, *asked, secret], [said, secret], **ONCE)
 
 
 def _hub(on_space: bool) -> tuple:

@@ -16,7 +16,7 @@ from dinoviz.depth import ASSETS, SHIPPED
 from dinoviz.errors import DinovizError
 from dinoviz.ui import train_crops, train_depth
 from dinoviz.ui.bar import Bar
-from dinoviz.ui.parts import PRIVATE, LiveDropdown, follow, note, picture_grid, told
+from dinoviz.ui.parts import PRIVATE, WAITING, LiveDropdown, follow, note, picture_grid, told
 from dinoviz.ui.train_data import DEMO, FOLDER, UPLOAD, Source, check_broken, demo_words, in_words, surveyed
 from dinoviz.ui.train_depth import DepthSource, teacher_of
 from dinoviz.ui.train_form import Form
@@ -237,15 +237,14 @@ def build(tab: gr.Tab, bench: Workbench, bar: Bar) -> Setup:
     gr.on(
         [tab.select, where.input, files.change, path.submit, path.blur, held_out.submit, held_out.blur, task.input,
          teacher.input],
-        look_at_data, [*data, task, teacher], [found, thumbnails], trigger_mode="multiple",
-        **{**PRIVATE, "concurrency_limit": None},
+        look_at_data, [*data, task, teacher], [found, thumbnails], **WAITING,
     )  # fmt: skip
     gr.on(
         [part.input for part in (where, path, held_out, teacher, name, *parts)] + [files.change],
-        say_command, inputs, [command, estimated], trigger_mode="always_last", **PRIVATE,
+        say_command, inputs, [command, estimated], **PRIVATE,
     )  # fmt: skip
 
-    how_long.click(say_estimate, inputs, estimated, **{**PRIVATE, "concurrency_limit": None})
+    how_long.click(say_estimate, inputs, estimated, **WAITING)
     train_crops.wire(bench, bar, crops, inputs, order)
     return Setup(start, name, inputs, order)
 

@@ -10,7 +10,7 @@ import gradio as gr
 from dinoviz.ui import train_setup, train_watch
 from dinoviz.ui.bar import Bar
 from dinoviz.ui.depth_tab import Entrance
-from dinoviz.ui.parts import PRIVATE, note, told
+from dinoviz.ui.parts import EVERY, ONCE, PRIVATE, note, told
 from dinoviz.ui.train_runs import own, visible
 from dinoviz.ui.workbench import Workbench
 from training import runs
@@ -85,12 +85,10 @@ def build(
         names = ", ".join(f"<b>{html.escape(run.name)}</b>" for run in at_work)
         return note(f"{names} {'is' if len(at_work) == 1 else 'are'} learning: open Train.") if at_work else ""
 
-    page.load(give_token, token, token, **PRIVATE)
-    gr.on([page.load, gr.Timer(NOTICE).tick], say_what_goes_on, token, notice, **PRIVATE)
-    setup.start.click(start, [token, *setup.inputs], [halves, watch.chosen, watch.seen, setup.name], **PRIVATE).success(
+    page.load(give_token, token, token, **ONCE)
+    gr.on([page.load, gr.Timer(NOTICE).tick], say_what_goes_on, token, notice, **ONCE)
+    setup.start.click(start, [token, *setup.inputs], [halves, watch.chosen, watch.seen, setup.name], **ONCE).success(
         watch.refresh, watch.inputs, watch.outputs, **PRIVATE
     )
-    tabs.select(wake, token, [watch.timer, halves], **PRIVATE).then(
-        watch.refresh, watch.inputs, watch.outputs, **PRIVATE
-    )
+    tabs.select(wake, token, [watch.timer, halves], **EVERY).then(watch.refresh, watch.inputs, watch.outputs, **PRIVATE)
     return jobs

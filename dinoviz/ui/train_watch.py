@@ -16,7 +16,7 @@ from dinoviz.ui import live_figure, strip, train_after, train_curves
 from dinoviz.ui.bar import Bar, nearest_resolution
 from dinoviz.ui.depth_tab import Entrance
 from dinoviz.ui.live_figure import LiveFigure
-from dinoviz.ui.parts import PRIVATE, LiveDropdown, LiveRadio, note, told
+from dinoviz.ui.parts import ONCE, PRIVATE, LiveDropdown, LiveRadio, note, told
 from dinoviz.ui.strip import Strip
 from dinoviz.ui.train_runs import RESUMABLE, label, last_lines, opened, said, visible
 from dinoviz.ui.workbench import Workbench
@@ -171,12 +171,11 @@ def build(bench: Workbench, bar: Bar, jobs: Jobs, token: gr.BrowserState, tabs: 
             model = gr.Dropdown(_with(bench.model_choices(), run), value=chosen)
             return model, _resolution(run), gr.skip(), "attention"
 
-    event = {"trigger_mode": "multiple", **PRIVATE}
-    timer.tick(refresh, inputs, outputs, **PRIVATE)
-    gr.on([part.input for part in (chosen, others, smoothing, log, x)], refresh, inputs, outputs, **event)
-    stop.click(ask_to_stop, [token, chosen], None, **PRIVATE).then(refresh, inputs, outputs, **PRIVATE)
-    resume.click(go_on, [token, chosen], None, **PRIVATE).then(refresh, inputs, outputs, **PRIVATE)
-    look.click(look_through, [token, chosen], [bar.model, bar.resolution, depth.probe, where], **PRIVATE).success(
+    timer.tick(refresh, inputs, outputs, **ONCE)
+    gr.on([part.input for part in (chosen, others, smoothing, log, x)], refresh, inputs, outputs, **PRIVATE)
+    stop.click(ask_to_stop, [token, chosen], None, **ONCE).then(refresh, inputs, outputs, **PRIVATE)
+    resume.click(go_on, [token, chosen], None, **ONCE).then(refresh, inputs, outputs, **PRIVATE)
+    look.click(look_through, [token, chosen], [bar.model, bar.resolution, depth.probe, where], **ONCE).success(
         lambda tab: (gr.Tabs(selected=tab), tab == "depth"), where, [tabs, depth.here],
         js="tab => { document.getElementById('encode').click(); return tab }", **PRIVATE,
     )  # fmt: skip

@@ -205,9 +205,7 @@ def test_near_and_far_cut_the_picture_the_points_and_the_colours(page):
     said(page, "caption", "between 9.50 and 9.55 m")
     changed(page, page.locator("#depth-auto input").check)
     assert low < median < high
-    page.wait_for_function(
-        "most => document.querySelector('#depth-cloud-note').innerText.includes(most)", arg=f"{whole:,} points"
-    )
+    said(page, "cloud-note", f"{whole:,} points")
 
 
 @pytest.mark.slow
@@ -264,7 +262,7 @@ def test_a_probe_is_chosen_by_its_file_and_a_damaged_one_refused(page, tmp_path)
     page.keyboard.press("Enter")
     said(page, "caption", "trained on nyu")
     choose(page, "#depth-probe", "NYU Depth v2, rooms (shipped)")
-    page.wait_for_function("text => document.querySelector('#depth-caption .dv-note').innerText === text", arg=before)
+    said(page, "caption", before)
 
 
 @pytest.mark.slow

@@ -224,7 +224,7 @@ def test_the_strip_follows_the_newest_snapshot_until_one_goes_back(live, run):
     add_snapshot(run, 0)
     live.locator("#strip .dv-probes button").nth(1).wait_for()
     assert live.locator("#strip .dv-play").is_disabled()
-    live.evaluate("window.before = document.querySelector('#strip .dv-probes img[alt^=attention]')")
+    live.evaluate("window.before = document.querySelector('#strip [data-view=attention] img')")
     add_snapshot(run, 40)
     live.get_by_text("step 40, epoch 2.0, k-NN 54 %", exact=True).wait_for()
     shows_red(live, "#strip [data-view=attention] img", 40)
@@ -238,7 +238,7 @@ def test_the_strip_follows_the_newest_snapshot_until_one_goes_back(live, run):
     slider.press("End")
     add_snapshot(run, 120)
     live.get_by_text("step 120, epoch 6.0", exact=True).wait_for()
-    assert live.evaluate("window.before === document.querySelector('#strip .dv-probes img[alt^=attention]')")
+    assert live.evaluate("window.before === document.querySelector('#strip [data-view=attention] img')")
 
 
 @pytest.mark.slow
