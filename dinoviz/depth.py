@@ -17,7 +17,7 @@ from torch import nn
 from dinoviz import depth_heads
 from dinoviz.errors import DinovizError
 from dinoviz.features import Features
-from dinoviz.files import whole
+from dinoviz.files import whole, writing
 from dinoviz.images import MAX_RESOLUTION, MIN_RESOLUTION, PatchGrid
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
@@ -158,12 +158,10 @@ def save_probe(path: str | Path, head: nn.Module, about: dict, familiar: np.ndar
     if familiar is not None and len(familiar):
         weights["familiar"] = torch.from_numpy(familiar).half()
     path = Path(path)
-    try:
+    with writing(path, ProbeError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole(path) as part:
             safetensors.torch.save_file(weights, part, metadata={"probe": json.dumps(about)})
-    except OSError as error:
-        raise ProbeError(f"{path} cannot be written: {error.strerror or error}.") from None
 
 
 def probe_file(path: str | Path) -> Path:

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 
 from dinoviz.errors import DinovizError
+from dinoviz.files import why
 
 KEPT = 2  # the newest, and the one before in case the disk spoils the newest
 
@@ -88,11 +89,6 @@ def newest(folder: Path, refused: Callable[[str], None] = lambda text: None) -> 
         except CheckpointError as error:
             refused(f"The checkpoint {each.name} is passed over: {error}.")
     return None
-
-
-def why(error: OSError | SafetensorError) -> str:
-    """Why a file cannot be written, in the system's words; safetensors has its own error for a full disk."""
-    return getattr(error, "strerror", None) or re.sub(r"^.*?I/O error: | \(os error \d+\)", "", str(error))
 
 
 def _fill(part: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], state: dict) -> None:

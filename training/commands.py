@@ -256,10 +256,9 @@ def run_evaluate(options: argparse.Namespace) -> int | None:
         print(f"linear top-1 {figures['linear']['top1']:.1%}")
     print(figures["protocol"])
     if options.out:
-        from dinoviz.files import whole
-        from training.export import writing
+        from dinoviz.files import whole, writing
 
-        with writing(str(options.out)), whole(options.out) as part:
+        with writing(options.out), whole(options.out) as part:
             part.write_text(json.dumps(figures, indent=2), encoding="utf-8")
     return None
 

@@ -41,7 +41,7 @@ def demo(part: Literal["train", "held-out"] = "train") -> Pictures:
     names, crops = [], []
     for index, file in enumerate(DEMO):
         random = np.random.default_rng([index, list(DEMO_CROPS).index(part)])
-        picture = _demo_picture(file)
+        picture = demo_picture(file)
         border = round(picture.width * (1 - DEMO_HELD_OUT))
         largest = min(picture.width - border, picture.height)
         left, right = (0, border) if part == "train" else (border, picture.width)
@@ -58,10 +58,11 @@ def demo(part: Literal["train", "held-out"] = "train") -> Pictures:
 
 def demo_probes() -> list[Image.Image]:
     """Whole pictures of the demo that show a thing or two, to look at while a network learns."""
-    return [_demo_picture(file) for file in ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")]
+    return [demo_picture(file) for file in ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")]
 
 
-def _demo_picture(file: str) -> Image.Image:
+def demo_picture(file: str) -> Image.Image:
+    """A picture that comes with scikit-image or scikit-learn. Raises DataError where it did not."""
     import skimage
     import sklearn
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from dinoviz import depth, models, published_depth
 from dinoviz.backbone import Backbone
 from dinoviz.depth import ProbeError
 from dinoviz.errors import DinovizError
-from dinoviz.files import whole
+from dinoviz.files import whole, writing
 from dinoviz.images import ImageError, find_images, open_image
 from dinoviz.models import ModelError
 from training import runs
@@ -178,7 +178,7 @@ def pairs_from_teacher(
         raise TeacherError(f"The depth in {folder} is from another teacher, {before}.")
     allowed = min(max(1, int(MAX_BROKEN * len(images))), len(images) - 1)
     pairs, broken = [], []
-    with _writing(folder):
+    with writing(folder, TeacherError):
         (folder / "rgb").mkdir(parents=True, exist_ok=True)
         (folder / "depth").mkdir(exist_ok=True)
     _write_about(folder, {**_about(folder), "teacher": str(teacher)})
@@ -207,9 +207,9 @@ def _ask(teacher: Teacher, image: str | os.PathLike, pair: Pair, short_side: int
         scale = short_side / min(picture.size)
         picture = picture.resize(tuple(round(side * scale) for side in picture.size), Image.Resampling.BICUBIC)
     metres = teacher.predict(picture)
-    with _writing(pair.image.parent), whole(pair.image) as part:
+    with writing(pair.image.parent, TeacherError), whole(pair.image) as part:
         picture.save(part, format="PNG", compress_level=1)
-    with _writing(pair.depth.parent), whole(pair.depth) as part, part.open("wb") as file:
+    with writing(pair.depth.parent, TeacherError), whole(pair.depth) as part, part.open("wb") as file:
         np.save(file, metres.astype(np.float16))  # precise to 0.05 %, far better than any teacher is
 
 
@@ -222,13 +222,5 @@ def _about(folder: Path) -> dict:
 
 
 def _write_about(folder: Path, about: dict) -> None:
-    with _writing(folder), whole(folder / "meta.json") as part:
+    with writing(folder, TeacherError), whole(folder / "meta.json") as part:
         part.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise TeacherError(f"{folder} cannot be written: {error.strerror or error}.") from None

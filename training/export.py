@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 
-from training.checkpoints import why
+from dinoviz.files import writing
 from training.config import PretrainConfig
 from training.runs import Run, RunError
 
@@ -66,7 +64,7 @@ def export_checkpoint(run: Run, folder: Path, who: str = "teacher") -> tuple[Pat
     checkpoint = run.checkpoint()
     if checkpoint is None or who not in checkpoint.keys:
         raise RunError(f"{run.name} has no checkpoint of a {who} yet.")
-    with writing(f"The export in {folder}"):
+    with writing(f"The export in {folder}", RunError):
         others = [each.name for each in folder.iterdir() if not _is_exported(each)] if folder.exists() else []
     if others:
         raise RunError(f"{folder} holds other files ({others[0]}), which an export would replace; name a new folder.")
@@ -78,19 +76,10 @@ def export_checkpoint(run: Run, folder: Path, who: str = "teacher") -> tuple[Pat
         if name.startswith("backbone.")
     }
     backbone.load_state_dict(weights)
-    with writing(f"The export in {folder}"):
+    with writing(f"The export in {folder}", RunError):
         export(backbone, folder.resolve(), mean, std, config.global_size)  # "." has no name
     return folder, checkpoint.step
 
 
 def _is_exported(path: Path) -> bool:
     return path.name in ("config.json", "preprocessor_config.json") or path.name.startswith("model")
-
-
-@contextmanager
-def writing(what: str) -> Iterator[None]:
-    """What cannot be written becomes one sentence, a RunError."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"{what} cannot be written: {why(error)}.") from None

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 import torch
 
 import dinoviz
-from dinoviz.files import whole
+from dinoviz.files import whole, writing
 from training.classifier import build, predict
 from training.course import Course, FinetuneError
 from training.data import Decoded, Pictures, demo, find, too_many
 from training.evaluate import evaluation_size
-from training.export import export, writing
+from training.export import export
 from training.labels import aligned, halves, labelled
 from training.protocols import Progress
-from training.runs import Run
+from training.runs import Run, RunError
 from training.scores import scores
 from training.stopping import reopen, working
 from training.task_config import FinetuneConfig
@@ -156,7 +156,7 @@ def _result(task: _Task, course: Course, way: Head | Network, run: Run) -> dict:
     """
     network, prepare = way.classifier(), task.backbone.normalise
     mean, std = task.backbone.mean, task.backbone.std
-    with writing(str(run.export_folder)):
+    with writing(run.export_folder, RunError):
         export(network, run.export_folder, mean, std, task.size, short_side(task.size))
     result = {
         "model": task.backbone.name,
@@ -173,7 +173,7 @@ def _result(task: _Task, course: Course, way: Head | Network, run: Run) -> dict:
             logits = logits_of(network, prepare, held).numpy()
             result[name] = scores(logits, held.pictures.labels, task.train.classes)
     file = run.folder / "result.json"
-    with writing(str(file)), whole(file) as part:
+    with writing(file, RunError), whole(file) as part:
         part.write_text(json.dumps(result, indent=2), encoding="utf-8")
     run.log(_in_words(result))
     return result

@@ -62,7 +62,7 @@ class Pictures:
     def open(self, i: int) -> Image.Image:
         """Picture i, upright, mode RGB. Raises dinoviz.images.ImageError if it cannot be read."""
         where = self.where[i]
-        source = _read(where, self.names[i]) if isinstance(where, Member) else where
+        source = read_member(where, self.names[i]) if isinstance(where, Member) else where
         return open_image(source, name=self.names[i])
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> Pictures:
@@ -169,17 +169,11 @@ def _check_any(path: Path, files: int, images: int) -> None:
 
 
 def _in_zip(path: Path) -> Found:
-    members = _members(path)
-    # Some programs write backslashes. A path that climbs out of the archive does no harm where nothing is extracted.
-    inside = {}
-    for info in members:
-        parts = [part for part in info.filename.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-        if parts and not any(map(_is_hidden, parts)):
-            inside["/".join(parts)] = info
+    inside = zip_members(path)
     images = sorted(name for name in inside if Path(name).suffix.lower() in SUFFIXES)
     _check_any(path, len(inside), len(images))
     for name in images:
-        _check_member(path, inside[name])
+        check_member(path, inside[name])
     without = images
     while len({name.partition("/")[0] for name in without}) == 1 and all("/" in name for name in without):
         without = [name.partition("/")[2] for name in without]
@@ -188,7 +182,11 @@ def _in_zip(path: Path) -> Found:
     return [(f"{path.name}/{name}", *rest) for name, *rest in zip(images, where, labels, strict=True)]
 
 
-def _members(path: Path) -> list[zipfile.ZipInfo]:
+def zip_members(path: Path) -> dict[str, zipfile.ZipInfo]:
+    """The files in a zip file by their paths with /, hidden ones left out. Raises DataError.
+
+    A path that climbs out of the archive is cut to what it would be below it: nothing is extracted to it.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             members = [info for info in archive.infolist() if not info.is_dir()]
@@ -198,10 +196,17 @@ def _members(path: Path) -> list[zipfile.ZipInfo]:
         raise DataError(f"{path.name} is damaged, or not a zip file.") from None
     if len(members) > MAX_MEMBERS:
         raise DataError(f"{path.name} has {len(members):,} files; at most {MAX_MEMBERS:,} are read from one zip file.")
-    return members
+    inside = {}
+    for info in members:
+        steps = info.filename.replace("\\", "/").split("/")  # some programs write backslashes
+        parts = [part for part in steps if part not in ("", ".", "..")]
+        if parts and not any(map(_is_hidden, parts)):
+            inside["/".join(parts)] = info
+    return inside
 
 
-def _check_member(path: Path, info: zipfile.ZipInfo) -> None:
+def check_member(path: Path, info: zipfile.ZipInfo) -> None:
+    """Raises DataError for a file in a zip file that is encrypted, or larger than any image, or a bomb."""
     if info.flag_bits & 1:
         raise DataError(f"{path.name} is encrypted; write it again without a password.")
     ratio = info.file_size / max(1, info.compress_size)
@@ -223,7 +228,8 @@ def _archive(path: str, changed: int, process: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-def _read(member: Member, name: str) -> bytes:
+def read_member(member: Member, name: str) -> bytes:
+    """A file in a zip file. Raises ImageError, which calls it by its name."""
     try:
         archive = _archive(member.archive, Path(member.archive).stat().st_mtime_ns, os.getpid())
         return archive.read(member.name)

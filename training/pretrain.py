@@ -13,6 +13,7 @@ from PIL import Image
 
 from dinoviz import models
 from dinoviz.errors import Stopped
+from dinoviz.files import writing
 from dinoviz.images import open_image
 from training import advice, distributed, health, monitor
 from training.augment import GLOBALS
@@ -21,9 +22,9 @@ from training.clock import BEAT, Clock, memory_mb
 from training.config import PretrainConfig
 from training.data import DataError, Decoded, Pictures, batches, cores, demo, demo_probes, find, split
 from training.dino import ORDER, Distillation, Seen, generator
-from training.export import export, writing
+from training.export import export
 from training.precision import in_bfloat16
-from training.runs import Run
+from training.runs import Run, RunError
 from training.settings import ConfigError
 from training.stopping import reopen, working
 
@@ -219,7 +220,7 @@ class Pretraining:
                 self._tell({"step": self.step, "epoch": self.step / self.epoch, "knn": accuracy})
             if snapshot:
                 folder = self.run.folder / "snapshots" / f"step-{self.step:08}"
-                with writing(f"The snapshot in {folder}"):
+                with writing(f"The snapshot in {folder}", RunError):
                     monitor.snapshot(teacher, self.probes, 2 * self.config.global_size, folder)
                     if self.config.snapshot_weights:
                         network = teacher.model.half()  # a copy, of which this is the last use
@@ -240,7 +241,7 @@ class Pretraining:
                 "alarm_since": self.watch.since,
             }
             self.run.save_checkpoint(self.step, {**self.dino.tensors(), "health": {"used": used}}, state)
-            with writing(f"The export of {self.run.name}"):
+            with writing(f"The export of {self.run.name}", RunError):
                 dino = self.dino
                 export(dino.teacher.backbone, self.run.export_folder, dino.mean, dino.std, self.config.global_size)
         self.accelerator.wait_for_everyone()

@@ -23,16 +23,15 @@ from dinoviz import depth, depth_heads
 from dinoviz.backbone import Backbone
 from dinoviz.depth import ProbeError
 from dinoviz.errors import Stopped
-from dinoviz.files import whole
+from dinoviz.files import whole, writing
 from dinoviz.images import open_image
 from training.clock import BEAT
 from training.command_line import command_line
 from training.depth_course import Course, Lesson
 from training.depth_views import Encoded, View, views_of
-from training.export import writing
 from training.protocols import Progress
 from training.rgbd import Pair, Split, counts, depth_errors, find_pairs, groups_of, intrinsics, meta, split
-from training.runs import Run
+from training.runs import Run, RunError
 from training.stopping import reopen, working
 from training.task_config import ProbeConfig
 
@@ -108,7 +107,7 @@ def _work(config: ProbeConfig, run: Run, progress: Progress, resumed: bool) -> d
         about["metrics"] = task.measure(depth.open_probe(file), heard)  # of the head as it is in the file
         depth.save_probe(file, head, about, familiar)
         result = run.folder / "result.json"
-        with writing(str(result)), whole(result) as part:
+        with writing(result, RunError), whole(result) as part:
             part.write_text(json.dumps(about, indent=2), encoding="utf-8")
         shutil.rmtree(run.folder / "features", ignore_errors=True)
         message = _in_words(about["metrics"])

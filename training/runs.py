@@ -9,7 +9,7 @@ import re
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from dinoviz.errors import DinovizError
-from dinoviz.files import whole
+from dinoviz.files import whole, writing
 from training import checkpoints
 from training.checkpoints import Checkpoint, CheckpointError
 
@@ -75,6 +75,9 @@ class Run:
     def name(self) -> str:
         return self.folder.resolve().name
 
+    def _writing(self) -> AbstractContextManager[None]:
+        return writing(f"The run in {self.folder}", RunError)
+
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"
 
@@ -90,7 +93,7 @@ class Run:
         except OSError as error:
             raise RunError(f"{folder} cannot be made: {error.strerror or error}.") from None
         try:
-            with _writing(folder):
+            with run._writing():
                 (folder / "checkpoints").mkdir()
                 (folder / "snapshots").mkdir()
                 _write_json(folder / "config.json", {"kind": kind, **config}, sync=True)
@@ -123,7 +126,7 @@ class Run:
 
     def set_config(self, config: dict) -> None:
         """Replace what was asked for, in a run that has not begun: its images were brought into its folder, say."""
-        with _writing(self.folder):
+        with self._writing():
             _write_json(self.folder / "config.json", {"kind": self.kind, **config}, sync=True)
 
     def _config(self) -> dict:
@@ -161,7 +164,7 @@ class Run:
     def add_metrics(self, record: dict) -> None:
         """Add a record to metrics.jsonl; what is not a finite number becomes null."""
         line = json.dumps(_finite(record), allow_nan=False).encode()
-        with _writing(self.folder), (self.folder / "metrics.jsonl").open("ab+") as file:
+        with self._writing(), (self.folder / "metrics.jsonl").open("ab+") as file:
             if file.tell():  # a kill or a full disk may have left half a line, which must stay one by itself
                 file.seek(-1, os.SEEK_END)
                 line = line if file.read(1) == b"\n" else b"\n" + line
@@ -174,7 +177,7 @@ class Run:
     def truncate_metrics(self, step: int) -> None:
         """Drop the records after a step, in one go: a run that is resumed from there writes them again."""
         kept = [line for line, record in self._records() if record.get("step", step) <= step]
-        with _writing(self.folder):
+        with self._writing():
             _write(self.folder / "metrics.jsonl", b"".join(line + b"\n" for line in kept), sync=True)
 
     def _records(self) -> Iterator[tuple[bytes, dict]]:
@@ -201,7 +204,7 @@ class Run:
         missing = {"step", "steps"} - fields.keys()
         kept = {key: value for key, value in self._status().items() if key in missing}
         about = {"time": datetime.now(UTC).timestamp(), "pid": pid, "born": _born(pid), "host": socket.gethostname()}
-        with _writing(self.folder):
+        with self._writing():
             _write_json(self.folder / "status.json", {"state": state, **kept, **fields, **about})
 
     def status(self) -> dict:
@@ -228,7 +231,7 @@ class Run:
 
         Raises RunError if the other takes too long, and if the folder is gone.
         """
-        with _writing(self.folder):
+        with self._writing():
             if not self.folder.is_dir():  # which FileLock would make
                 raise RunError(f"There is no run in {self.folder} any more.")
             try:
@@ -247,7 +250,7 @@ class Run:
 
     def request_stop(self) -> None:
         """Ask the run to end at its next step."""
-        with _writing(self.folder):
+        with self._writing():
             (self.folder / "stop").touch()
 
     def stop_requested(self) -> bool:
@@ -256,7 +259,7 @@ class Run:
 
     def clear_stop(self) -> None:
         """Take the request back, as a run does that is resumed."""
-        with _writing(self.folder):
+        with self._writing():
             (self.folder / "stop").unlink(missing_ok=True)
 
     def save_checkpoint(self, step: int, tensors: dict[str, dict[str, torch.Tensor]], state: dict) -> None:
@@ -342,14 +345,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise RunError(f"The run in {folder} cannot be written: {error.strerror or error}.") from None
 
 
 def _write_json(path: Path, content: dict, *, sync: bool = False) -> None:

@@ -10,17 +10,17 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from dinoviz.files import writing
 from dinoviz.images import SUFFIXES, ImageError
-from training.data import DEMO, _demo_picture
-from training.pictures import DataError, Member, Pictures, _check_member, _is_hidden, _members, _read, find
+from training.data import DEMO, demo_picture
+from training.pictures import DataError, Member, Pictures, check_member, find, read_member, zip_members
 
 DEPTH = (".png", ".npy")
 # A zip file that grows more than this, and to more than this, was made to fill the disk.
@@ -57,7 +57,7 @@ def unpack(sources: Sequence[Path], folder: Path, *, taught: bool) -> None:
 
     Raises DataError for what `pictures` and `zipped_pairs` refuse and a full disk, ImageError for a damaged zip file.
     """
-    with _writing(folder):
+    with writing(folder, DataError):
         if taught:
             _write_pictures(pictures(sources), folder)
         else:
@@ -70,7 +70,7 @@ def pictures(sources: Sequence[Path]) -> Pictures:
     Raises DataError for what there are no pictures in, and for those that have their depth.
     """
     if not sources:
-        whole = tuple(np.asarray(_demo_picture(file)) for file in DEMO)
+        whole = tuple(np.asarray(demo_picture(file)) for file in DEMO)
         return Pictures(DEMO, None, (), whole)
     for source in sources:
         if has_depth(source):
@@ -114,7 +114,7 @@ def zipped_pairs(path: Path) -> ZippedPairs:
     if "meta.json" in found["beside"]:
         files["meta.json"] = found["beside"]["meta.json"]
     for info in files.values():
-        _check_member(path, info)
+        check_member(path, info)
     size, packed = (sum(getattr(info, key) for info in files.values()) for key in ("file_size", "compress_size"))
     if size > max(GROWTH_FROM_BYTES, MAX_GROWTH * packed):
         raise DataError(
@@ -134,12 +134,8 @@ def _tops(path: Path) -> dict[tuple[str, ...], Top]:
     def add(top: Sequence[str], kind: str, name: str, info: zipfile.ZipInfo) -> None:
         tops.setdefault(tuple(top), {"rgb": {}, "depth": {}, "beside": {}})[kind][name] = info
 
-    for info in _members(path):
-        # As for pictures: a path that climbs out of the archive leads nowhere, for files get names of our own.
-        parts = [part for part in info.filename.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-        if not parts or any(map(_is_hidden, parts)):
-            continue
-        *folders, name = parts
+    for inside, info in zip_members(path).items():
+        *folders, name = inside.split("/")
         if name == "meta.json":
             add(folders, "beside", name, info)
         elif folders and folders[-1].lower() in ("rgb", "depth"):
@@ -153,7 +149,7 @@ def _write_pairs(pairs: ZippedPairs, folder: Path) -> None:
     for name in ("rgb", "depth"):
         (folder / name).mkdir(parents=True)
     for name, info in pairs.files.items():
-        (folder / name).write_bytes(_read(Member(str(pairs.archive), info.filename), info.filename))
+        (folder / name).write_bytes(read_member(Member(str(pairs.archive), info.filename), info.filename))
 
 
 def _write_pictures(found: Pictures, folder: Path) -> None:
@@ -165,7 +161,7 @@ def _write_pictures(found: Pictures, folder: Path) -> None:
             Image.fromarray(where).save(file)
         elif isinstance(where, Member):
             try:
-                file.write_bytes(_read(where, found.names[i]))
+                file.write_bytes(read_member(where, found.names[i]))
             except ImageError:  # an empty file is no picture either: who opens it says so, and how many may be
                 file.touch()
         else:
@@ -199,11 +195,3 @@ def _suffix(name: str) -> str:
 
 def _is_zip(path: Path) -> bool:
     return path.suffix.lower() == ".zip"
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"{folder} cannot be written: {error.strerror or error}.") from None

@@ -6,12 +6,13 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dinoviz import models
 from dinoviz.errors import DinovizError, check_share
+from dinoviz.files import writing
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -84,15 +85,6 @@ def prepare(options: argparse.Namespace) -> None:
     models.quiet_transformers()
     with writing(options.out):
         options.out.mkdir(parents=True, exist_ok=True)
-
-
-@contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Whatever the file system refuses below, told in one sentence that names the folder."""
-    try:
-        yield
-    except OSError as error:
-        raise DinovizError(f"{folder} cannot be written: {error.strerror or error}.") from None
 
 
 def each(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from dinoviz import __version__, models
 from dinoviz.commands import common
 from dinoviz.errors import DinovizError
+from dinoviz.files import writing
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -60,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     points = [common.numbers(text, 2, float) for text in (*options.point, *options.not_point)]
     labels = [1] * len(options.point) + [0] * len(options.not_point)
     models.quiet_transformers()
-    with common.writing(options.out):
+    with writing(options.out):
         options.out.mkdir(parents=True, exist_ok=True)
     backbones = [models.load(name, device=options.device) for name in options.models]
     layers = [compare.layer_at(layer, b.layers) for layer, b in zip(wanted, backbones, strict=True)]

@@ -15,6 +15,7 @@ from dinoviz.commands import common, segment_files
 from dinoviz.commands.journal import Journal
 from dinoviz.commands.segment_files import COCO, ENDINGS, JOURNAL, TABLE
 from dinoviz.errors import DinovizError, check_share
+from dinoviz.files import writing
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -81,12 +82,12 @@ def run(options: argparse.Namespace) -> int:
         if chosen
     ]
     inputs = [*options.reference, *options.mask, *(path for path, _ in work)]
-    with common.writing(options.out):
+    with writing(options.out):
         segment_files.check_folder(options.out, options.images, inputs, (target for _, target in work))
     backbone = common.load_backbone(options)
     print(f"dinoviz: looking through {backbone.name}: {backbone.source}")
     finder = segment_finder.Finder(options, wanted, backbone)
-    with common.writing(options.out), Journal(options.out / JOURNAL, _about(options, wanted, backbone)) as journal:
+    with writing(options.out), Journal(options.out / JOURNAL, _about(options, wanted, backbone)) as journal:
         return _Job(options, work, endings, backbone, finder, journal).run()
 
 

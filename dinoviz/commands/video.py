@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from dinoviz.commands import common
 from dinoviz.errors import DinovizError, check_share
+from dinoviz.files import writing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
     mask = video.check_mask(clips.read_mask(options.mask), clip.size)
     layers = (lambda layers: layers - 1) if options.published else features.part_layer
     backbone, layer = common.load(options, layers)
-    with common.writing(options.out):
+    with writing(options.out):
         return _Job(options, clip, mask, backbone, replace(settings, layers=(layer,))).run()
 
 

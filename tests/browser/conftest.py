@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.browser.pictures import DEAD
+
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM_FLAGS = (
     "--no-sandbox",
@@ -130,7 +132,7 @@ def watched_page(browser, url: str, log: Path, *, reloads: bool = False, outlive
         "response", lambda answer: faults.append(f"{answer.status}: {answer.url}") if answer.status >= 400 else None
     )
     page.on("request", lambda asked: None if _is_ours(asked.url, url) else faults.append(f"foreign: {asked.url}"))
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(DEAD)
     try:
         yield page
     finally:

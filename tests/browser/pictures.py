@@ -7,6 +7,8 @@ import io
 import numpy as np
 from PIL import Image
 
+DEAD = 60_000  # milliseconds after which nothing more will come, on however busy a machine
+
 
 def source(page, selector: str) -> str:
     """The address of the picture inside an element; empty while there is none."""
@@ -20,7 +22,7 @@ def pixels(page, selector: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(answer.body())).convert("RGB"))
 
 
-def wait_for_change(page, selector: str, old: str, timeout: int = 20_000) -> str:
+def wait_for_change(page, selector: str, old: str, timeout: int = DEAD) -> str:
     """The new address of the picture inside an element, once it has another one and is loaded."""
     page.wait_for_function(
         """([selector, old]) => {
@@ -61,12 +63,12 @@ def upload(page, path) -> None:
     page.set_input_files("#picture input[type=file]", str(path))
 
 
-def wait_for_status(page, text: str, timeout: int = 60_000) -> str:
+def wait_for_status(page, text: str, timeout: int = DEAD) -> str:
     """The status line, once it says a text."""
     return wait_for_text(page, "#status", text, timeout)
 
 
-def wait_for_text(page, selector: str, text: str, timeout: int = 30_000) -> str:
+def wait_for_text(page, selector: str, text: str, timeout: int = DEAD) -> str:
     """What an element says, once it says a text."""
     page.wait_for_function(
         "([selector, text]) => document.querySelector(selector)?.innerText.includes(text)",

@@ -38,9 +38,7 @@ def test_a_click_on_either_picture_asks_that_patch(page, view):
 def test_quick_clicks_are_all_answered(page):
     for i in range(6):
         click_at(page, "#attention-photo", 0.2 + 0.1 * i, 0.5)
-    page.wait_for_function(
-        "q => Math.abs(parseFloat(document.querySelector(q).value) - 451 * 0.7) < 3", arg=QUERY, timeout=10_000
-    )
+    page.wait_for_function("q => Math.abs(parseFloat(document.querySelector(q).value) - 451 * 0.7) < 3", arg=QUERY)
 
 
 @pytest.mark.slow
@@ -197,7 +195,7 @@ def test_clicks_near_the_corners_of_the_sheet_find_their_head(page, corner):
     click_at(page, "#attention-heads", *corner)
     head = 1 + 2 * (corner[0] > 0.5) + 3 * (corner[1] > 0.5)
     page.wait_for_function(
-        "head => document.querySelector('#attention-shown input').value === head", arg=f"head {head}", timeout=10_000
+        "head => document.querySelector('#attention-shown input').value === head", arg=f"head {head}"
     )
 
 
@@ -211,9 +209,7 @@ def test_clicks_in_full_screen_land_where_one_sees_them(browser, app, app_log, w
         page.locator("#attention-photo button[aria-label*='ullscreen']").click()
         page.wait_for_timeout(500)
         click_at(page, "#attention-photo", 0.25, 0.25)
-        page.wait_for_function(
-            "q => Math.abs(parseFloat(document.querySelector(q).value) - 451 * 0.25) < 3", arg=QUERY, timeout=10_000
-        )
+        page.wait_for_function("q => Math.abs(parseFloat(document.querySelector(q).value) - 451 * 0.25) < 3", arg=QUERY)
 
 
 def test_a_control_never_runs_the_network(page):

@@ -289,7 +289,7 @@ def test_knn_figures_with_data_protocol_and_error(page, tiny_folders, other):
     give(page, "a", other)
     said(page, "caption-a", "A: vit")
     page.locator("#compare-knn").click()
-    table = said(page, "knn-table", "10-NN", timeout=60_000)
+    table = said(page, "knn-table", "10-NN")
     rows = [line.split("\t") for line in table.splitlines()[1:3]]
     assert [row[:2] for row in rows] == [["A", "vit"], ["B", "vit"]]
     assert rows[0][2:] == rows[1][2:]
@@ -335,7 +335,7 @@ def test_runs_and_snapshots_appear_while_the_page_is_open(browser, tmp_path, oth
         said(page, "caption-a", "A: mine · layer 2 of 2")
         said(page, "caption-b", "B: mine at step 40 · layer 2 of 2")
         page.locator("#compare-knn").click()
-        table = said(page, "knn-table", "its own run says", timeout=60_000)
+        table = said(page, "knn-table", "its own run says")
         assert "50.0% at step 80" in table.splitlines()[1]
         assert "25.0% at step 40" in table.splitlines()[2]
         shutil.rmtree(runs / "mine" / "snapshots")

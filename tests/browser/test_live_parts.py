@@ -113,7 +113,7 @@ def live(browser, served, run) -> Iterator:
 
 
 def until(page, condition: str) -> None:
-    page.wait_for_function(condition, timeout=10_000)
+    page.wait_for_function(condition)
 
 
 def shows_red(page, selector: str, wanted: int) -> None:

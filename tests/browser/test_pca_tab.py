@@ -96,7 +96,7 @@ def test_kept_pictures_share_a_basis_with_the_next(page):
     page.locator("#pca-keep").click()
     page.get_by_text("chelsea.png").first.wait_for()
     page.locator("#examples .gallery-item").nth(1).click()
-    page.get_by_text("joint basis of 2 pictures").wait_for(timeout=30_000)
+    page.get_by_text("joint basis of 2 pictures").wait_for()
     assert page.locator("#pca-joint img").count() >= 2
 
 
@@ -105,7 +105,7 @@ def test_more_pictures_are_uploaded_and_a_corrupt_one_is_named(page, tmp_path):
     picture.save(tmp_path / "good.png")
     (tmp_path / "corrupt.png").write_text("no picture")
     page.set_input_files("#pca-others input[type=file]", [tmp_path / "good.png", tmp_path / "corrupt.png"])
-    page.get_by_text("joint basis of 2 pictures").wait_for(timeout=30_000)
+    page.get_by_text("joint basis of 2 pictures").wait_for()
     page.get_by_text("corrupt.png: this is not an image").wait_for()
 
 

@@ -13,7 +13,17 @@ from PIL import Image, ImageOps
 from dinoviz.features import image_digest
 from dinoviz.images import open_image
 from tests.browser.conftest import watched_page
-from tests.browser.pictures import choose, is_blank, open_tab, pixels, source, upload, wait_for_change, wait_for_status
+from tests.browser.pictures import (
+    choose,
+    is_blank,
+    open_tab,
+    pixels,
+    source,
+    upload,
+    wait_for_change,
+    wait_for_status,
+    wait_for_text,
+)
 from tests.test_marks import distances
 
 pytestmark = pytest.mark.browser
@@ -69,7 +79,7 @@ def show(page, path) -> None:
     digest = image_digest(open_image(path))
     if page.get_attribute(f"{REFERENCE} .dv-canvas", "data-picture") != digest:
         upload(page, path)
-        page.wait_for_selector(f"{REFERENCE} .dv-canvas[data-picture='{digest}']", timeout=60_000)
+        page.wait_for_selector(f"{REFERENCE} .dv-canvas[data-picture='{digest}']")
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +89,7 @@ def client(app, tmp_path_factory):
 
 def caption(page, text: str, which: str = "#segment-caption") -> str:
     """A caption, once it says a text."""
-    page.wait_for_function(
-        "([which, text]) => document.querySelector(which)?.innerText.includes(text)", arg=[which, text], timeout=30_000
-    )
-    return page.inner_text(which)
+    return wait_for_text(page, which, text)
 
 
 def covered(page) -> float:
@@ -151,7 +158,7 @@ def sent_marks(page, act, count: int = 1) -> list[dict]:
 
 def zipped(page) -> zipfile.ZipFile:
     """The download, opened."""
-    with page.expect_download(timeout=60_000) as download:
+    with page.expect_download() as download:
         page.locator("#segment-file-button").click()
     return zipfile.ZipFile(download.value.path())
 
@@ -177,8 +184,7 @@ def drop(page, *paths) -> None:
     page.wait_for_function("n => document.querySelectorAll('#segment-gallery button').length === n", arg=len(paths))
     page.wait_for_function(
         "![...document.querySelectorAll('#segment-gallery button')].some(b => ['waiting', 'pending']"
-        ".includes(b.dataset.state))",
-        timeout=60_000,
+        ".includes(b.dataset.state))"
     )
 
 

@@ -107,7 +107,7 @@ def test_a_run_is_watched_found_again_stopped_and_resumed(page, served):
         "n => document.querySelector('#train-panel-0 .js-plotly-plot').data.at(-1).x.length > n", arg=seen
     )
     page.reload()
-    page.wait_for_selector("#attention-map img", timeout=60_000)
+    page.wait_for_selector("#attention-map img")
     says(page, "first is learning: open Train", selector="#going-on")
     page.get_by_role("tab", name="Train", exact=True).click()
     says(page, "first is learning: step")  # the half that one wants to see is open
@@ -118,7 +118,7 @@ def test_a_run_is_watched_found_again_stopped_and_resumed(page, served):
     step = int(re.search(r"step (\d+)", stopped)[1])
     assert 0 < step < 176
     page.click("#train-resume")
-    resumed = says(page, r"first is learning: step (\d+)", timeout=60)
+    resumed = says(page, r"first is learning: step (\d+)")
     assert int(re.search(r"step (\d+)", resumed)[1]) >= step
     says(page, "first is finished: step 176 of 176", timeout=120)
     assert film(page) >= 4
@@ -207,4 +207,4 @@ def test_a_classifier_is_trained_on_an_upload_and_answers(page, tmp_path):
     says(page, "mine is finished", timeout=120)
     says(page, "astronaut|coffee", selector="#train-answer")
     page.locator("#examples .gallery-item").nth(1).click()  # the astronaut herself
-    says(page, r"above\s+astronaut", selector="#train-answer", timeout=20)
+    says(page, r"above\s+astronaut", selector="#train-answer")

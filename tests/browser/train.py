@@ -11,7 +11,7 @@ ALONE = {"OMP_NUM_THREADS": "1"}  # two processes with two threads each on two c
 
 def open_train(page, url: str) -> None:
     page.goto(url)
-    page.wait_for_selector("#attention-map img", timeout=60_000)
+    page.wait_for_selector("#attention-map img")
     page.get_by_role("tab", name="Train", exact=True).click()
 
 

@@ -269,7 +269,7 @@ def test_no_held_out_pixel_of_the_demo_is_trained_on(monkeypatch):
     # Pictures whose colour tells the side: a single foreign pixel would show.
     sides = np.zeros((100, 200, 3), np.uint8)
     sides[:, 140:] = 255
-    monkeypatch.setattr("training.data._demo_picture", lambda file: Image.fromarray(sides))
+    monkeypatch.setattr("training.data.demo_picture", lambda file: Image.fromarray(sides))
     assert max(crop.max() for crop in demo("train").where) == 0
     assert min(crop.min() for crop in demo("held-out").where) == 255
 

@@ -79,6 +79,7 @@ class Course:
         return float(np.median(np.diff(self.ends)))
 
 
+@pytest.mark.slow  # it compares times, and a busy machine spoils them
 def test_a_pretraining_takes_as_long_as_foretold(pretraining, tmp_path):
     def once(i: int) -> list[tuple[float, float]]:
         said, run = estimate(pretraining, IMAGES), begin(pretraining, tmp_path, str(i))
@@ -94,6 +95,7 @@ def test_a_pretraining_takes_as_long_as_foretold(pretraining, tmp_path):
     assert agree(once)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["linear", "lora", "full"])
 def test_a_fine_tuning_takes_as_long_as_foretold(way, finetuning, tmp_path):
     config = dataclasses.replace(finetuning, way=way)
@@ -116,6 +118,7 @@ def test_a_head_that_comes_first_takes_its_time_too(finetuning):
     assert "then 6,378 steps" in said.how
 
 
+@pytest.mark.slow  # it compares times, and a busy machine spoils them
 def test_a_probe_takes_as_long_as_foretold(probing, tmp_path):
     def once(i: int) -> list[tuple[float, float]]:
         said, course = estimate(probing, 6), Course()
@@ -134,17 +137,14 @@ def test_it_stops_at_each_moment_that_it_tells(kind, request):
     estimate(config, IMAGES, tell=lambda what, share: told.append(share))
     assert told == sorted(told)
     assert (told[0], told[-1]) == (0.0, 1.0)
-    for moment in {1, len(told) // 2}:
-        left = [moment]
+    for moment in (0.0, 0.4):  # not by their number: what is measured is as often as time allows
 
-        def stop(what: str, share: float, left=left) -> None:
-            left[0] -= 1
-            if left[0] == 0:
+        def stop(what: str, share: float, moment=moment) -> None:
+            if share >= moment:
                 raise Stopped
 
         with pytest.raises(Stopped):
             estimate(config, IMAGES, tell=stop)
-        assert left == [0]
 
 
 def test_it_leaves_nothing_behind(pretraining, tmp_path, monkeypatch):
