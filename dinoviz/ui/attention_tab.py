@@ -27,6 +27,7 @@ from dinoviz.ui.parts import (
     follow,
     note,
     picture_point,
+    stop_shown,
     through,
     told,
     view_image,
@@ -208,10 +209,10 @@ def build(bench: Workbench, bar: Bar) -> None:
             return
         job = bench.start(owner, _rollout_key(look), lambda job: _rollout(bench, look, job))
         for sentence in follow(bench, owner, job):
-            yield note(sentence, "caption dv-busy"), gr.Button(visible=True)
+            yield note(sentence, "caption dv-busy"), stop_shown(True)
         if job.superseded:
             return
-        yield note("Stopped. Choose another map.") if job.stopped else gr.skip(), gr.Button(visible=False)
+        yield note("Stopped. Choose another map.") if job.stopped else gr.skip(), stop_shown(False)
         with told():
             job.result()
 

@@ -21,7 +21,7 @@ from dinoviz.ui.bar import DEFAULT_RESOLUTION, RESOLUTIONS, Bar
 from dinoviz.ui.compare_state import ATTENTION, COLOURS, COMMON, PCA, SCALES, SEGMENTATION, SIDES, VIEWS, Choice
 from dinoviz.ui.compare_views import paint
 from dinoviz.ui.mark_canvas import MarkCanvas
-from dinoviz.ui.parts import ONCE, PRIVATE, WAITING, api_only, follow, jpeg_file, note, told, view_image
+from dinoviz.ui.parts import ONCE, PRIVATE, WAITING, api_only, follow, jpeg_file, note, stop_shown, told, view_image
 from dinoviz.ui.workbench import Look, Workbench
 
 logger = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ def build(bench: Workbench, bar: Bar) -> None:
             owner = (request.session_hash, "compare", name)
             job = bench.start_encode(owner, [image], model, resolution)
             for sentence in follow(bench, owner, job):
-                yield note(f"{name}: {html.escape(sentence)}", "caption dv-busy"), gr.Button(visible=True), gr.skip()
+                yield note(f"{name}: {html.escape(sentence)}", "caption dv-busy"), stop_shown(True), gr.skip()
             if job.superseded:
                 return
             try:
@@ -176,7 +176,7 @@ def build(bench: Workbench, bar: Bar) -> None:
             except Exception as error:  # a defect, or memory: say it, and let no older map pass for this picture's
                 logger.exception("comparing failed")
                 found[image, model, resolution] = f"It failed: {(str(error) or type(error).__name__).splitlines()[0]}"
-        yield gr.skip(), gr.Button(visible=False), found
+        yield gr.skip(), stop_shown(False), found
 
     def looks_of(wanted: Asked, troubles: dict) -> list[Look | str | None]:
         """Of each side the look, a sentence where there cannot be one, or None while it is not encoded."""
@@ -257,14 +257,14 @@ def build(bench: Workbench, bar: Bar) -> None:
         owner, names = (request.session_hash, "k-NN"), (model_a, model_b)
         job = bench.start(owner, names, lambda job: compare_knn.measure(bench, kept, names, job))
         for sentence in follow(bench, owner, job):
-            yield note(html.escape(sentence), "caption dv-busy"), gr.Button(visible=True)
+            yield note(html.escape(sentence), "caption dv-busy"), stop_shown(True)
         if job.superseded:
             return
         if job.stopped:
-            yield note("Stopped."), gr.Button(visible=False)
+            yield note("Stopped."), stop_shown(False)
             return
         with told():
-            yield compare_knn.table(names, job.result()), gr.Button(visible=False)
+            yield compare_knn.table(names, job.result()), stop_shown(False)
 
     def stop(request: gr.Request) -> None:
         for name in SIDES:

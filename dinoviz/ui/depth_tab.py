@@ -29,6 +29,7 @@ from dinoviz.ui.parts import (
     follow,
     note,
     picture_point,
+    stop_shown,
     told,
     view_image,
 )
@@ -189,7 +190,7 @@ def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> Entrance:
             lambda job: depth_probes.read(bench, look, probe, above, job),
         )
         for sentence in follow(bench, owner, job):
-            yield note(html.escape(sentence), "caption dv-busy"), gr.Button(visible=True)
+            yield note(html.escape(sentence), "caption dv-busy"), stop_shown(True)
         if job.superseded:
             return
         said = gr.skip()
@@ -199,7 +200,7 @@ def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> Entrance:
             said = note(f"Stopped. Choose again what tells depth. {AS_BEFORE}")
         except DinovizError as error:
             said = note(f"{html.escape(str(error))} {AS_BEFORE}", "caption dv-error")
-        yield said, gr.Button(visible=False)
+        yield said, stop_shown(False)
 
     def arrive(event: gr.SelectData) -> bool:
         return event.value == TAB

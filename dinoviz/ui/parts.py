@@ -173,6 +173,11 @@ def encoded(bench: Workbench, image: str | None, model: str, resolution: str) ->
     return look
 
 
+def stop_shown(shown: bool) -> gr.Button:
+    """A Stop button, shown or not. Its text goes along: gradio draws a button that begins hidden without it."""
+    return gr.Button("Stop", visible=shown)
+
+
 def follow(bench: Workbench, owner: Hashable, job: Job) -> Iterator[str]:
     """Sentences on how far a job is, until it ends; a page that goes away meanwhile stops it."""
     try:

@@ -28,6 +28,7 @@ from dinoviz.ui.parts import (
     follow,
     jpeg_file,
     note,
+    stop_shown,
     through,
     told,
     view_image,
@@ -155,11 +156,11 @@ def build(bench: Workbench, bar: Bar) -> None:
         owner = (request.session_hash, "pca")
         job = bench.start_encode(owner, others, model, resolution, skip_bad=True)  # `refresh` names the bad ones
         for sentence in follow(bench, owner, job):
-            yield note(html.escape(sentence), "caption dv-busy"), gr.Button(visible=True)
+            yield note(html.escape(sentence), "caption dv-busy"), stop_shown(True)
         if job.superseded:
             return
         said = note("Stopped. Change the pictures to begin again.") if job.stopped else gr.skip()
-        yield said, gr.Button(visible=False)
+        yield said, stop_shown(False)
         with told():
             job.result()
 

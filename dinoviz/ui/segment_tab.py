@@ -16,7 +16,7 @@ from dinoviz.evidence import METHODS
 from dinoviz.ui import segment_examples, segment_files, segment_video
 from dinoviz.ui.bar import Bar
 from dinoviz.ui.mark_canvas import MarkCanvas
-from dinoviz.ui.parts import ONCE, PRIVATE, WAITING, file_name, follow, jpeg_file, note, told
+from dinoviz.ui.parts import ONCE, PRIVATE, WAITING, file_name, follow, jpeg_file, note, stop_shown, told
 from dinoviz.ui.segment_state import ALL, CLICKED, OVERLAY, VIEWS, Choice, Search
 from dinoviz.ui.segment_views import card, draw, gallery_caption, reference_caption, target_caption
 from dinoviz.ui.target_gallery import TargetGallery
@@ -114,7 +114,7 @@ def build(bench: Workbench, bar: Bar) -> None:
         def state() -> tuple:
             return ready, tuple(paths), tuple(path for path in paths if store.peek(path, model, resolution))
 
-        running = gr.Row(visible=True), gr.Button(visible=True), gr.Button(visible=False)
+        running = gr.Row(visible=True), stop_shown(True), gr.Button(visible=False)
         if len(state()[-1]) < len(paths):
             job = store.start(owner, paths, model, resolution)
             for sentence in follow(bench, owner, job):
@@ -123,13 +123,13 @@ def build(bench: Workbench, bar: Bar) -> None:
                 return
             if job.stopped:
                 said = f"Stopped after {len(state()[-1])} of {len(paths)} pictures."
-                yield note(said), gr.skip(), gr.Button(visible=False), gr.Button(visible=True), state()
+                yield note(said), gr.skip(), stop_shown(False), gr.Button("Go on", visible=True), state()
                 return
             with told():
                 job.result()
         missing = len(paths) - len(state()[-1])
         fewer = f"{missing} did not fit into the memory: take fewer pictures, or a lower resolution."
-        idle = gr.Row(visible=missing > 0), gr.Button(visible=False), gr.Button(visible=False)
+        idle = gr.Row(visible=missing > 0), stop_shown(False), gr.Button(visible=False)
         yield note(fewer, "caption dv-error"), *idle, state()
 
     def paint_gallery(request: gr.Request, image, model, resolution, marks, files, *rest) -> Iterator[tuple]:

@@ -164,6 +164,21 @@ def test_download_has_full_size_pictures_and_numbers(page):
 
 
 @pytest.mark.slow
+def test_the_rollout_says_how_far_it_is_and_can_be_stopped(page):
+    choose(page, "#resolution", "784 px")
+    page.locator("#attention-caption").get_by_text("56 x 84").wait_for()
+    before = source(page, "#attention-map")
+    choose(page, "#attention-shown", "rollout of all layers")
+    page.locator("#attention-caption").get_by_text("Rolling out").wait_for()
+    page.locator("#attention-stop", has_text="Stop").click()
+    page.locator("#attention-caption").get_by_text("Stopped. Choose another map.").wait_for()
+    page.locator("#attention-stop").wait_for(state="hidden")
+    assert source(page, "#attention-map") == before
+    choose(page, "#attention-shown", "head 2")
+    page.locator("#attention-caption").get_by_text("head 2").wait_for()
+
+
+@pytest.mark.slow
 def test_register_model_is_offered_but_not_where_it_cannot_be_had(page):
     button = page.locator("#attention-registers")
     assert "dinov2-with-registers-small (needs the Hugging Face Hub)" in button.inner_text()

@@ -77,9 +77,9 @@ def give(page, side: str, model: str) -> None:
     page.keyboard.press("Enter")
 
 
-def said(page, part: str, text: str, timeout: int = 30_000) -> str:
+def said(page, part: str, text: str) -> str:
     """What a part says, once it says a text."""
-    return wait_for_text(page, f"#compare-{part}", text, timeout)
+    return wait_for_text(page, f"#compare-{part}", text)
 
 
 def view(page, name: str) -> None:
@@ -273,7 +273,7 @@ def test_a_picture_that_cannot_be_read_is_one_sentence_on_each_side(page, flower
 def test_long_encoding_can_be_stopped_and_begun_again(page):
     choose(page, "#compare-resolution-a", "1792 px")
     said(page, "figures", "A: ")
-    page.locator("#compare-stop").click()
+    page.locator("#compare-stop", has_text="Stop").click()
     said(page, "caption-a", "Stopped. Press Compare to begin again.")
     choose(page, "#compare-resolution-a", "224 px")
     said(page, "figures", "CKA")
@@ -284,7 +284,7 @@ def test_long_encoding_can_be_stopped_and_begun_again(page):
 def test_knn_figures_with_data_protocol_and_error(page, tiny_folders, other):
     page.locator("#compare-knn").click()
     said(page, "knn-table", "A: ")
-    page.locator("#compare-knn-stop").click()
+    page.locator("#compare-knn-stop", has_text="Stop").click()
     said(page, "knn-table", "Stopped.")
     give(page, "a", other)
     said(page, "caption-a", "A: vit")

@@ -81,9 +81,9 @@ def page(opened):
     return opened
 
 
-def said(page, part: str, text: str, timeout: int = 30_000) -> str:
+def said(page, part: str, text: str) -> str:
     """What a part says, once it says a text."""
-    return wait_for_text(page, f"#depth-{part}", text, timeout)
+    return wait_for_text(page, f"#depth-{part}", text)
 
 
 def changed(page, act) -> str:
@@ -263,6 +263,64 @@ def test_a_probe_is_chosen_by_its_file_and_a_damaged_one_refused(page, tmp_path)
     said(page, "caption", "trained on nyu")
     choose(page, "#depth-probe", "NYU Depth v2, rooms (shipped)")
     said(page, "caption", before)
+
+
+@pytest.mark.slow
+def test_a_pass_can_be_stopped_and_gives_way_to_another_picture(page, tmp_path, room_file, motorcycle_file):
+    """A probe that wants 700 px: its pass takes seconds, and what is told meanwhile is how far it is."""
+    probe = depth.open_probe(depth.SHIPPED)
+    file = tmp_path / "large.safetensors"
+    depth.save_probe(file, probe.head, probe.about | {"resolution": 700}, probe.familiar)
+    field, stop = page.locator("#depth-probe input"), page.locator("#depth-stop", has_text="Stop")
+    before = source(page, MAP)
+    field.fill(str(file))
+    page.keyboard.press("Enter")
+    said(page, "caption", "Encoding at 700 px, as the probe was trained")
+    stop.click()
+    said(page, "caption", "Stopped. Choose again what tells depth")
+    stop.wait_for(state="hidden")
+    assert source(page, MAP) == before
+    page.locator("#depth-raw input").click()
+    page.get_by_text("is not encoded with this model and resolution").first.wait_for(state="hidden")
+    assert source(page, MAP) == before, "a control runs no network"
+    page.locator("#depth-raw input").click()
+    field.fill(str(file))
+    page.keyboard.press("Enter")
+    said(page, "caption", "Encoding at 700 px, as the probe was trained")
+    upload(page, motorcycle_file)
+    text = said(page, "caption", "of 14 px at 700 px")
+    assert "50 x 74 patches" in text, "of the picture that came meanwhile"
+    stop.wait_for(state="hidden")
+    choose(page, "#depth-probe", "NYU Depth v2, rooms (shipped)")
+    said(page, "caption", "24 x 36 patches")
+    upload(page, room_file)
+    said(page, "caption", "24 x 31 patches")
+
+
+@pytest.mark.slow
+def test_two_people_see_their_own_depth(page, browser, app, app_log, motorcycle_file):
+    changed(page, lambda: click_at(page, MAP, 0.3, 0.4))
+    page.locator("#depth-focal input").fill("300")
+    page.keyboard.press("Enter")
+    mine = said(page, "cloud-note", "300 px, given"), source(page, MAP), page.inner_text("#depth-readout")
+    with watched_page(browser, app, app_log) as other:
+        other.goto(app)
+        other.wait_for_selector("#attention-map img")
+        choose(other, "#resolution", "224 px")
+        upload(other, motorcycle_file)
+        wait_for_status(other, "16 x 24")
+        open_tab(other, "Depth")
+        said(other, "measured-note", "for 93% of the pixels")
+        assert "given" not in other.inner_text("#depth-cloud-note")
+        assert " A " not in other.inner_text("#depth-readout")
+        show(other, "surface normals")
+        assert not page.locator(MEASURED).is_visible()
+        assert (page.inner_text("#depth-cloud-note"), source(page, MAP), page.inner_text("#depth-readout")) == mine
+        changed(page, page.locator("#depth-clear").click)
+        assert "300 px, given" in page.inner_text("#depth-cloud-note")
+    page.locator("#depth-focal input").fill("0")
+    page.keyboard.press("Enter")
+    said(page, "cloud-note", "assumed")
 
 
 @pytest.mark.slow

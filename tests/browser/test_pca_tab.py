@@ -109,6 +109,20 @@ def test_more_pictures_are_uploaded_and_a_corrupt_one_is_named(page, tmp_path):
     page.get_by_text("corrupt.png: this is not an image").wait_for()
 
 
+@pytest.mark.slow
+def test_encoding_more_pictures_can_be_stopped(page, tmp_path):
+    choose(page, "#resolution", "784 px")
+    page.locator("#pca-caption").get_by_text("56 x 84").wait_for()
+    rng = np.random.default_rng(0)
+    files = [tmp_path / f"{i}.png" for i in range(4)]
+    for file in files:
+        Image.fromarray(rng.integers(0, 255, (300, 400, 3), dtype=np.uint8)).save(file)
+    page.set_input_files("#pca-others input[type=file]", files)
+    page.locator("#pca-stop", has_text="Stop").click()
+    page.get_by_text("Stopped. Change the pictures to begin again.").wait_for()
+    page.locator("#pca-stop").wait_for(state="hidden")
+
+
 def test_download_has_full_size_pictures_and_numbers(page):
     with page.expect_download() as download:
         page.locator("#pca-file-button").click()
