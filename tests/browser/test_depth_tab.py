@@ -302,7 +302,9 @@ def test_two_people_see_their_own_depth(page, browser, app, app_log, motorcycle_
     changed(page, lambda: click_at(page, MAP, 0.3, 0.4))
     page.locator("#depth-focal input").fill("300")
     page.keyboard.press("Enter")
-    mine = said(page, "cloud-note", "300 px, given"), source(page, MAP), page.inner_text("#depth-readout")
+    said(page, "cloud-note .dv-note", "300 px, given")
+    parts = "#depth-cloud-note .dv-note", "#depth-readout .dv-note"
+    mine = source(page, MAP), *map(page.inner_text, parts)
     with watched_page(browser, app, app_log) as other:
         other.goto(app)
         other.wait_for_selector("#attention-map img")
@@ -315,7 +317,7 @@ def test_two_people_see_their_own_depth(page, browser, app, app_log, motorcycle_
         assert " A " not in other.inner_text("#depth-readout")
         show(other, "surface normals")
         assert not page.locator(MEASURED).is_visible()
-        assert (page.inner_text("#depth-cloud-note"), source(page, MAP), page.inner_text("#depth-readout")) == mine
+        assert (source(page, MAP), *map(page.inner_text, parts)) == mine
         changed(page, page.locator("#depth-clear").click)
         assert "300 px, given" in page.inner_text("#depth-cloud-note")
     page.locator("#depth-focal input").fill("0")

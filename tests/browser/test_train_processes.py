@@ -68,7 +68,7 @@ def test_a_killed_run_a_queue_and_a_killed_app(browser, tmp_path):
         children = psutil.Process(process.pid).children(recursive=True)
         assert children
         process.send_signal(signal.SIGINT)
-        process.wait(timeout=30)
+        process.wait(timeout=90)  # the run writes its checkpoint first
     _gone, alive = psutil.wait_procs(children, timeout=1)
     assert not alive
     assert Run(runs / "two").status()["state"] == "stopped"
