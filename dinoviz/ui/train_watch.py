@@ -176,7 +176,7 @@ def build(bench: Workbench, bar: Bar, jobs: Jobs, token: gr.BrowserState, tabs: 
     stop.click(ask_to_stop, [token, chosen], None, **ONCE).then(refresh, inputs, outputs, **PRIVATE)
     resume.click(go_on, [token, chosen], None, **ONCE).then(refresh, inputs, outputs, **PRIVATE)
     look.click(look_through, [token, chosen], [bar.model, bar.resolution, depth.probe, where], **ONCE).success(
-        lambda tab: (gr.Tabs(selected=tab), tab == "depth"), where, [tabs, depth.here],
+        lambda tab: (gr.Tabs(selected=tab), tab == "depth", gr.Timer(active=False)), where, [tabs, depth.here, timer],
         js="tab => { document.getElementById('encode').click(); return tab }", **PRIVATE,
     )  # fmt: skip
     return Watch(chosen, seen, timer, refresh, inputs, outputs)

@@ -174,6 +174,10 @@ def test_the_run_opens_in_the_other_tabs_and_has_learnt(page, folder):
     trained_pca = pixels(page, "#pca-map")
     assert not is_blank(trained_pca)
     assert np.abs(trained_pca.astype(int) - untrained_pca).mean() > 2
+    asked = []
+    page.on("request", lambda request: asked.append(request.url) if "queue/join" in request.url else None)
+    page.wait_for_timeout(2500)
+    assert len(asked) <= 1, "the runs are not asked for every second where nobody sees them"
 
 
 def give_model(page, value: str) -> None:
