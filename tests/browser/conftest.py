@@ -148,11 +148,18 @@ def _is_ours(requested: str, url: str) -> bool:
     return requested.startswith((url, "data:", "blob:", url.replace("http", "ws")))
 
 
-@pytest.fixture
-def page(browser, app, app_log) -> Iterator:
+@contextmanager
+def opened_page(browser, url: str, log: Path) -> Iterator:
     """A watched page, open, with the first example drawn in the attention tab."""
-    with watched_page(browser, app, app_log) as page:
-        page.goto(app)
+    with watched_page(browser, url, log) as page:
+        page.goto(url)
         page.wait_for_selector("#attention-map img")
         page.wait_for_selector("#attention-figure .js-plotly-plot")
+        yield page
+
+
+@pytest.fixture
+def page(browser, app, app_log) -> Iterator:
+    """An opened page of the test's own."""
+    with opened_page(browser, app, app_log) as page:
         yield page

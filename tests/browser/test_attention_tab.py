@@ -96,6 +96,7 @@ def test_a_query_outside_is_one_sentence(page):
 
 
 @pytest.mark.parametrize("map_name", ["head 3", "rollout of all layers", "patch norms"])
+@pytest.mark.slow
 def test_every_map_can_be_chosen(page, map_name):
     before = source(page, "#attention-map")
     choose(page, "#attention-shown", map_name)
@@ -131,6 +132,7 @@ def test_raw_grid_shows_flat_patches(page):
 
 
 @pytest.mark.parametrize("slider", ["#attention-mass", "#attention-opacity"])
+@pytest.mark.slow
 def test_sliders_repaint(page, slider):
     before = source(page, "#attention-map")
     page.locator(f"{slider} input[type=number]").fill("0.5")
@@ -243,6 +245,7 @@ def test_a_control_never_runs_the_network(page):
 
 
 @pytest.mark.parametrize(("size", "tiles"), [((900, 300), 3), ((300, 900), 3)])
+@pytest.mark.slow
 def test_clicks_land_on_the_right_part_of_long_pictures(page, tmp_path, size, tiles):
     """A picture of three plain tiles: the query's pixel and patch are in the tile that was clicked."""
     colours = [(200, 40, 40), (40, 180, 60), (40, 60, 200)]

@@ -42,6 +42,7 @@ def test_changing_tabs_computes_nothing(page):
     assert source(page, "#attention-map") == drawn
 
 
+@pytest.mark.slow
 def test_resolution_changes_the_grid(page):
     wait_for_status(page, "37 x 56")
     choose(page, "#resolution", "224 px")
@@ -96,6 +97,7 @@ def test_clearing_the_picture_empties_the_views(page):
     page.wait_for_function("!document.querySelector('#attention-map img')")
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_had_is_one_sentence(page):
     choose(page, "#model", "dinov2-small")
     status = wait_for_status(page, "dinov2-small: the Hugging Face Hub does not answer")
@@ -150,6 +152,7 @@ def test_the_dark_page_is_dark(browser, app, app_log):
         assert max(int(n) for n in re.findall(r"\d+", background)[:3]) < 80
 
 
+@pytest.mark.slow
 def test_the_controls_follow_a_model_with_other_layers_heads_and_patches(page, tmp_path):
     from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 

@@ -249,6 +249,7 @@ def test_a_layer_that_is_none_is_said(page):
     change(page, lambda: choose(page, "#compare-layer", "last"))
 
 
+@pytest.mark.slow
 def test_another_picture_is_looked_at_through_both(page, flower_file):
     before = source(page, B)
     page.locator("#examples .gallery-item").nth(1).click()

@@ -157,6 +157,7 @@ def test_the_map_can_show_something_else(page):
     assert not is_blank(pixels(page, MAP))
 
 
+@pytest.mark.slow
 def test_colours_opacity_raw_grid_and_edges(page):
     smooth = pixels(page, MAP).astype(int)
     changed(page, page.locator("#depth-raw input").check)

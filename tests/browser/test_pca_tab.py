@@ -8,32 +8,44 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.browser.conftest import opened_page
 from tests.browser.pictures import choose, is_blank, pixels, source, upload, wait_for_change
 
 pytestmark = pytest.mark.browser
 
 
-@pytest.fixture
-def page(page):
-    """The page on the PCA tab."""
+def on_the_tab(page):
     page.get_by_role("tab", name="Patch PCA").click()
     page.wait_for_selector("#pca-map img")
     page.wait_for_selector("#pca-variance .js-plotly-plot")
     return page
 
 
-def test_the_map_is_colourful_and_the_caption_says_through_what(page):
-    picture = pixels(page, "#pca-map")
+@pytest.fixture
+def page(page):
+    """The page on the PCA tab."""
+    return on_the_tab(page)
+
+
+@pytest.fixture(scope="module")
+def untouched(browser, app, app_log):
+    """The same for tests that only look at it: one for all."""
+    with opened_page(browser, app, app_log) as page:
+        yield on_the_tab(page)
+
+
+def test_the_map_is_colourful_and_the_caption_says_through_what(untouched):
+    picture = pixels(untouched, "#pca-map")
     assert not is_blank(picture)
     assert (picture.max(axis=2).astype(int) - picture.min(axis=2)).mean() > 20
-    caption = page.inner_text("#pca-caption")
+    caption = untouched.inner_text("#pca-caption")
     assert "embedded · layer 12 of 12 · 37 x 56 patches of 14 px at 518 px" in caption
     assert "of the variance" in caption
 
 
-def test_the_scatter_and_the_bars_are_drawn(page):
-    assert page.locator("#pca-scatter .js-plotly-plot canvas").count() >= 1
-    assert page.locator("#pca-variance .bars .point").count() == 10
+def test_the_scatter_and_the_bars_are_drawn(untouched):
+    assert untouched.locator("#pca-scatter .js-plotly-plot canvas").count() >= 1
+    assert untouched.locator("#pca-variance .bars .point").count() == 10
 
 
 @pytest.mark.slow
@@ -123,9 +135,9 @@ def test_encoding_more_pictures_can_be_stopped(page, tmp_path):
     page.locator("#pca-stop").wait_for(state="hidden")
 
 
-def test_download_has_full_size_pictures_and_numbers(page):
-    with page.expect_download() as download:
-        page.locator("#pca-file-button").click()
+def test_download_has_full_size_pictures_and_numbers(untouched):
+    with untouched.expect_download() as download:
+        untouched.locator("#pca-file-button").click()
     with zipfile.ZipFile(download.value.path()) as archive:
         about = json.loads(archive.read("about.json"))
         assert Image.open(archive.open("01-pca.png")).size == (451, 300)

@@ -98,7 +98,7 @@ def test_what_cannot_be_is_one_sentence(page):
 
 
 def test_a_run_is_watched_found_again_stopped_and_resumed(page, served):
-    train(page, "first", epochs=8)
+    train(page, "first", epochs=6)
     says(page, "first is learning: step", timeout=90)
     page.wait_for_selector("#train-panel-0 .js-plotly-plot")
     page.wait_for_function("document.querySelectorAll('#train-strip .dv-film button').length >= 1")
@@ -116,11 +116,11 @@ def test_a_run_is_watched_found_again_stopped_and_resumed(page, served):
     page.click("#train-stop")
     stopped = says(page, r"first was stopped: step (\d+)")
     step = int(re.search(r"step (\d+)", stopped)[1])
-    assert 0 < step < 176
+    assert 0 < step < 132
     page.click("#train-resume")
     resumed = says(page, r"first is learning: step (\d+)")
     assert int(re.search(r"step (\d+)", resumed)[1]) >= step
-    says(page, "first is finished: step 176 of 176", timeout=120)
+    says(page, "first is finished: step 132 of 132", timeout=120)
     assert film(page) >= 4
 
 
