@@ -7,7 +7,17 @@ from pathlib import Path
 
 import gradio as gr
 
-from dinoviz.ui import attention_tab, bar, compare_tab, depth_tab, live_figure, pca_tab, segment_tab, train_tab
+from dinoviz.ui import (
+    attention_tab,
+    bar,
+    compare_tab,
+    depth_tab,
+    live_figure,
+    open_tab,
+    pca_tab,
+    segment_tab,
+    train_tab,
+)
 from dinoviz.ui.workbench import Settings, Workbench
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
@@ -22,18 +32,20 @@ def build(settings: Settings) -> gr.Blocks:
         shared = bar.build(page, bench)
         notice = gr.HTML("", elem_id="going-on", padding=False)
         with gr.Tabs() as tabs:
-            with gr.Tab("Attention", id="attention"):
-                attention_tab.build(bench, shared)
-            with gr.Tab("Patch PCA", id="pca"):
-                pca_tab.build(bench, shared)
-            with gr.Tab("Segment", id="segment"):
-                segment_tab.build(bench, shared)
-            with gr.Tab(depth_tab.TAB, id="depth"):
-                depth = depth_tab.build(bench, shared, tabs)
-            with gr.Tab("Compare", id="compare"):
-                compare_tab.build(bench, shared)
-            with gr.Tab("Train", id="train") as train:
-                jobs = train_tab.build(page, bench, shared, tabs, train, notice, depth)
+            parts = {tab: gr.Tab(title, id=tab) for tab, title in open_tab.TABS.items()}
+        which = open_tab.build(tabs)
+        with parts["attention"]:
+            attention_tab.build(bench, shared, which.here["attention"])
+        with parts["pca"]:
+            pca_tab.build(bench, shared, which.here["pca"])
+        with parts["segment"]:
+            segment_tab.build(bench, shared, which.here["segment"])
+        with parts["depth"]:
+            probe = depth_tab.build(bench, shared, which.here["depth"])
+        with parts["compare"]:
+            compare_tab.build(bench, shared, which.here["compare"])
+        with parts["train"]:
+            jobs = train_tab.build(page, bench, shared, which, parts["train"], notice, probe)
     if jobs:
         atexit.register(jobs.close)  # no process of a run outlives the app unless it was asked to
     page.queue(default_concurrency_limit=8)

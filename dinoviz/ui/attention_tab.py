@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import time
 from collections.abc import Hashable, Iterator
 
 import gradio as gr
@@ -14,7 +15,10 @@ from dinoviz import attention, models, render
 from dinoviz.attention import MEAN, NORMS, ROLLOUT, map_names
 from dinoviz.errors import DinovizError
 from dinoviz.ui.bar import Bar
+from dinoviz.ui.overlap import Overlap
 from dinoviz.ui.parts import (
+    DRAWING,
+    EMPTY,
     EVERY,
     ONCE,
     PRIVATE,
@@ -40,6 +44,7 @@ MEANINGS = {
     NORMS: "length of the patch's token before the final norm",
 }
 CLS = "CLS"
+NOTHING_YET = None, None, 12, 12
 # Arrow keys, while the focus is on one of the two pictures, say to the server which way to go.
 ARROW_KEYS = """() => document.addEventListener('keydown', event => {
     const step = {ArrowLeft: '-1,0', ArrowRight: '1,0', ArrowUp: '0,-1', ArrowDown: '0,1'}[event.key]
@@ -51,8 +56,9 @@ ARROW_KEYS = """() => document.addEventListener('keydown', event => {
 })"""
 
 
-def build(bench: Workbench, bar: Bar) -> None:
-    """Lay out the tab and wire it."""
+def build(bench: Workbench, bar: Bar, here: gr.State) -> None:
+    """Lay out the tab and wire it. here: whether it is open."""
+    overlap = Overlap()
     with gr.Row():
         photo = view_image("Click a patch to ask where it looks; arrow keys move on", "attention-photo")
         heat = view_image("Where it looks; a click here asks as well", "attention-map")
@@ -94,7 +100,10 @@ def build(bench: Workbench, bar: Bar) -> None:
         )
     )
     nudge = gr.Textbox(visible="hidden", elem_id="attention-nudge")
-    seen = gr.State((None, 12))  # the picture and the number of layers that the controls were last set for
+    seen = gr.State(NOTHING_YET)  # for what the controls were set last: look, picture, number of layers; and the layer
+    again = gr.State(None)  # changes when the tab has to be drawn once more, see `Overlap`
+    lacking = gr.State(None)  # what takes a while and must be there before the chosen map can be drawn
+    prepared = gr.State(None)  # changes when that is there
 
     look_options = [layer, shown, query]
     style_options = [colormap, opacity, raw, mass]
@@ -139,117 +148,119 @@ def build(bench: Workbench, bar: Bar) -> None:
             look = bench.look(image, model, resolution)
             return _file(bench, look, layer, shown, query, colormap, opacity, raw, mass)
 
-    def repaint(image, model, resolution, *chosen):
-        look = encoded(bench, image, model, resolution)
-        with told():
-            return draw(bench, look, *chosen) if look else gr.skip()
+    def answer(session: str, look: Look, layer: int, shown: str, query: str, *style) -> tuple:
+        """What a click says: query, map, and what is seen then."""
+        with told(), overlap.click(session) as once_more:
+            pictures = draw(bench, look, layer, shown, query, *style)
+            return query, shown, once_more(), *pictures
 
-    def click_patch(event: gr.SelectData, image, model, resolution, layer, shown, query, *style):
-        look = encoded(bench, image, model, resolution)
-        if look is None:
-            return gr.skip()
-        with told():
-            query = "{:.0f}, {:.0f}".format(*np.floor(picture_point(look, event.index)))
-            shown = MEAN if shown in (ROLLOUT, NORMS) else shown  # those have no query
-            return query, shown, *draw(bench, look, layer, shown, query, *style)
+    def ask(session: str, look: Look, layer: int, shown: str, query: str, *style) -> tuple:
+        shown = MEAN if shown in (ROLLOUT, NORMS) else shown  # those have no query
+        return answer(session, look, layer, shown, query, *style)
 
-    def click_head(event: gr.SelectData, image, model, resolution, layer, shown, query, *style):
+    def click_patch(event: gr.SelectData, request: gr.Request, image, model, resolution, layer, shown, query, *style):
         look = encoded(bench, image, model, resolution)
         if look is None:
             return gr.skip()
-        with told():
-            head = render.Sheet.fit(look.backbone.heads, look.picture.shown.size).tile_at(event.index)
-            shown = shown if head is None else f"head {head + 1}"
-            return shown, *draw(bench, look, layer, shown, query, *style)
+        x, y = np.floor(picture_point(look, event.index))
+        return ask(request.session_hash, look, layer, shown, f"{x:.0f}, {y:.0f}", *style)
 
-    def ask_cls(image, model, resolution, layer, shown, query, *style):
+    def click_head(event: gr.SelectData, request: gr.Request, image, model, resolution, layer, shown, *rest):
         look = encoded(bench, image, model, resolution)
         if look is None:
             return gr.skip()
-        with told():
-            shown = MEAN if shown in (ROLLOUT, NORMS) else shown
-            return CLS, shown, *draw(bench, look, layer, shown, CLS, *style)
+        head = render.Sheet.fit(look.backbone.heads, look.picture.shown.size).tile_at(event.index)
+        return answer(request.session_hash, look, layer, shown if head is None else f"head {head + 1}", *rest)
 
-    def move_query(nudge: str, image, model, resolution, layer, shown, query, *style):
+    def ask_cls(request: gr.Request, image, model, resolution, layer, shown, query, *style):
+        look = encoded(bench, image, model, resolution)
+        return gr.skip() if look is None else ask(request.session_hash, look, layer, shown, CLS, *style)
+
+    def move_query(nudge: str, request: gr.Request, image, model, resolution, layer, shown, query, *style):
         look = bench.peek(image, model, resolution)
         if look is None or shown in (ROLLOUT, NORMS):
             return gr.skip()
         with told():
             query = moved_query(look, query, nudge)
-            return query, *draw(bench, look, layer, shown, query, *style)
+        return answer(request.session_hash, look, layer, shown, query, *style)
 
-    def refresh(ready: Hashable, seen: tuple, image, model, resolution, layer, shown, query, *style):
-        if ready is None:
-            empty = note("There is nothing to see until a picture is encoded.")
-            return gr.skip(), gr.skip(), gr.skip(), gr.skip(), None, None, None, empty, gr.skip()
-        look = bench.peek(image, model, resolution)
-        if look is None:  # the page has gone on to another one, which will say when it is ready
+    def draw_all(
+        here: bool, ready: Hashable, seen: tuple, request: gr.Request, image, model, resolution, layer, shown, query,
+        *style,
+    ):  # fmt: skip
+        """What the controls say. All but clicks come here, one after the other: an older answer never comes last."""
+        if not here and seen[0] in (None, ready):
             return gr.skip()
-        with told():
+        if not here or ready is None:
+            return (None, *seen[1:]), None, *[gr.skip()] * 5, None, None, None, note(EMPTY if here else DRAWING)
+        look = encoded(bench, image, model, resolution, request)
+        if look is None:
+            return gr.skip()
+        with told(), overlap.controls(request.session_hash) as once_more:
             digest, layers, choices = look.picture.digest, look.backbone.layers, map_names(look.backbone.heads)
-            query = query if seen[0] == digest else CLS
-            layer = layer if seen[1] == layers else layers
-            shown = shown if shown in choices else MEAN
-            return (
-                (digest, layers),
-                gr.Slider(maximum=layers, value=layer),
-                gr.Dropdown(choices=choices, value=shown),
-                query,
-                *draw(bench, look, layer, shown, query, *style),
-                _register_button(bench, look.backbone.name),
-            )
+            controls = [gr.skip()] * 4
+            if seen[0] != look.key:
+                query = query if seen[1] == digest else CLS
+                layer = layer if seen[2] == layers else layers
+                shown = shown if shown in choices else MEAN
+                choice = gr.Dropdown(choices=choices, value=shown)
+                button = _register_button(bench, look.backbone.name)
+                controls = gr.Slider(maximum=layers, value=layer), choice, query, button
+            if shown == ROLLOUT and not bench.is_derived(_rollout_key(look)):
+                return gr.skip(), _rollout_key(look), *[gr.skip()] * 9
+            drawn = draw(bench, look, layer, shown, query, *style)
+            return (look.key, digest, layers, layer), None, *controls, once_more(), *drawn
 
-    def prepare(ready: Hashable, image, model, resolution, shown: str, request: gr.Request) -> Iterator[tuple]:
+    def prepare(lacking: Hashable, image, model, resolution, request: gr.Request) -> Iterator[tuple]:
         """The rollout needs every row of every layer: do it once, with progress, and drawing it is instant."""
-        if ready is None or shown != ROLLOUT:
-            return
         owner = (request.session_hash, "attention")
-        look = bench.peek(image, model, resolution)
-        if look is None or bench.is_derived(_rollout_key(look)):
+        look = bench.peek(image, model, resolution) if lacking else None
+        if look is None or lacking != _rollout_key(look):
+            bench.stop(owner, superseded=True)
+            yield gr.skip(), stop_shown(False), gr.skip()
             return
-        job = bench.start(owner, _rollout_key(look), lambda job: _rollout(bench, look, job))
+        job = bench.start(owner, lacking, lambda job: _rollout(bench, look, job))
         for sentence in follow(bench, owner, job):
-            yield note(sentence, "caption dv-busy"), stop_shown(True)
+            yield note(sentence, "caption dv-busy"), stop_shown(True), gr.skip()
         if job.superseded:
             return
-        yield note("Stopped. Choose another map.") if job.stopped else gr.skip(), stop_shown(False)
+        if job.stopped:
+            yield note("Stopped. Choose another map."), stop_shown(False), gr.skip()
+            return
         with told():
             job.result()
+        yield gr.skip(), stop_shown(False), time.monotonic()
 
     def stop(request: gr.Request) -> None:
         bench.stop((request.session_hash, "attention"))
 
-    def draw_figure(ready: Hashable, image, model, resolution, layer):
-        if ready is None:
+    def draw_figure(seen: tuple, image, model, resolution):
+        if seen[0] is None:
             return None
         with told():
             look = bench.peek(image, model, resolution)
-            return gr.skip() if look is None else _figure(bench, look, layer)
+            return _figure(bench, look, seen[3]) if look and look.key == seen[0] else gr.skip()
 
     def use_registers(model: str) -> str:
         return _register_sibling(model) or model
 
     inputs = bar.inputs + options
-    figure_inputs = [bar.ready, *bar.inputs, layer]
-    bar.ready.change(prepare, [bar.ready, *bar.inputs, shown], [caption, stop_button], **WAITING).success(
-        refresh, [bar.ready, seen, *inputs], [seen, *look_options, *pictures, registers], **PRIVATE
-    ).then(draw_figure, figure_inputs, figure, **PRIVATE)
+    changes = [part.change for part in (bar.ready, here, again, prepared)]
+    changes += [layer.input, shown.input, query.submit, colormap.input, opacity.input, raw.input, mass.input]
     gr.on(
-        [layer.input, query.submit, colormap.input, opacity.input, raw.input, mass.input],
-        repaint, inputs, pictures, **PRIVATE,
+        changes, draw_all, [here, bar.ready, seen, *inputs],
+        [seen, lacking, *look_options, registers, again, *pictures], **PRIVATE,
     )  # fmt: skip
-    shown.input(prepare, [bar.ready, *bar.inputs, shown], [caption, stop_button], **WAITING).success(
-        repaint, inputs, pictures, **PRIVATE
-    )
-    # Not "release": the arrow keys move a slider without one.
-    layer.change(draw_figure, figure_inputs, figure, **PRIVATE)
+    lacking.change(prepare, [lacking, *bar.inputs], [caption, stop_button, prepared], **WAITING)
+    seen.change(draw_figure, [seen, *bar.inputs], figure, **PRIVATE)  # by itself: the map need not wait for it
     api_only().click(show_attention, inputs, pictures, api_name="attention", concurrency_limit=2)
+    answered = [query, shown, again, *pictures]
     for view in (photo, heat):
-        view.select(click_patch, inputs, [query, shown, *pictures], **EVERY)
-    nudge.change(move_query, [nudge, *inputs], [query, *pictures], **EVERY)
-    sheet.select(click_head, inputs, [shown, *pictures], **EVERY)
+        view.select(click_patch, inputs, answered, **EVERY)
+    sheet.select(click_head, inputs, answered, **EVERY)
+    cls.click(ask_cls, inputs, answered, **EVERY)
+    nudge.change(move_query, [nudge, *inputs], answered, **EVERY)
     stop_button.click(stop, queue=False, **ONCE)
-    cls.click(ask_cls, inputs, [query, shown, *pictures], **PRIVATE)
     file_button.click(
         download_attention, inputs, file, api_name="attention_download", concurrency_limit=2,
         show_progress="full", show_progress_on=caption,

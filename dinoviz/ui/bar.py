@@ -13,7 +13,7 @@ import gradio as gr
 from gradio.processing_utils import save_pil_to_cache
 
 from dinoviz.errors import DinovizError, Stopped
-from dinoviz.ui.parts import ONCE, PRIVATE, UploadImage, follow, note
+from dinoviz.ui.parts import ONCE, PRIVATE, UploadImage, bar_owner, follow, note
 from dinoviz.ui.workbench import Look, Workbench
 
 logger = logging.getLogger(__name__)
@@ -116,17 +116,17 @@ def build(page: gr.Blocks, bench: Workbench) -> Bar:
         Returns:
             in words, what one looks through: weights, device, patches, time
         """
-        yield from _encode(bench, (request.session_hash, "bar"), image, model, resolution)
+        yield from _encode(bench, bar_owner(request), image, model, resolution)
 
     def preview(image: str) -> str:
         return _preview(bench, upload.GRADIO_CACHE, image)
 
     def clear(request: gr.Request) -> tuple:
-        bench.stop((request.session_hash, "bar"))
+        bench.stop(bar_owner(request))
         return note("Give it a picture: drop one, paste one, or click an example.", "status"), None
 
     def stop(request: gr.Request) -> None:
-        bench.stop((request.session_hash, "bar"))
+        bench.stop(bar_owner(request))
 
     gr.on(
         [page.load, upload.change, model.input, resolution.input, encode_button.click],

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import html
 import logging
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import gradio as gr
 from gradio.utils import get_upload_folder
@@ -21,13 +22,27 @@ from dinoviz.ui.bar import DEFAULT_RESOLUTION, RESOLUTIONS, Bar
 from dinoviz.ui.compare_state import ATTENTION, COLOURS, COMMON, PCA, SCALES, SEGMENTATION, SIDES, VIEWS, Choice
 from dinoviz.ui.compare_views import paint
 from dinoviz.ui.mark_canvas import MarkCanvas
-from dinoviz.ui.parts import ONCE, PRIVATE, WAITING, api_only, follow, jpeg_file, note, stop_shown, told, view_image
+from dinoviz.ui.parts import (
+    DRAWING,
+    ONCE,
+    PRIVATE,
+    WAITING,
+    api_only,
+    follow,
+    jpeg_file,
+    note,
+    stop_shown,
+    told,
+    view_image,
+)
 from dinoviz.ui.workbench import Look, Workbench
 
 logger = logging.getLogger(__name__)
 
 AS_A = "as A"
 KEPT = 32  # what was computed lately: a few pictures in each view
+FORGOTTEN = "There is not enough memory to keep it: take a lower resolution."
+NO_PICTURE = "There is nothing to see until there is a picture."
 CHOOSE = "Choose the two models. A run appears in the lists once it has exported its network."
 
 
@@ -53,8 +68,8 @@ class Asked:
         return bool(self.image and self.model_a and self.model_b)
 
 
-def build(bench: Workbench, bar: Bar) -> None:
-    """Lay out the tab and wire it."""
+def build(bench: Workbench, bar: Bar, here: gr.State) -> None:
+    """Lay out the tab and wire it. here: whether it is open."""
     kept = OnceCache(KEPT)
     with gr.Row():
         model_a, resolution_a = _side(bench, "A", bench.default_model)
@@ -112,6 +127,9 @@ def build(bench: Workbench, bar: Bar) -> None:
         label="k-NN", elem_id="compare-knn-table",
     )  # fmt: skip
     troubles = gr.State({})  # why a side cannot be looked through, in a sentence, by what was asked
+    seen = gr.State(None)  # what is drawn: what was asked for, and the looks or why there is none
+    lacking = gr.State(None)  # what was asked for and has to be encoded first
+    prepared = gr.State(None)  # changes when that was tried
     api_marks = gr.Textbox("[]", label="marks", visible=False)
 
     asked = [bar.image, model_a, resolution_a, model_b, resolution_b]
@@ -153,17 +171,21 @@ def build(bench: Workbench, bar: Bar) -> None:
             shown = paint(kept, looks, marking.listed(marks), choice)
             return *shown[:4], shown[-1]
 
-    def encode_both(image, model_a, resolution_a, model_b, resolution_b, request: gr.Request) -> Iterator[tuple]:
+    def prepare(lacking: tuple | None, request: gr.Request) -> Iterator[tuple]:
         """Encode through A, then through B, with progress, so that every control is instant."""
-        wanted = Asked(image, model_a, resolution_a, model_b, resolution_b)
-        if not wanted.complete:
+        owners = {name: (request.session_hash, "compare", name) for name in SIDES}
+        if lacking is None:
+            for owner in owners.values():
+                bench.stop(owner, superseded=True)
+            yield gr.skip(), stop_shown(False), gr.skip(), gr.skip()
             return
+        wanted, image = Asked(*lacking), lacking[0]
         found: dict[tuple, str] = {}
         for name, (model, resolution) in zip(SIDES, wanted.sides, strict=True):
-            owner = (request.session_hash, "compare", name)
-            job = bench.start_encode(owner, [image], model, resolution)
-            for sentence in follow(bench, owner, job):
-                yield note(f"{name}: {html.escape(sentence)}", "caption dv-busy"), stop_shown(True), gr.skip()
+            job = bench.start_encode(owners[name], [image], model, resolution)
+            for sentence in follow(bench, owners[name], job):
+                busy = note(f"{name}: {html.escape(sentence)}", "caption dv-busy")
+                yield busy, stop_shown(True), gr.skip(), gr.skip()
             if job.superseded:
                 return
             try:
@@ -176,7 +198,10 @@ def build(bench: Workbench, bar: Bar) -> None:
             except Exception as error:  # a defect, or memory: say it, and let no older map pass for this picture's
                 logger.exception("comparing failed")
                 found[image, model, resolution] = f"It failed: {(str(error) or type(error).__name__).splitlines()[0]}"
-        yield gr.skip(), stop_shown(False), found
+        for side in wanted.sides:
+            if (image, *side) not in found and bench.peek(image, *side) is None:
+                found[image, *side] = FORGOTTEN
+        yield gr.skip(), stop_shown(False), found, time.monotonic()
 
     def looks_of(wanted: Asked, troubles: dict) -> list[Look | str | None]:
         """Of each side the look, a sentence where there cannot be one, or None while it is not encoded."""
@@ -189,51 +214,57 @@ def build(bench: Workbench, bar: Bar) -> None:
             looks.append(look or troubles.get((wanted.image, model, resolution)))
         return looks
 
-    def refresh(image, model_a, resolution_a, model_b, resolution_b, troubles, marks, *chosen):
-        wanted = Asked(image, model_a, resolution_a, model_b, resolution_b)
-        nothing = gr.update(picture="", image="")
-        if not image:
-            empty = note("There is nothing to see until there is a picture.")
-            return gr.skip(), gr.skip(), nothing, gr.Column(visible=False), *[gr.skip()] * 6, empty
-        if not wanted.complete:
-            return gr.skip(), gr.skip(), nothing, gr.Column(visible=False), *[gr.skip()] * 6, note(CHOOSE)
-        looks = looks_of(wanted, troubles)
-        if None in looks:  # the page has gone on to others, and is drawn when those are ready
+    def draw_all(
+        here: bool, seen: tuple | None, troubles: dict, image, model_a, resolution_a, model_b, resolution_b, marks,
+        *chosen,
+    ):  # fmt: skip
+        """What the controls say. All of them come here, one after the other: an older answer never comes last."""
+        asked = image, model_a, resolution_a, model_b, resolution_b
+        wanted = Asked(*asked)
+        if not here and (seen is None or seen[0] == asked):
             return gr.skip()
-        with told():
-            choice = Choice(*chosen)
-            there = [look for look in looks if isinstance(look, Look)]
-            limits = [max((getattr(b.backbone, of) for b in there), default=12) for of in ("heads", "layers")]
-            name = choice.heads if choice.heads in _heads(limits[0]) else MEAN
-            layer = choice.layer if not choice.layer.isdecimal() or choice.layer in _layers(limits[1]) else LAST
-            shown = nothing
-            if there:
-                picture = there[0].picture
-                shown = gr.update(
-                    image=jpeg_file(picture.shown, get_upload_folder()),
-                    picture=picture.digest,
-                    size=list(picture.image.size),
-                )
-            values = {**choice.__dict__, "heads": name, "layer": layer}
-            painted = painted_of(looks, marks, Choice(**values))
+        if not here or not wanted.complete:
+            why = NO_PICTURE if not image else CHOOSE if here else DRAWING
+            hidden = gr.Column(visible=False)
             return (
-                gr.Dropdown(choices=_heads(limits[0]), value=name),
-                gr.Dropdown(choices=_layers(limits[1]), value=layer),
-                shown,
-                gr.Column(visible=True),
-                *painted,
+                None,
+                None,
+                gr.skip(),
+                gr.skip(),
+                gr.update(picture="", image=""),
+                hidden,
+                *[gr.skip()] * 6,
+                note(why),
             )
-
-    def repaint(image, model_a, resolution_a, model_b, resolution_b, troubles, marks, *chosen):
-        wanted = Asked(image, model_a, resolution_a, model_b, resolution_b)
-        if not wanted.complete:
-            return gr.skip()
         looks = looks_of(wanted, troubles)
         if None in looks:
-            gr.Info("This picture is not encoded with these two: wait for it, or press Compare.")
-            return gr.skip()
+            return gr.skip(), asked, *[gr.skip()] * 11
+        now = asked, tuple(look.key if isinstance(look, Look) else look for look in looks)
         with told():
-            return painted_of(looks, marks, Choice(*chosen))
+            choice, controls = Choice(*chosen), [gr.skip()] * 4
+            if now != seen:
+                choice, *controls = fitted(looks, choice)
+            return now, None, *controls, *painted_of(looks, marks, choice)
+
+    def fitted(looks: list[Look | str], choice: Choice) -> tuple:
+        """The choice as these two can be seen; the lists of heads and layers, the canvas, and where results are."""
+        there = [look for look in looks if isinstance(look, Look)]
+        heads, layers = (
+            listed(max((getattr(look.backbone, of) for look in there), default=12))
+            for listed, of in ((_heads, "heads"), (_layers, "layers"))
+        )
+        name = choice.heads if choice.heads in heads else MEAN
+        layer = choice.layer if not choice.layer.isdecimal() or choice.layer in layers else LAST
+        canvas = gr.update(picture="", image="")
+        if there:
+            picture = there[0].picture
+            canvas = gr.update(
+                image=jpeg_file(picture.shown, get_upload_folder()),
+                picture=picture.digest,
+                size=list(picture.image.size),
+            )
+        controls = gr.Dropdown(choices=heads, value=name), gr.Dropdown(choices=layers, value=layer)
+        return replace(choice, heads=name, layer=layer), *controls, canvas, gr.Column(visible=True)
 
     def painted_of(looks: list[Look | str], marks: str, choice: Choice) -> tuple:
         digest = next((look.picture.digest for look in looks if isinstance(look, Look)), None)
@@ -266,6 +297,9 @@ def build(bench: Workbench, bar: Bar) -> None:
         with told():
             yield compare_knn.table(names, job.result()), stop_shown(False)
 
+    def try_again() -> tuple[dict, float]:
+        return {}, time.monotonic()
+
     def stop(request: gr.Request) -> None:
         for name in SIDES:
             bench.stop((request.session_hash, "compare", name))
@@ -273,14 +307,14 @@ def build(bench: Workbench, bar: Bar) -> None:
     def stop_knn(request: gr.Request) -> None:
         bench.stop((request.session_hash, "k-NN"))
 
-    chosen = [*asked, troubles, canvas, *options]
+    changes = [part.change for part in (bar.ready, here, prepared)]
+    changes += [part.input for part in (*asked[1:], canvas, *options)]
     gr.on(
-        [bar.ready.change, *(one.input for one in asked[1:]), compare_button.click], encode_both, asked,
-        [figures, stop_button, troubles], **WAITING,
-    ).success(refresh, chosen, [heads, layer, canvas, results, *outputs], **PRIVATE)  # fmt: skip
-    gr.on(
-        [canvas.input, *(option.input for option in options)], repaint, chosen, outputs, **PRIVATE,
+        changes, draw_all, [here, seen, troubles, *asked, canvas, *options],
+        [seen, lacking, heads, layer, canvas, results, *outputs], **PRIVATE,
     )  # fmt: skip
+    lacking.change(prepare, lacking, [figures, stop_button, troubles, prepared], **WAITING)
+    compare_button.click(try_again, None, [troubles, prepared], **PRIVATE)
     view.change(show_options, view, [layer, heads, scale, colours, foreground, clicks], **PRIVATE)
     gr.on([model_a.focus, model_b.focus], list_models, None, [model_a, model_b], **PRIVATE)
     stop_button.click(stop, queue=False, **ONCE)

@@ -35,22 +35,13 @@ from dinoviz.ui.parts import (
 )
 from dinoviz.ui.workbench import Look, Workbench
 
-TAB = "Depth"
 STEP = 0.05  # of near and far, in metres or in times the median
 EMPTY = "There is nothing to see until a picture is encoded."
 AS_BEFORE = "What is drawn is what was told before."
 
 
-@dataclass(frozen=True)
-class Entrance:
-    """With what another tab opens this one. probe: what chooses it. here: whether the tab is open, then it draws."""
-
-    probe: gr.Dropdown
-    here: gr.State
-
-
-def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> Entrance:
-    """Lay out the tab, one of `tabs`, and wire it."""
+def build(bench: Workbench, bar: Bar, here: gr.State) -> gr.Dropdown:
+    """Lay out the tab and wire it. here: whether it is open. Returns what chooses the probe."""
     notice = gr.HTML("", label="notice", elem_id="depth-notice", padding=False)
     with gr.Row():
         view = view_image("How far away: click for a distance, and again for a length", "depth-map")
@@ -106,7 +97,6 @@ def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> Entrance:
             measured = view_image("", "depth-measured", height=300)
             measured_note = gr.HTML("", label="measured", elem_id="depth-measured-note", padding=False)
     file_button, file, press = download("depth-file", "Download: 16-bit PNG, .npy, .ply, coloured PNG")
-    here = gr.State(False)  # whether the tab is open: drawing takes a moment and half a megabyte
     last = gr.State(0)  # the focal length that was drawn
     points = gr.State(("", []))  # the picture that was clicked on, and where
 
@@ -171,7 +161,7 @@ def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> Entrance:
 
     def save(image, model, resolution, points, probe, *values):
         with told():
-            look = encoded(bench, image, model, resolution)
+            look = bench.peek(image, model, resolution)
             if not _ready(bench, look, probe, values):
                 return gr.skip()
             return depth_views.file(_scene(bench, look, image, probe, _choice(values)))
@@ -202,9 +192,6 @@ def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> Entrance:
             said = note(f"{html.escape(str(error))} {AS_BEFORE}", "caption dv-error")
         yield said, stop_shown(False)
 
-    def arrive(event: gr.SelectData) -> bool:
-        return event.value == TAB
-
     def refresh(here: bool, ready: Hashable, image, model, resolution, points, probe, *values):
         """Everything, for another picture or another model: what is on offer may be something else."""
         if not here:
@@ -226,7 +213,7 @@ def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> Entrance:
             return gr.update(choices=choices, value=probe), points, *_light(scene, points[1]), *_heavy(scene)
 
     def repaint(image, model, resolution, points, probe, *values):
-        look = encoded(bench, image, model, resolution)
+        look = bench.peek(image, model, resolution)
         if not _ready(bench, look, probe, values):
             return gr.skip()
         with told():
@@ -252,14 +239,14 @@ def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> Entrance:
         return (False, *drawn) if isinstance(drawn, tuple) else drawn
 
     def restyle(image, model, resolution, points, probe, *values):
-        look = encoded(bench, image, model, resolution)
+        look = bench.peek(image, model, resolution)
         if not _ready(bench, look, probe, values):
             return gr.skip()
         with told():
             return _light(_scene(bench, look, image, probe, _choice(values)), _here(points, look))
 
     def click_point(event: gr.SelectData, image, model, resolution, points, probe, *values):
-        look = encoded(bench, image, model, resolution)
+        look = bench.peek(image, model, resolution)
         if not _ready(bench, look, probe, values):
             return gr.skip()
         where = _here(points, look)
@@ -270,7 +257,7 @@ def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> Entrance:
             return (look.picture.digest, where), drawn, note(depth_views.readout(scene, where))
 
     def clear_points(image, model, resolution, points, probe, *values):
-        look = encoded(bench, image, model, resolution)
+        look = bench.peek(image, model, resolution)
         if not _ready(bench, look, probe, values):
             return gr.skip()
         with told():
@@ -283,7 +270,6 @@ def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> Entrance:
     everything = [probe, points, *light, *heavy]
     prepared = [here, *bar.inputs, probe, above], [caption, stop_button]
     whole = [here, bar.ready, *inputs], everything
-    tabs.select(arrive, None, here, **EVERY)
     gr.on([here.change, bar.ready.change], prepare, *prepared, **WAITING).success(refresh, *whole, **PRIVATE)
     gr.on([probe.input, above.input], prepare, *prepared, **WAITING).success(
         repaint, inputs, [*light, *heavy], **PRIVATE
@@ -306,7 +292,7 @@ def build(bench: Workbench, bar: Bar, tabs: gr.Tabs) -> Entrance:
         save, inputs, file, concurrency_limit=2, api_visibility="private", show_progress="full",
         show_progress_on=caption,
     ).success(None, js=press)  # fmt: skip
-    return Entrance(probe, here)
+    return probe
 
 
 def _choice(values: Sequence) -> Choice:

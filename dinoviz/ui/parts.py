@@ -37,6 +37,9 @@ WAITING = {**EVERY, "concurrency_limit": None}
 # Of what a double click must not begin twice, and of timers that are quicker than the answer.
 ONCE = {**PRIVATE, "trigger_mode": "once"}
 
+# Captions of a tab without a picture, and of one that is drawn when it is opened.
+EMPTY, DRAWING = "There is nothing to see until a picture is encoded.", "Drawing …"
+
 
 class UploadImage(gr.Image):
     """An image input that hands on the file as it was uploaded; decoding and checking is `open_image`'s work."""
@@ -164,11 +167,21 @@ def told() -> Iterator[None]:
         raise gr.Error("Stopped.", print_exception=False) from None
 
 
-def encoded(bench: Workbench, image: str | None, model: str, resolution: str) -> Look | None:
-    """The look that a control is about, if it is there: a control never runs the network, Encode does."""
+def bar_owner(request: gr.Request) -> Hashable:
+    """Whose the encoding of the picture in the bar is."""
+    return request.session_hash, "bar"
+
+
+def encoded(
+    bench: Workbench, image: str | None, model: str, resolution: str, drawn_for: gr.Request | None = None
+) -> Look | None:
+    """The look, if it is there: a click and a control never run the network, Encode does.
+
+    drawn_for: whose page is drawn once it is encoded, and so need not be told while that is under way.
+    """
     with told():
         look = bench.peek(image, model, resolution)
-    if look is None:
+    if look is None and not (drawn_for and bench.is_busy(bar_owner(drawn_for))):
         gr.Info("This picture is not encoded with this model and resolution: wait for it, or press Encode.")
     return look
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
@@ -17,6 +18,8 @@ from dinoviz import pca, render
 from dinoviz.errors import DinovizError
 from dinoviz.ui.bar import Bar
 from dinoviz.ui.parts import (
+    DRAWING,
+    EMPTY,
     ONCE,
     PRIVATE,
     WAITING,
@@ -39,10 +42,11 @@ RGB, SCORE = "three components as RGB", "foreground evidence"
 COMPONENTS = 10
 MAX_PICTURES = 24
 SCATTER_POINTS = 3000  # more make turning the figure slow
+NOTHING_YET = None, 12, None, None
 
 
-def build(bench: Workbench, bar: Bar) -> None:
-    """Lay out the tab and wire it."""
+def build(bench: Workbench, bar: Bar, here: gr.State) -> None:
+    """Lay out the tab and wire it. here: whether it is open."""
     with gr.Row():
         main = view_image("The same colour, the same kind of patch", "pca-map")
         with gr.Column(min_width=300):
@@ -96,9 +100,11 @@ def build(bench: Workbench, bar: Bar) -> None:
         height="auto", object_fit="contain", visible=False, buttons=["fullscreen"],
     )  # fmt: skip
     file_button, file, press = download("pca-file")
-    seen = gr.State(12)  # the number of layers that the slider was last set for
+    seen = gr.State(NOTHING_YET)  # what is drawn: look, number of its layers, what decides the figures, the rest
+    lacking = gr.State(None)  # which pictures have to be encoded before the joint basis can be drawn
+    tried = gr.State(None)  # the last of these that were: what is missing now is not to be had
+    prepared = gr.State(None)  # changes when they are encoded
 
-    style = [shown, opacity, raw]  # these leave the basis, and so the figures, alone
     options = [layer, shown, red, green, blue, steady, foreground, by_itself, threshold, opacity, raw]
     outputs = [main, joint, scatter, variance, threshold, caption]
     inputs = [*bar.inputs, others, *options]
@@ -130,9 +136,9 @@ def build(bench: Workbench, bar: Bar) -> None:
             the threshold, and what one looks through
         """
         with told():
-            looks, refused = _looks(bench, bench.look, [image, *(others or [])], model, resolution)
-            chosen = layer, shown, red, green, blue, steady, foreground, by_itself, threshold, opacity, raw
-            return _draw(bench, looks, refused, _Choice(*chosen))
+            looks, refused, _ = _looks(bench, bench.look, [image, *(others or [])], model, resolution)
+            choice = _Choice(layer, shown, red, green, blue, steady, foreground, by_itself, threshold, opacity, raw)
+            return _draw(bench, looks, refused, choice)
 
     def download_pca(
         image: str, model: str, resolution: str, others: list[str] | None, layer: int, shown: str, red: str, green: str,
@@ -145,48 +151,60 @@ def build(bench: Workbench, bar: Bar) -> None:
             the zip
         """
         with told():
-            looks, _ = _looks(bench, bench.look, [image, *(others or [])], model, resolution)
-            chosen = layer, shown, red, green, blue, steady, foreground, by_itself, threshold, opacity, raw
-            return _file(bench, looks, _Choice(*chosen))
+            looks, *_ = _looks(bench, bench.look, [image, *(others or [])], model, resolution)
+            choice = _Choice(layer, shown, red, green, blue, steady, foreground, by_itself, threshold, opacity, raw)
+            return _file(bench, looks, choice)
 
-    def encode_others(ready: Hashable, image, model, resolution, others, request: gr.Request) -> Iterator[tuple]:
+    def prepare(lacking: tuple | None, request: gr.Request) -> Iterator[tuple]:
         """Encode the pictures of the joint basis with progress, so that drawing them is instant."""
-        if ready is None or not others:
-            return
         owner = (request.session_hash, "pca")
-        job = bench.start_encode(owner, others, model, resolution, skip_bad=True)  # `refresh` names the bad ones
+        if lacking is None:
+            bench.stop(owner, superseded=True)
+            yield gr.skip(), stop_shown(False), gr.skip(), gr.skip()
+            return
+        others, model, resolution = lacking
+        job = bench.start_encode(owner, others, model, resolution, skip_bad=True)  # drawing names the bad ones
         for sentence in follow(bench, owner, job):
-            yield note(html.escape(sentence), "caption dv-busy"), stop_shown(True)
+            yield note(html.escape(sentence), "caption dv-busy"), stop_shown(True), gr.skip(), gr.skip()
         if job.superseded:
             return
-        said = note("Stopped. Change the pictures to begin again.") if job.stopped else gr.skip()
-        yield said, stop_shown(False)
+        if job.stopped:
+            yield note("Stopped. Change the pictures to begin again."), stop_shown(False), lacking, gr.skip()
+            return
         with told():
             job.result()
+        yield gr.skip(), stop_shown(False), lacking, time.monotonic()
 
-    def refresh(ready: Hashable, seen: int, image, model, resolution, others, layer, *rest):
-        if ready is None:
-            empty = note("There is nothing to see until a picture is encoded.")
-            return gr.skip(), gr.skip(), None, None, None, None, gr.skip(), empty
-        if bench.peek(image, model, resolution) is None:  # the page has gone on to another one
+    def draw_all(
+        here: bool, ready: Hashable, seen: tuple, tried: tuple | None, request: gr.Request, image, model, resolution,
+        others, layer, *rest,
+    ):  # fmt: skip
+        """What the controls say. All of them come here, one after the other: an older answer never comes last."""
+        if not here and seen[0] in (None, ready):
+            return gr.skip()
+        if not here or ready is None:
+            empty = note(EMPTY if here else DRAWING)
+            return (None, seen[1], None, None), None, gr.skip(), None, None, None, None, gr.skip(), empty
+        look = encoded(bench, image, model, resolution, request)
+        if look is None:
             return gr.skip()
         with told():
-            looks, refused = _looks(bench, bench.peek, [image, *(others or [])], model, resolution)
-            layers = looks[0].backbone.layers
-            layer = layer if seen == layers else layers
-            slider = gr.Slider(maximum=layers, value=layer)
-            return layers, slider, *_draw(bench, looks, refused, _Choice(layer, *rest))
-
-    def repaint(image, model, resolution, others, *chosen):
-        if encoded(bench, image, model, resolution) is None:
-            return gr.skip()
-        with told():
-            looks, refused = _looks(bench, bench.peek, [image, *(others or [])], model, resolution)
-            return _draw(bench, looks, refused, _Choice(*chosen))
-
-    def restyle(*values):
-        drawn = repaint(*values)
-        return (drawn[0], drawn[1], drawn[-1]) if isinstance(drawn, tuple) else drawn
+            looks, refused, missing = _looks(bench, bench.peek, [image, *(others or [])], model, resolution)
+            wanted = tuple(others or []), model, resolution
+            if missing and tried != wanted:
+                return gr.skip(), wanted, *[gr.skip()] * 7
+            layers = look.backbone.layers
+            layer = layer if seen[1] == layers else layers
+            choice = _Choice(layer, *rest)
+            now = look.key, layers, (tuple(each.key for each in looks), choice.basis), (refused, choice.style)
+            if now == seen:
+                return gr.skip()
+            slider = gr.skip() if seen[1] == layers else gr.Slider(maximum=layers, value=layer)
+            picture, gallery, *figures, threshold, said = _draw(bench, looks, refused, choice)
+            if now[2] == seen[2]:
+                figures = [gr.skip()] * len(figures)
+            threshold = threshold if choice.by_itself else gr.skip()  # it may be on the move
+            return now, None, slider, picture, gallery, *figures, threshold, said
 
     def show_joint(others: list[str] | None):
         return gr.Gallery(visible=bool(others))
@@ -200,17 +218,13 @@ def build(bench: Workbench, bar: Bar) -> None:
     def stop(request: gr.Request) -> None:
         bench.stop((request.session_hash, "pca"))
 
-    gr.on([bar.ready.change, others.change], encode_others, [bar.ready, *bar.inputs, others], [caption, stop_button],
-          **WAITING).success(
-        refresh, [bar.ready, seen, *inputs], [seen, layer, *outputs], **PRIVATE
-    )  # fmt: skip
+    changes = [part.change for part in (bar.ready, here, others, prepared)]
     gr.on(
-        [option.input for option in options if option not in style], repaint, inputs, outputs, **PRIVATE,
+        [*changes, *(option.input for option in options)], draw_all, [here, bar.ready, seen, tried, *inputs],
+        [seen, lacking, layer, *outputs], **PRIVATE,
     )  # fmt: skip
+    lacking.change(prepare, lacking, [caption, stop_button, tried, prepared], **WAITING)
     api_only().click(show_pca, inputs, outputs, api_name="patch_pca", concurrency_limit=2)
-    gr.on(
-        [option.input for option in style], restyle, inputs, [main, joint, caption], **PRIVATE,
-    )  # fmt: skip
     others.change(show_joint, others, joint, **PRIVATE)
     gr.on([foreground.input, by_itself.input], lock_threshold, [foreground, by_itself], threshold, **PRIVATE)
     keep.click(keep_picture, [bar.image, others], others, **PRIVATE)
@@ -247,7 +261,22 @@ class _Choice:
         return [int(number) - 1 for number in (self.red, self.green, self.blue)]
 
     @property
-    def style(self) -> dict:
+    def basis(self) -> tuple:
+        """What decides the figures."""
+        return self.layer, *self.components, self.steady, *self.cut.values()
+
+    @property
+    def cut(self) -> dict:
+        """What is foreground, for `pca.fit`."""
+        return {"foreground": self.foreground, "threshold": None if self.by_itself else self.threshold}
+
+    @property
+    def style(self) -> tuple:
+        """What decides how the map is shown."""
+        return self.shown, self.opacity, self.raw
+
+    @property
+    def drawing(self) -> dict:
         """For `render.map_picture`."""
         return {"opacity": self.opacity, "raw": self.raw, "colormap": "viridis", "scale": (0, 1)}
 
@@ -258,14 +287,15 @@ def _looks(
     paths: Sequence[str],
     model: str,
     resolution: str,
-) -> tuple[list[Look], list[str]]:
-    """Looks at all pictures that can be looked at, and sentences on those that cannot; the first one must be.
+) -> tuple[list[Look], list[str], list[str]]:
+    """Looks at all pictures that can be looked at, sentences on those that cannot, files that are not encoded.
 
-    look_at: `Workbench.look`, which encodes what is not encoded yet, or `Workbench.peek`, which does not.
+    The first picture must be there. look_at: `Workbench.look`, which encodes what is not encoded yet, or
+    `Workbench.peek`, which does not.
     """
     if len(paths) > MAX_PICTURES:
         raise DinovizError(f"One joint basis takes at most {MAX_PICTURES} pictures, not {len(paths)}.")
-    looks, refused = [look_at(paths[0], model, resolution)], []
+    looks, refused, missing = [look_at(paths[0], model, resolution)], [], []
     for path in paths[1:]:
         try:
             look = look_at(path, model, resolution)
@@ -273,19 +303,18 @@ def _looks(
                 looks.append(look)
             else:
                 refused.append(f"{bench.picture(path).name} is not encoded yet.")
+                missing.append(path)
         except DinovizError as error:
             refused.append(str(error))
-    return looks, refused
+    return looks, refused, missing
 
 
 def _fit(bench: Workbench, looks: list[Look], choice: _Choice) -> pca.PatchPCA:
-    cut = {"foreground": choice.foreground, "threshold": None if choice.by_itself else choice.threshold}
-
     def make() -> pca.PatchPCA:
         features = [look.features for look in looks]
-        return pca.fit(features, components=COMPONENTS, layer=choice.layer - 1, **cut)
+        return pca.fit(features, components=COMPONENTS, layer=choice.layer - 1, **choice.cut)
 
-    return bench.derived(("pca", tuple(look.key for look in looks), choice.layer, *cut.values()), make)
+    return bench.derived(("pca", tuple(look.key for look in looks), choice.layer, *choice.cut.values()), make)
 
 
 def _maps(fitted: pca.PatchPCA, choice: _Choice) -> list[np.ndarray]:
@@ -304,7 +333,7 @@ def _draw(bench: Workbench, looks: list[Look], refused: list[str], choice: _Choi
     """Map of the first picture, gallery of all, scatter, variance, threshold, caption."""
     fitted = _fit(bench, looks, choice)
     pictures = [
-        render.map_picture(look.picture.shown, look.features.grid, values, **choice.style)
+        render.map_picture(look.picture.shown, look.features.grid, values, **choice.drawing)
         for look, values in zip(looks, _maps(fitted, choice), strict=True)
     ]
     folder = get_upload_folder()
@@ -361,7 +390,7 @@ def _file(bench: Workbench, looks: list[Look], choice: _Choice) -> str:
     files, arrays = {}, {"explained": fitted.explained}
     for i, (look, values) in enumerate(zip(looks, _maps(fitted, choice), strict=True)):
         number = f"{i + 1:02d}"
-        picture = render.map_picture(look.picture.image, look.features.grid, values, **choice.style)
+        picture = render.map_picture(look.picture.image, look.features.grid, values, **choice.drawing)
         files[f"{number}-pca.png"] = render.to_png(picture)
         arrays[f"coordinates_{number}"] = fitted.coordinates[i]
         arrays[f"foreground_{number}"] = fitted.foreground[i]

@@ -16,7 +16,19 @@ from dinoviz.evidence import METHODS
 from dinoviz.ui import segment_examples, segment_files, segment_video
 from dinoviz.ui.bar import Bar
 from dinoviz.ui.mark_canvas import MarkCanvas
-from dinoviz.ui.parts import ONCE, PRIVATE, WAITING, file_name, follow, jpeg_file, note, stop_shown, told
+from dinoviz.ui.parts import (
+    DRAWING,
+    EMPTY,
+    ONCE,
+    PRIVATE,
+    WAITING,
+    file_name,
+    follow,
+    jpeg_file,
+    note,
+    stop_shown,
+    told,
+)
 from dinoviz.ui.segment_state import ALL, CLICKED, OVERLAY, VIEWS, Choice, Search
 from dinoviz.ui.segment_views import card, draw, gallery_caption, reference_caption, target_caption
 from dinoviz.ui.target_gallery import TargetGallery
@@ -42,8 +54,8 @@ class Controls:
         return [self.canvas, self.files, self.target, *self.options]
 
 
-def build(bench: Workbench, bar: Bar) -> None:
-    """Lay out the tab and wire it."""
+def build(bench: Workbench, bar: Bar, here: gr.State) -> None:
+    """Lay out the tab and wire it. here: whether it is open."""
     store = Targets(bench)
     with gr.Row():
         with gr.Column(min_width=320):
@@ -75,6 +87,9 @@ def build(bench: Workbench, bar: Bar) -> None:
     controls = Controls(canvas, caption, files, target, options)
     inputs = [*bar.inputs, *controls.inputs]
     arrived = gr.State(None)  # which targets are encoded; its change is the moment to show them
+    question = gr.State(
+        None
+    )  # what is looked for, as it is drawn on the reference: its look, marks, corrections, options
 
     def search_of(image, model, resolution, marks, files, corrections, *chosen) -> Search | None:
         """What the page asks for; None while the picture is not encoded. Raises DinovizError."""
@@ -91,17 +106,19 @@ def build(bench: Workbench, bar: Bar) -> None:
             marking.by_picture(corrections),
         )
 
-    def paint_reference(*values):
+    def draw_reference(here: bool, ready: Hashable, question: tuple | None, *values):
+        """What the controls say. All of them come here, one after the other: an older answer never comes last."""
+        nothing = gr.update(picture="", image="")
+        if not here:
+            gone = question is not None and question[0] != ready
+            return (nothing, note(DRAWING), gr.skip()) if gone else gr.skip()
+        if ready is None:
+            return nothing, note(EMPTY), gr.skip()
         with told():
             search = search_of(*values)
             if search is None:  # it is being encoded, and drawn when that is done
-                return gr.skip(), gr.skip()
-            return _reference(search)
-
-    def refresh(ready: Hashable, *values):
-        if ready is None:
-            return gr.update(picture="", image=""), note("There is nothing to see until a picture is encoded.")
-        return paint_reference(*values)
+                return gr.skip()
+            return *_reference(search), (search.look.key, search.marks, search.corrections, search.choice)
 
     def encode_targets(ready: Hashable, image, model, resolution, files, request: gr.Request) -> Iterator[tuple]:
         """Encode the targets with progress, so that looking for anything in them is instant."""
@@ -184,16 +201,17 @@ def build(bench: Workbench, bar: Bar) -> None:
         return gr.Slider(interactive=not auto)
 
     changes = [canvas.input, target.input, *(option.input for option in options)]
-    bar.ready.change(refresh, [bar.ready, *inputs], [canvas, caption], **PRIVATE)
     gr.on(
         [files.change, bar.ready.change, resume.click], encode_targets, [bar.ready, *bar.inputs, files],
         [progress, progress_row, stop_button, resume, arrived],
         **WAITING,
     )  # fmt: skip
-    painting = {"fn": paint_gallery, "inputs": inputs, "outputs": [gallery, found], **WAITING}
+    gr.on(
+        [bar.ready.change, here.change, *changes], draw_reference, [here, bar.ready, question, *inputs],
+        [canvas, caption, question], **PRIVATE,
+    )  # fmt: skip
     # Behind the reference, and so not more often than that is drawn, however quickly a slider moves.
-    gr.on(changes, paint_reference, inputs, [canvas, caption], **PRIVATE).then(**painting)
-    arrived.change(**painting)
+    gr.on([question.change, arrived.change], paint_gallery, inputs, [gallery, found], **WAITING)
     gr.on(
         [*changes, arrived.change, gallery.select], open_target, [gallery, *inputs], [opened, target, target_note],
         **PRIVATE,

@@ -9,8 +9,8 @@ import gradio as gr
 
 from dinoviz.ui import train_setup, train_watch
 from dinoviz.ui.bar import Bar
-from dinoviz.ui.depth_tab import Entrance
-from dinoviz.ui.parts import EVERY, ONCE, PRIVATE, note, told
+from dinoviz.ui.open_tab import OpenTab
+from dinoviz.ui.parts import ONCE, PRIVATE, note, told
 from dinoviz.ui.train_runs import own, visible
 from dinoviz.ui.workbench import Workbench
 from training import runs
@@ -27,12 +27,11 @@ OFF = (
 
 
 def build(
-    page: gr.Blocks, bench: Workbench, bar: Bar, tabs: gr.Tabs, tab: gr.Tab, notice: gr.HTML, depth: Entrance
+    page: gr.Blocks, bench: Workbench, bar: Bar, open_tab: OpenTab, tab: gr.Tab, notice: gr.HTML, probe: gr.Dropdown
 ) -> Jobs | None:
     """Lay out the tab and wire it. Returns what keeps the processes of runs, for the app to close at its end.
 
-    tab: this one, among tabs. notice: says above all tabs which runs go on. depth: the Depth tab, in
-    which probes are looked through.
+    tab: this one. notice: says above all tabs which runs go on. probe: chooses what the Depth tab is looked through.
     """
     if not bench.settings.train:
         gr.HTML(note(OFF))
@@ -45,7 +44,7 @@ def build(
         with gr.Tab("Set up a run", id="setup"):
             setup = train_setup.build(tab, bench, bar)
         with gr.Tab("Watch", id="watch"):
-            watch = train_watch.build(bench, bar, jobs, token, tabs, depth)
+            watch = train_watch.build(bench, bar, jobs, token, open_tab, probe)
 
     def give_token(token: str) -> str:
         return token or secrets.token_hex(16)
@@ -74,11 +73,10 @@ def build(
                 "",
             )
 
-    def wake(evt: gr.SelectData, token: str):
+    def wake(here: bool, token: str):
         """Look at the runs while the tab is open; one that goes on is what a returning person wants to see."""
-        chosen = evt.value == "Train"
-        goes_on = chosen and any(run.at_work() for run in visible(public, token))
-        return gr.Timer(active=chosen), gr.Tabs(selected="watch") if goes_on else gr.skip()
+        goes_on = here and any(run.at_work() for run in visible(public, token))
+        return gr.Timer(active=here), gr.Tabs(selected="watch") if goes_on else gr.skip()
 
     def say_what_goes_on(token: str) -> str:
         at_work = [run for run in visible(public, token) if run.at_work()]
@@ -90,5 +88,8 @@ def build(
     setup.start.click(start, [token, *setup.inputs], [halves, watch.chosen, watch.seen, setup.name], **ONCE).success(
         watch.refresh, watch.inputs, watch.outputs, **PRIVATE
     )
-    tabs.select(wake, token, [watch.timer, halves], **EVERY).then(watch.refresh, watch.inputs, watch.outputs, **PRIVATE)
+    here = open_tab.here["train"]
+    here.change(wake, [here, token], [watch.timer, halves], **PRIVATE).then(
+        watch.refresh, watch.inputs, watch.outputs, **PRIVATE
+    )
     return jobs

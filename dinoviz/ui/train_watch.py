@@ -14,8 +14,8 @@ from dinoviz.errors import DinovizError
 from dinoviz.models import weights_stamp
 from dinoviz.ui import live_figure, strip, train_after, train_curves
 from dinoviz.ui.bar import Bar, nearest_resolution
-from dinoviz.ui.depth_tab import Entrance
 from dinoviz.ui.live_figure import LiveFigure
+from dinoviz.ui.open_tab import OpenTab
 from dinoviz.ui.parts import ONCE, PRIVATE, LiveDropdown, LiveRadio, note, told
 from dinoviz.ui.strip import Strip
 from dinoviz.ui.train_runs import RESUMABLE, label, last_lines, opened, said, visible
@@ -53,8 +53,10 @@ class _Told:
         return self.seen.get(piece) != signature
 
 
-def build(bench: Workbench, bar: Bar, jobs: Jobs, token: gr.BrowserState, tabs: gr.Tabs, depth: Entrance) -> Watch:
-    """Lay out the tab's second half and wire it. depth: the tab in which probes are looked through."""
+def build(
+    bench: Workbench, bar: Bar, jobs: Jobs, token: gr.BrowserState, open_tab: OpenTab, probe: gr.Dropdown
+) -> Watch:
+    """Lay out the tab's second half and wire it. probe: chooses what the Depth tab is looked through."""
     public = bench.settings.public
     with gr.Row():
         with gr.Column(scale=1, min_width=250):
@@ -175,8 +177,8 @@ def build(bench: Workbench, bar: Bar, jobs: Jobs, token: gr.BrowserState, tabs: 
     gr.on([part.input for part in (chosen, others, smoothing, log, x)], refresh, inputs, outputs, **PRIVATE)
     stop.click(ask_to_stop, [token, chosen], None, **ONCE).then(refresh, inputs, outputs, **PRIVATE)
     resume.click(go_on, [token, chosen], None, **ONCE).then(refresh, inputs, outputs, **PRIVATE)
-    look.click(look_through, [token, chosen], [bar.model, bar.resolution, depth.probe, where], **ONCE).success(
-        lambda tab: (gr.Tabs(selected=tab), tab == "depth", gr.Timer(active=False)), where, [tabs, depth.here, timer],
+    look.click(look_through, [token, chosen], [bar.model, bar.resolution, probe, where], **ONCE).success(
+        open_tab.change_to, where, open_tab.outputs,
         js="tab => { document.getElementById('encode').click(); return tab }", **PRIVATE,
     )  # fmt: skip
     return Watch(chosen, seen, timer, refresh, inputs, outputs)

@@ -295,12 +295,18 @@ class Workbench:
 
         return self.start(owner, ("encode", *paths, model, resolution), work)
 
-    def stop(self, owner: Hashable) -> None:
-        """Ask the owner's job to end, if there is one."""
+    def stop(self, owner: Hashable, *, superseded: bool = False) -> None:
+        """Ask the owner's job to end, if there is one. superseded: since nobody waits for it any more."""
         with self._jobs_lock:
             job = self._jobs.get(owner)
         if job:
+            job.superseded = job.superseded or superseded
             job.stop()
+
+    def is_busy(self, owner: Hashable) -> bool:
+        """Whether the owner's job is under way."""
+        with self._jobs_lock:
+            return owner in self._jobs
 
     def finish(self, owner: Hashable, job: Job) -> None:
         """Forget a job that is done or left."""
