@@ -33,7 +33,7 @@ def build(settings: Settings) -> gr.Blocks:
         notice = gr.HTML("", elem_id="going-on", padding=False)
         with gr.Tabs() as tabs:
             parts = {tab: gr.Tab(title, id=tab) for tab, title in open_tab.TABS.items()}
-        which = open_tab.build(tabs)
+        which = open_tab.build(shared, tabs)
         with parts["attention"]:
             attention_tab.build(bench, shared, which.here["attention"])
         with parts["pca"]:

@@ -29,12 +29,15 @@ class Bar:
     """The parts of the bar that the tabs read and listen to.
 
     ready: the key of the look that is encoded, or None; its change is the moment for the tabs to draw.
+    unseen: where the states of all tabs are. In a tab that was not opened yet, gradio takes the first answer that comes
+    by a state for its change, even where it is left as it was.
     """
 
     image: gr.Image
     model: gr.Dropdown
     resolution: gr.Dropdown
     ready: gr.State
+    unseen: gr.Column
 
     @property
     def inputs(self) -> list:
@@ -104,7 +107,8 @@ def build(page: gr.Blocks, bench: Workbench) -> Bar:
             with gr.Row():
                 encode_button = gr.Button("Encode", size="sm", elem_id="encode")
                 stop_button = gr.Button("Stop", size="sm", elem_id="stop", interactive=False)
-    ready = gr.State(None)
+    with gr.Column(elem_classes="dv-hidden") as unseen:
+        ready = gr.State(None)
 
     def encode(image: str | None, model: str, resolution: str, request: gr.Request) -> Iterator[tuple]:
         """Run a model over a picture once; every view of it is instant afterwards.
@@ -141,7 +145,7 @@ def build(page: gr.Blocks, bench: Workbench) -> Bar:
     upload.upload(preview, upload, upload, **PRIVATE)
     upload.clear(clear, None, [status, ready], **PRIVATE)
     stop_button.click(stop, queue=False, **ONCE)
-    return Bar(upload, model, resolution, ready)
+    return Bar(upload, model, resolution, ready, unseen)
 
 
 def _encode(bench: Workbench, owner: tuple, image: str | None, model: str, resolution: str) -> Iterator[tuple]:

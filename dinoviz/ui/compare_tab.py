@@ -126,10 +126,11 @@ def build(bench: Workbench, bar: Bar, here: gr.State) -> None:
         note("How well each tells held-out crops of the built-in demo: minutes for a small model on a CPU."),
         label="k-NN", elem_id="compare-knn-table",
     )  # fmt: skip
-    troubles = gr.State({})  # why a side cannot be looked through, in a sentence, by what was asked
-    seen = gr.State(None)  # what is drawn: what was asked for, and the looks or why there is none
-    lacking = gr.State(None)  # what was asked for and has to be encoded first
-    prepared = gr.State(None)  # changes when that was tried
+    with bar.unseen:
+        troubles = gr.State({})  # why a side cannot be looked through, in a sentence, by what was asked
+        seen = gr.State(None)  # what is drawn: what was asked for, and the looks or why there is none
+        lacking = gr.State(None)  # what was asked for and has to be encoded first
+        prepared = gr.State(None)  # changes when that was tried
     api_marks = gr.Textbox("[]", label="marks", visible=False)
 
     asked = [bar.image, model_a, resolution_a, model_b, resolution_b]

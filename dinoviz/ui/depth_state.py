@@ -56,6 +56,11 @@ class Choice:
         if self.focal < 0:
             raise DinovizError(f"The focal length is in pixels of the picture, 0 for unknown, not {self.focal:g}.")
 
+    @property
+    def heavy(self) -> Choice:
+        """The same, whatever is shown in whichever colours: what decides points, limits and notes."""
+        return replace(self, shown=DEPTH, colours="viridis", opacity=1.0)
+
 
 @dataclass(frozen=True)
 class Unit:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import html
+import math
+import time
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 
 import gradio as gr
 from PIL import Image
@@ -17,7 +18,10 @@ from dinoviz.ui import depth_probes, depth_views, live_figure
 from dinoviz.ui.bar import Bar
 from dinoviz.ui.depth_state import DEPTH, SHOWN, Choice, Scene, parse_points
 from dinoviz.ui.live_figure import LiveFigure
+from dinoviz.ui.overlap import Overlap
 from dinoviz.ui.parts import (
+    DRAWING,
+    EMPTY,
     EVERY,
     ONCE,
     PRIVATE,
@@ -36,12 +40,12 @@ from dinoviz.ui.parts import (
 from dinoviz.ui.workbench import Look, Workbench
 
 STEP = 0.05  # of near and far, in metres or in times the median
-EMPTY = "There is nothing to see until a picture is encoded."
 AS_BEFORE = "What is drawn is what was told before."
 
 
 def build(bench: Workbench, bar: Bar, here: gr.State) -> gr.Dropdown:
     """Lay out the tab and wire it. here: whether it is open. Returns what chooses the probe."""
+    overlap = Overlap()
     notice = gr.HTML("", label="notice", elem_id="depth-notice", padding=False)
     with gr.Row():
         view = view_image("How far away: click for a distance, and again for a length", "depth-map")
@@ -97,8 +101,13 @@ def build(bench: Workbench, bar: Bar, here: gr.State) -> gr.Dropdown:
             measured = view_image("", "depth-measured", height=300)
             measured_note = gr.HTML("", label="measured", elem_id="depth-measured-note", padding=False)
     file_button, file, press = download("depth-file", "Download: 16-bit PNG, .npy, .ply, coloured PNG")
-    last = gr.State(0)  # the focal length that was drawn
-    points = gr.State(("", []))  # the picture that was clicked on, and where
+    with bar.unseen:
+        seen = gr.State(Seen())  # what is drawn
+        lacking = gr.State(None)  # the pass of a network that must be run before this can be drawn
+        tried = gr.State(None)  # the one that was stopped or failed last
+        prepared = gr.State(None)  # changes when a pass was run, and when one is asked for anew
+        again = gr.State(None)  # changes when the tab has to be drawn once more, see `Overlap`
+        points = gr.State(("", []))  # the picture that was clicked on, and where
 
     style = [shown, colours, opacity]
     options = [*style, raw, sharp, by_itself, near, far, focal, anyway, above]
@@ -166,124 +175,108 @@ def build(bench: Workbench, bar: Bar, here: gr.State) -> gr.Dropdown:
                 return gr.skip()
             return depth_views.file(_scene(bench, look, image, probe, _choice(values)))
 
-    def prepare(here: bool, image, model, resolution, probe: str | None, above, request: gr.Request) -> Iterator[tuple]:
+    def prepare(lacking: Hashable, image, model, resolution, probe, above, request: gr.Request) -> Iterator[tuple]:
         """Run what has to run over the picture, once and with progress; every control is instant afterwards."""
-        look = bench.peek(image, model, resolution) if here and image else None
-        probe = look and _chosen(bench, look, probe)
-        with told():
-            if not probe or depth_probes.is_ready(bench, look, probe, above):
-                return
         owner = (request.session_hash, "depth")
-        job = bench.start(
-            owner,
-            depth_probes.key(look, probe, above),
-            lambda job: depth_probes.read(bench, look, probe, above, job),
-        )
+        look = bench.peek(image, model, resolution) if lacking else None
+        if look is None or not probe or lacking != depth_probes.key(look, probe, above):
+            bench.stop(owner, superseded=True)
+            yield gr.skip(), stop_shown(False), gr.skip(), gr.skip()
+            return
+        job = bench.start(owner, lacking, lambda job: depth_probes.read(bench, look, probe, above, job))
         for sentence in follow(bench, owner, job):
-            yield note(html.escape(sentence), "caption dv-busy"), stop_shown(True)
+            yield note(html.escape(sentence), "caption dv-busy"), stop_shown(True), gr.skip(), gr.skip()
         if job.superseded:
             return
-        said = gr.skip()
         try:
             job.result()
+            yield gr.skip(), stop_shown(False), None, time.monotonic()
         except Stopped:
             said = note(f"Stopped. Choose again what tells depth. {AS_BEFORE}")
+            yield said, stop_shown(False), lacking, gr.skip()
         except DinovizError as error:
             said = note(f"{html.escape(str(error))} {AS_BEFORE}", "caption dv-error")
-        yield said, stop_shown(False)
+            yield said, stop_shown(False), lacking, gr.skip()
 
-    def refresh(here: bool, ready: Hashable, image, model, resolution, points, probe, *values):
-        """Everything, for another picture or another model: what is on offer may be something else."""
-        if not here:
+    def ask_anew() -> tuple:
+        """A pass that was stopped or failed is run again when it is chosen again."""
+        return None, None, time.monotonic()
+
+    def draw_all(
+        here: bool, ready: Hashable, seen: Seen, tried: Hashable, request: gr.Request, image, model, resolution,
+        points, probe, *values,
+    ):  # fmt: skip
+        """What the controls say. All but clicks come here, one after the other: an older answer never comes last."""
+        if not here and seen.look in (None, ready):
             return gr.skip()
-        if ready is None:
-            return (gr.skip(), gr.skip(), *_nothing(EMPTY))
-        look = bench.peek(image, model, resolution)
-        if look is None:  # the page has gone on to another one
+        if not here or ready is None:
+            why = EMPTY if here else DRAWING
+            return Seen(limits=seen.limits), None, *[gr.skip()] * 4, *_nothing(note(why))
+        look = encoded(bench, image, model, resolution, request)
+        if look is None:
             return gr.skip()
-        choices, probe = depth_probes.offers(bench, look), _chosen(bench, look, probe)
-        if probe is None:
-            return (gr.update(choices=choices, value=None), points, *_nothing(depth_probes.none_here(look)))
-        if not _ready(bench, look, probe, values):  # stopped or failed, which is said
-            return gr.update(choices=choices, value=probe), *[gr.skip()] * (len(everything) - 1)
-        points = points if points[0] == look.picture.digest else (look.picture.digest, [])
-        with told():
+        offers, fresh = gr.skip(), look.key != seen.look
+        with told(), overlap.controls(request.session_hash) as once_more:
+            if fresh or not probe:  # what is on offer may be something else
+                probe = _chosen(bench, look, probe)
+                offers = gr.update(choices=depth_probes.offers(bench, look), value=probe)
+            if probe is None:
+                none_here = note(depth_probes.none_here(look))
+                return Seen(limits=seen.limits), None, offers, *[gr.skip()] * 3, *_nothing(none_here)
+            asked = _choice(values)
+            choice = narrowed(asked, seen)
+            whole = gr.skip() if choice.by_itself == asked.by_itself else False
+            if not depth_probes.is_ready(bench, look, probe, choice.above):
+                key = depth_probes.key(look, probe, choice.above)
+                return gr.skip(), gr.skip() if key == tried else key, offers, *[gr.skip()] * 16
+            where, kept = _here(points, look), gr.skip()
+            if points[0] != look.picture.digest:
+                kept = look.picture.digest, []
+            scene = _scene(bench, look, image, probe, choice)
+            now = Seen(look.key, (probe, choice.heavy), (choice, where), _sliders(scene))
+            if now == seen:
+                return gr.skip()
             # A focal length belongs to a picture; it is kept for the next one of its size, most often of that camera.
-            scene = _scene(bench, look, image, probe, _choice(values))
-            return gr.update(choices=choices, value=probe), points, *_light(scene, points[1]), *_heavy(scene)
+            heavy = [gr.skip()] * 8 if not fresh and now.heavy == seen.heavy else _heavy(scene, (asked.near, asked.far))
+            return now, None, offers, kept, whole, once_more(), *_light(scene, where), *heavy
 
-    def repaint(image, model, resolution, points, probe, *values):
-        look = bench.peek(image, model, resolution)
-        if not _ready(bench, look, probe, values):
+    def click_point(event: gr.SelectData, request: gr.Request, seen: Seen, image, model, resolution, *rest):
+        look = encoded(bench, image, model, resolution)
+        if look is None:
             return gr.skip()
-        with told():
-            scene = _scene(bench, look, image, probe, _choice(values))
-            return *_light(scene, _here(points, look)), *_heavy(scene)
+        point = [round(float(value), 1) for value in picture_point(look, event.index)]
+        return answer(request.session_hash, seen, look, image, point, *rest)
 
-    def refocus(last: float, focal: float, *rest):
-        """A field that is left as it was changes nothing, and must not come in the way of a click."""
-        if (focal or 0) == last:
-            return gr.skip()
-        drawn = repaint(*rest)
-        return (focal or 0, *drawn) if isinstance(drawn, tuple) else drawn
+    def clear_points(request: gr.Request, seen: Seen, image, model, resolution, *rest):
+        look = encoded(bench, image, model, resolution)
+        return gr.skip() if look is None else answer(request.session_hash, seen, look, image, None, *rest)
 
-    def narrow(moved: gr.Slider, *values):
-        """Near or far was moved: both count from now on, and the one that is in the way is pushed on."""
-        at = {part: inputs.index(part) for part in (by_itself, near, far)}
-        values = list(values)
-        values[at[by_itself]] = False
-        if values[at[near]] > values[at[far]] - STEP:
-            other = far if moved is near else near
-            values[at[other]] = max(values[at[moved]] + (STEP if moved is near else -STEP), 0)
-        drawn = repaint(*values)
-        return (False, *drawn) if isinstance(drawn, tuple) else drawn
-
-    def restyle(image, model, resolution, points, probe, *values):
-        look = bench.peek(image, model, resolution)
-        if not _ready(bench, look, probe, values):
-            return gr.skip()
-        with told():
-            return _light(_scene(bench, look, image, probe, _choice(values)), _here(points, look))
-
-    def click_point(event: gr.SelectData, image, model, resolution, points, probe, *values):
-        look = bench.peek(image, model, resolution)
+    def answer(session: str, seen: Seen, look: Look, image: str, point: list | None, points, probe, *values):
+        """What a click says: the points, the picture with them, what is measured. Without a point there are none."""
         if not _ready(bench, look, probe, values):
             return gr.skip()
         where = _here(points, look)
-        where = [*(where if len(where) == 1 else []), [round(float(v), 1) for v in picture_point(look, event.index)]]
-        with told():
-            scene = _scene(bench, look, image, probe, _choice(values))
-            drawn = depth_views.draw(scene, where)
-            return (look.picture.digest, where), drawn, note(depth_views.readout(scene, where))
-
-    def clear_points(image, model, resolution, points, probe, *values):
-        look = bench.peek(image, model, resolution)
-        if not _ready(bench, look, probe, values):
-            return gr.skip()
-        with told():
-            scene = _scene(bench, look, image, probe, _choice(values))
-            return ("", []), depth_views.draw(scene), note(depth_views.readout(scene, []))
+        where = [] if point is None else [*(where if len(where) == 1 else []), point]
+        with told(), overlap.click(session) as once_more:
+            scene = _scene(bench, look, image, probe, narrowed(_choice(values), seen))
+            readout = note(depth_views.readout(scene, where))
+            points = look.picture.digest, where
+            return points, replace(seen, light=None), once_more(), depth_views.draw(scene, where), readout
 
     def stop(request: gr.Request) -> None:
         bench.stop((request.session_hash, "depth"))
 
-    everything = [probe, points, *light, *heavy]
-    prepared = [here, *bar.inputs, probe, above], [caption, stop_button]
-    whole = [here, bar.ready, *inputs], everything
-    gr.on([here.change, bar.ready.change], prepare, *prepared, **WAITING).success(refresh, *whole, **PRIVATE)
-    gr.on([probe.input, above.input], prepare, *prepared, **WAITING).success(
-        repaint, inputs, [*light, *heavy], **PRIVATE
-    )
+    changes = [part.change for part in (bar.ready, here, prepared, again)]
+    changes += [part.input for part in (*style, raw, sharp, by_itself, near, far, anyway)]
     gr.on(
-        [part.input for part in (raw, sharp, by_itself, anyway)],
-        repaint, inputs, [*light, *heavy], **PRIVATE,
+        [*changes, focal.submit, focal.blur], draw_all, [here, bar.ready, seen, tried, *inputs],
+        [seen, lacking, probe, points, by_itself, again, *light, *heavy], **PRIVATE,
     )  # fmt: skip
-    gr.on([focal.submit, focal.blur], refocus, [last, focal, *inputs], [last, *light, *heavy], **PRIVATE)
-    for limit in (near, far):
-        limit.input(partial(narrow, limit), inputs, [by_itself, *light, *heavy], **PRIVATE)
-    gr.on([part.input for part in style], restyle, inputs, light, **PRIVATE)
-    view.select(click_point, inputs, [points, view, readout], **EVERY)
-    clear.click(clear_points, inputs, [points, view, readout], **PRIVATE)
+    lacking.change(prepare, [lacking, *bar.inputs, probe, above], [caption, stop_button, tried, prepared], **WAITING)
+    gr.on([probe.input, above.input], ask_anew, None, [lacking, tried, prepared], **PRIVATE)
+    measuring = [seen, *inputs], [points, seen, again, view, readout]
+    view.select(click_point, *measuring, **EVERY)
+    clear.click(clear_points, *measuring, **EVERY)
     stop_button.click(stop, queue=False, **ONCE)
     typed = [*bar.inputs, marks, probe, *options]
     api_only().click(show_depth, typed, [view, caption, readout], api_name="depth", concurrency_limit=2)
@@ -293,6 +286,29 @@ def build(bench: Workbench, bar: Bar, here: gr.State) -> gr.Dropdown:
         show_progress_on=caption,
     ).success(None, js=press)  # fmt: skip
     return probe
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is drawn. look: its key. heavy, light: what decides how. limits: what near and far were set to.
+
+    light is None after a click, which draws by itself.
+    """
+
+    look: Hashable = None
+    heavy: Hashable = None
+    light: Hashable = None
+    limits: tuple[float, float] = (0, 10)
+
+
+def narrowed(choice: Choice, seen: Seen) -> Choice:
+    """The choice, where near and far count once one was moved; the one that is in the way is pushed on."""
+    near, far = choice.near, choice.far
+    if (near, far) == seen.limits:
+        return choice
+    if near > far - STEP:
+        near, far = (near, near + STEP) if near != seen.limits[0] else (max(far - STEP, 0), far)
+    return replace(choice, by_itself=False, near=near, far=far)
 
 
 def _choice(values: Sequence) -> Choice:
@@ -350,9 +366,13 @@ def _light(scene: Scene, points: list) -> tuple:
     )
 
 
-def _heavy(scene: Scene) -> tuple:
+def _heavy(scene: Scene, given: tuple[float, float]) -> tuple:
+    """given: what near and far say by now; a slider that is on the move is left alone."""
     count, figure = depth_views.cloud(scene)
-    near, far = scene.limits
+    sliders = [
+        gr.update(label=f"{name} ({scene.unit.name})", maximum=scene.farthest, **({"value": to} if to != now else {}))
+        for name, now, to in zip(("Near", "Far"), given, _sliders(scene), strict=True)
+    ]
     notice = depth_views.notice(scene)
     return (
         live_figure.drawn("In space: turn it, zoom with the wheel", figure, "the picture as points in space"),
@@ -361,9 +381,16 @@ def _heavy(scene: Scene) -> tuple:
         "" if scene.measured is None else note(depth_views.measured_note(scene)),
         note(notice, "warning") if notice else "",
         gr.Checkbox(visible=scene.unfamiliar),
-        gr.Slider(value=round(near, 2), label=f"Near ({scene.unit.name})", maximum=scene.farthest),
-        gr.Slider(value=round(far, 2), label=f"Far ({scene.unit.name})", maximum=scene.farthest),
+        *sliders,
     )
+
+
+def _sliders(scene: Scene) -> tuple[float, float]:
+    """What the two say: the limits, those of the picture itself on the sliders' steps around it."""
+    near, far = scene.limits
+    if scene.choice.by_itself:
+        near, far = math.floor(near / STEP) * STEP, math.ceil(far / STEP) * STEP
+    return round(near, 2), round(far, 2)
 
 
 def _nothing(why: str) -> tuple:
@@ -372,7 +399,7 @@ def _nothing(why: str) -> tuple:
     hidden = gr.Column(elem_classes="dv-hidden")
     return (
         None,
-        note(why),
+        why,
         "",
         figure,
         None,

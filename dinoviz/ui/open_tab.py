@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import gradio as gr
 
+from dinoviz.ui.bar import Bar
 from dinoviz.ui.parts import EVERY
 
 TABS = {
@@ -36,9 +37,10 @@ class OpenTab:
         return gr.Tabs(selected=tab), *[tab == each for each in self.here]
 
 
-def build(tabs: gr.Tabs) -> OpenTab:
+def build(bar: Bar, tabs: gr.Tabs) -> OpenTab:
     """Follow which tab is open, beginning with the first."""
-    open_tab = OpenTab(tabs, {tab: gr.State(tab == FIRST) for tab in TABS})
+    with bar.unseen:
+        open_tab = OpenTab(tabs, {tab: gr.State(tab == FIRST) for tab in TABS})
 
     def follow(event: gr.SelectData) -> list[bool]:
         return [event.value == title for title in TABS.values()]

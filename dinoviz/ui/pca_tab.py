@@ -100,10 +100,11 @@ def build(bench: Workbench, bar: Bar, here: gr.State) -> None:
         height="auto", object_fit="contain", visible=False, buttons=["fullscreen"],
     )  # fmt: skip
     file_button, file, press = download("pca-file")
-    seen = gr.State(NOTHING_YET)  # what is drawn: look, number of its layers, what decides the figures, the rest
-    lacking = gr.State(None)  # which pictures have to be encoded before the joint basis can be drawn
-    tried = gr.State(None)  # the last of these that were: what is missing now is not to be had
-    prepared = gr.State(None)  # changes when they are encoded
+    with bar.unseen:
+        seen = gr.State(NOTHING_YET)  # what is drawn: look, number of its layers, what decides the figures, the rest
+        lacking = gr.State(None)  # which pictures have to be encoded before the joint basis can be drawn
+        tried = gr.State(None)  # the last of these that were: what is missing now is not to be had
+        prepared = gr.State(None)  # changes when they are encoded
 
     options = [layer, shown, red, green, blue, steady, foreground, by_itself, threshold, opacity, raw]
     outputs = [main, joint, scatter, variance, threshold, caption]

@@ -86,10 +86,9 @@ def build(bench: Workbench, bar: Bar, here: gr.State) -> None:
                 segment_video.build(bench, bar, store, canvas, options)
     controls = Controls(canvas, caption, files, target, options)
     inputs = [*bar.inputs, *controls.inputs]
-    arrived = gr.State(None)  # which targets are encoded; its change is the moment to show them
-    question = gr.State(
-        None
-    )  # what is looked for, as it is drawn on the reference: its look, marks, corrections, options
+    with bar.unseen:
+        arrived = gr.State(None)  # which targets are encoded; its change is the moment to show them
+        question = gr.State(None)  # what is looked for, as it is drawn: look, marks, corrections, options
 
     def search_of(image, model, resolution, marks, files, corrections, *chosen) -> Search | None:
         """What the page asks for; None while the picture is not encoded. Raises DinovizError."""
@@ -120,13 +119,17 @@ def build(bench: Workbench, bar: Bar, here: gr.State) -> None:
                 return gr.skip()
             return *_reference(search), (search.look.key, search.marks, search.corrections, search.choice)
 
-    def encode_targets(ready: Hashable, image, model, resolution, files, request: gr.Request) -> Iterator[tuple]:
+    def encode_targets(
+        ready: Hashable, arrived: tuple | None, image, model, resolution, files, request: gr.Request
+    ) -> Iterator[tuple]:
         """Encode the targets with progress, so that looking for anything in them is instant."""
         if ready is None:
             return
         owner = (request.session_hash, "targets")
         with told():
             paths = checked(files)
+        if not paths and not (arrived and arrived[1]):
+            return
 
         def state() -> tuple:
             return ready, tuple(paths), tuple(path for path in paths if store.peek(path, model, resolution))
@@ -202,7 +205,8 @@ def build(bench: Workbench, bar: Bar, here: gr.State) -> None:
 
     changes = [canvas.input, target.input, *(option.input for option in options)]
     gr.on(
-        [files.change, bar.ready.change, resume.click], encode_targets, [bar.ready, *bar.inputs, files],
+        [files.change, bar.ready.change, resume.click], encode_targets,
+        [bar.ready, arrived, *bar.inputs, files],
         [progress, progress_row, stop_button, resume, arrived],
         **WAITING,
     )  # fmt: skip

@@ -80,7 +80,8 @@ def build(
     legend = gr.HTML("", label="legend", elem_id="train-legend", padding=False)
     with gr.Row(elem_classes="dv-curves"):
         panels = [LiveFigure(elem_id=f"train-panel-{i}", min_width=300) for i in range(PANELS)]
-    ripe = gr.State("")  # which network the chosen run has
+    with bar.unseen:
+        ripe = gr.State("")  # which network the chosen run has
     train_after.build(bench, bar, chosen, ripe, token)
     with gr.Accordion("Card of the run: data, settings, figures", open=False, elem_id="train-card-part"):
         about = gr.Markdown("", elem_id="train-card")
