@@ -223,13 +223,13 @@ def build(bench: Workbench, bar: Bar, here: gr.State) -> gr.Dropdown:
             if probe is None:
                 none_here = note(depth_probes.none_here(look))
                 return Seen(limits=seen.limits), None, offers, *[gr.skip()] * 3, *_nothing(none_here)
-            asked = _choice(values)
-            choice = narrowed(asked, seen)
-            whole = gr.skip() if choice.by_itself == asked.by_itself else False
+            choice = _choice(values, seen.limits)
             if not depth_probes.is_ready(bench, look, probe, choice.above):
                 key = depth_probes.key(look, probe, choice.above)
-                return gr.skip(), gr.skip() if key == tried else key, offers, *[gr.skip()] * 16
+                return replace(seen, light=None), gr.skip() if key == tried else key, offers, *[gr.skip()] * 16
             where, kept = _here(points, look), gr.skip()
+            *_, whole, near, far, _, _, _ = values
+            whole = gr.skip() if choice.by_itself == whole else choice.by_itself
             if points[0] != look.picture.digest:
                 kept = look.picture.digest, []
             scene = _scene(bench, look, image, probe, choice)
@@ -237,7 +237,7 @@ def build(bench: Workbench, bar: Bar, here: gr.State) -> gr.Dropdown:
             if now == seen:
                 return gr.skip()
             # A focal length belongs to a picture; it is kept for the next one of its size, most often of that camera.
-            heavy = [gr.skip()] * 8 if not fresh and now.heavy == seen.heavy else _heavy(scene, (asked.near, asked.far))
+            heavy = [gr.skip()] * 8 if not fresh and now.heavy == seen.heavy else _heavy(scene, (near, far))
             return now, None, offers, kept, whole, once_more(), *_light(scene, where), *heavy
 
     def click_point(event: gr.SelectData, request: gr.Request, seen: Seen, image, model, resolution, *rest):
@@ -258,7 +258,7 @@ def build(bench: Workbench, bar: Bar, here: gr.State) -> gr.Dropdown:
         where = _here(points, look)
         where = [] if point is None else [*(where if len(where) == 1 else []), point]
         with told(), overlap.click(session) as once_more:
-            scene = _scene(bench, look, image, probe, narrowed(_choice(values), seen))
+            scene = _scene(bench, look, image, probe, _choice(values, seen.limits))
             readout = note(depth_views.readout(scene, where))
             points = look.picture.digest, where
             return points, replace(seen, light=None), once_more(), depth_views.draw(scene, where), readout
@@ -292,7 +292,7 @@ def build(bench: Workbench, bar: Bar, here: gr.State) -> gr.Dropdown:
 class Seen:
     """What is drawn. look: its key. heavy, light: what decides how. limits: what near and far were set to.
 
-    light is None after a click, which draws by itself.
+    light is None where something else than `draw_all` wrote since: a click, or what says how far a pass is.
     """
 
     look: Hashable = None
@@ -301,19 +301,14 @@ class Seen:
     limits: tuple[float, float] = (0, 10)
 
 
-def narrowed(choice: Choice, seen: Seen) -> Choice:
-    """The choice, where near and far count once one was moved; the one that is in the way is pushed on."""
-    near, far = choice.near, choice.far
-    if (near, far) == seen.limits:
-        return choice
-    if near > far - STEP:
-        near, far = (near, near + STEP) if near != seen.limits[0] else (max(far - STEP, 0), far)
-    return replace(choice, by_itself=False, near=near, far=far)
-
-
-def _choice(values: Sequence) -> Choice:
-    *rest, focal, anyway, above = values
-    return Choice(*rest, focal or 0, anyway, above)
+def _choice(values: Sequence, limits: tuple[float, float] | None = None) -> Choice:
+    """What the controls say. Near and far count once one was moved from the limits that they were set to."""
+    *style, by_itself, near, far, focal, anyway, above = values
+    if limits not in (None, (near, far)):
+        by_itself = False
+        if near > far - STEP:  # the one that is in the way is pushed on
+            near, far = (near, near + STEP) if near != limits[0] else (max(far - STEP, 0), far)
+    return Choice(*style, by_itself, near, far, focal or 0, anyway, above)
 
 
 def _here(points: tuple[str, list], look: Look) -> list:

@@ -193,7 +193,7 @@ def build(bench: Workbench, bar: Bar, here: gr.State) -> None:
             looks, refused, missing = _looks(bench, bench.peek, [image, *(others or [])], model, resolution)
             wanted = tuple(others or []), model, resolution
             if missing and tried != wanted:
-                return gr.skip(), wanted, *[gr.skip()] * 7
+                return (*seen[:3], None), wanted, *[gr.skip()] * 7  # the caption will say how far that is
             layers = look.backbone.layers
             layer = layer if seen[1] == layers else layers
             choice = _Choice(layer, *rest)
