@@ -8,6 +8,13 @@ import pytest
 from dinoviz.ui import build
 from dinoviz.ui.workbench import Settings, Workbench
 
+DRAWN = (
+    "attention-photo", "attention-map", "attention-heads", "attention-figure", "pca-map", "pca-scatter", "pca-variance",
+    "pca-joint", "segment-reference", "segment-target", "depth-map", "depth-cloud", "depth-histogram", "compare-a",
+    "compare-b", "compare-slider",
+)  # fmt: skip
+CLICKS = {"select", "click", "change"}  # change: of the field that the arrow keys write to
+
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
@@ -45,3 +52,35 @@ def test_what_is_asked_while_an_answer_is_under_way_is_not_forgotten(config):
     assert forgetful
     assert {event for d in forgetful for _, event in d["targets"]} <= {"click", "tick", "load"}
     assert not [d["api_name"] for d in forgetful if d["trigger_after"] is not None]
+
+
+def test_what_is_seen_is_drawn_by_one_handler(config):
+    """Of two that answer at the same time the older one may come last."""
+    seen = {
+        component["id"]: component["props"].get("elem_id")
+        for component in config["components"]
+        if component["props"].get("elem_id") in DRAWN
+    }
+    assert sorted(seen.values()) == sorted(DRAWN)
+    for number, name in seen.items():
+        writers = [d for d in config["dependencies"] if number in d["outputs"] and d["api_visibility"] == "private"]
+        assert len([d for d in writers if d["trigger_mode"] == "always_last"]) == 1, name
+        # The others answer a click, each for itself, and have the tab drawn once more where that may be needed.
+        assert {event for d in writers if d["trigger_mode"] == "multiple" for _, event in d["targets"]} <= CLICKS, name
+
+
+def test_a_state_that_is_listened_to_is_in_no_tab(config):
+    """In a tab that was not opened yet, the first answer counts as a change: handlers would run that nobody called."""
+    types = {component["id"]: component["type"] for component in config["components"]}
+    listened = {target for d in config["dependencies"] for target, event in d["targets"] if event == "change"}
+
+    def below(node, in_tab: bool):
+        in_tab = in_tab or types[node["id"]] == "tabitem"
+        if in_tab and types[node["id"]] == "state":
+            yield node["id"]
+        for child in node.get("children", ()):
+            yield from below(child, in_tab)
+
+    found = {state for top in config["layout"]["children"] for state in below(top, False)}
+    assert found, "states that nobody listens to may be anywhere"
+    assert not found & listened

@@ -248,7 +248,7 @@ def build(bench: Workbench, bar: Bar, here: gr.State) -> None:
         return _register_sibling(model) or model
 
     inputs = bar.inputs + options
-    changes = [part.change for part in (bar.ready, here, again, prepared)]
+    changes = [part.change for part in (bar.ended, here, again, prepared)]
     changes += [layer.input, shown.input, query.submit, colormap.input, opacity.input, raw.input, mass.input]
     gr.on(
         changes, draw_all, [here, bar.ready, seen, *inputs],

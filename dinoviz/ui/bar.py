@@ -28,7 +28,8 @@ SHOWN_BY_BROWSERS = (".png", ".jpg", ".jpeg", ".jfif", ".gif", ".webp", ".avif",
 class Bar:
     """The parts of the bar that the tabs read and listen to.
 
-    ready: the key of the look that is encoded, or None; its change is the moment for the tabs to draw.
+    ready: the key of the look that is encoded, or None. ended: changes with each encode that ended, which is the moment
+    for the tabs to draw: the same picture from another file has the same key.
     unseen: where the states of all tabs are. In a tab that was not opened yet, gradio takes the first answer that comes
     by a state for its change, even where it is left as it was.
     """
@@ -37,6 +38,7 @@ class Bar:
     model: gr.Dropdown
     resolution: gr.Dropdown
     ready: gr.State
+    ended: gr.State
     unseen: gr.Column
 
     @property
@@ -108,7 +110,7 @@ def build(page: gr.Blocks, bench: Workbench) -> Bar:
                 encode_button = gr.Button("Encode", size="sm", elem_id="encode")
                 stop_button = gr.Button("Stop", size="sm", elem_id="stop", interactive=False)
     with gr.Column(elem_classes="dv-hidden") as unseen:
-        ready = gr.State(None)
+        ready, ended = gr.State(None), gr.State(None)
 
     def encode(image: str | None, model: str, resolution: str, request: gr.Request) -> Iterator[tuple]:
         """Run a model over a picture once; every view of it is instant afterwards.
@@ -127,7 +129,7 @@ def build(page: gr.Blocks, bench: Workbench) -> Bar:
 
     def clear(request: gr.Request) -> tuple:
         bench.stop(bar_owner(request))
-        return note("Give it a picture: drop one, paste one, or click an example.", "status"), None
+        return note("Give it a picture: drop one, paste one, or click an example.", "status"), None, time.monotonic()
 
     def stop(request: gr.Request) -> None:
         bench.stop(bar_owner(request))
@@ -136,41 +138,46 @@ def build(page: gr.Blocks, bench: Workbench) -> Bar:
         [page.load, upload.change, model.input, resolution.input, encode_button.click],
         encode,
         [upload, model, resolution],
-        [status, stop_button, ready],
+        [status, stop_button, ready, ended],
         api_name="encode",
         show_progress="hidden",
         trigger_mode="multiple",
         concurrency_limit=None,
     )
     upload.upload(preview, upload, upload, **PRIVATE)
-    upload.clear(clear, None, [status, ready], **PRIVATE)
+    upload.clear(clear, None, [status, ready, ended], **PRIVATE)
     stop_button.click(stop, queue=False, **ONCE)
-    return Bar(upload, model, resolution, ready, unseen)
+    return Bar(upload, model, resolution, ready, ended, unseen)
 
 
 def _encode(bench: Workbench, owner: tuple, image: str | None, model: str, resolution: str) -> Iterator[tuple]:
-    """What `encode` sends to the page: (status, stop button, ready)."""
+    """What `encode` sends to the page: (status, stop button, ready, ended)."""
     if not image:  # `clear` speaks
-        yield gr.skip(), gr.skip(), gr.skip()
+        yield gr.skip(), gr.skip(), gr.skip(), gr.skip()
         return
     off = gr.Button(interactive=False)
     began = time.monotonic()
     job = bench.start_encode(owner, [image], model, resolution)
     for sentence in follow(bench, owner, job):
-        yield note(html.escape(sentence), "status dv-busy"), gr.Button(interactive=True), gr.skip()
+        yield note(html.escape(sentence), "status dv-busy"), gr.Button(interactive=True), gr.skip(), gr.skip()
     try:
         look = job.result()[0]
-        yield note(_told(bench, look, int(resolution), time.monotonic() - began), "status"), off, look.key
+        yield (
+            note(_told(bench, look, int(resolution), time.monotonic() - began), "status"),
+            off,
+            look.key,
+            time.monotonic(),
+        )
     except Stopped:
         if not job.superseded:
-            yield note("Stopped. Press Encode to begin again.", "status"), off, None
+            yield note("Stopped. Press Encode to begin again.", "status"), off, None, time.monotonic()
     except DinovizError as error:
-        yield note(html.escape(str(error)), "status dv-error"), off, None
+        yield note(html.escape(str(error)), "status dv-error"), off, None, time.monotonic()
     except Exception as error:  # a defect, or memory: say it, and let no older map pass for this picture's
         logger.exception("encode failed")
         said = f"It failed: {html.escape(str(error).splitlines()[0] if str(error) else type(error).__name__)}"
         advice = " A lower resolution or a smaller model needs less memory." if "memory" in said.lower() else ""
-        yield note(said + advice, "status dv-error"), off, None
+        yield note(said + advice, "status dv-error"), off, None, time.monotonic()
 
 
 def _preview(bench: Workbench, folder: str, image: str) -> object:

@@ -308,7 +308,7 @@ def build(bench: Workbench, bar: Bar, here: gr.State) -> None:
     def stop_knn(request: gr.Request) -> None:
         bench.stop((request.session_hash, "k-NN"))
 
-    changes = [part.change for part in (bar.ready, here, prepared)]
+    changes = [part.change for part in (bar.ended, here, prepared)]
     changes += [part.input for part in (*asked[1:], canvas, *options)]
     gr.on(
         changes, draw_all, [here, seen, troubles, *asked, canvas, *options],

@@ -266,7 +266,7 @@ def build(bench: Workbench, bar: Bar, here: gr.State) -> gr.Dropdown:
     def stop(request: gr.Request) -> None:
         bench.stop((request.session_hash, "depth"))
 
-    changes = [part.change for part in (bar.ready, here, prepared, again)]
+    changes = [part.change for part in (bar.ended, here, prepared, again)]
     changes += [part.input for part in (*style, raw, sharp, by_itself, near, far, anyway)]
     gr.on(
         [*changes, focal.submit, focal.blur], draw_all, [here, bar.ready, seen, tried, *inputs],

@@ -202,13 +202,11 @@ def build(bench: Workbench, bar: Bar, here: gr.State) -> None:
                 return gr.skip()
             slider = gr.skip() if seen[1] == layers else gr.Slider(maximum=layers, value=layer)
             picture, gallery, *figures, threshold, said = _draw(bench, looks, refused, choice)
+            gallery = gr.Gallery(gallery, visible=bool(others))
             if now[2] == seen[2]:
                 figures = [gr.skip()] * len(figures)
             threshold = threshold if choice.by_itself else gr.skip()  # it may be on the move
             return now, None, slider, picture, gallery, *figures, threshold, said
-
-    def show_joint(others: list[str] | None):
-        return gr.Gallery(visible=bool(others))
 
     def lock_threshold(foreground: bool, by_itself: bool):
         return gr.Slider(interactive=foreground and not by_itself)
@@ -219,14 +217,13 @@ def build(bench: Workbench, bar: Bar, here: gr.State) -> None:
     def stop(request: gr.Request) -> None:
         bench.stop((request.session_hash, "pca"))
 
-    changes = [part.change for part in (bar.ready, here, others, prepared)]
+    changes = [part.change for part in (bar.ended, here, others, prepared)]
     gr.on(
         [*changes, *(option.input for option in options)], draw_all, [here, bar.ready, seen, tried, *inputs],
         [seen, lacking, layer, *outputs], **PRIVATE,
     )  # fmt: skip
     lacking.change(prepare, lacking, [caption, stop_button, tried, prepared], **WAITING)
     api_only().click(show_pca, inputs, outputs, api_name="patch_pca", concurrency_limit=2)
-    others.change(show_joint, others, joint, **PRIVATE)
     gr.on([foreground.input, by_itself.input], lock_threshold, [foreground, by_itself], threshold, **PRIVATE)
     keep.click(keep_picture, [bar.image, others], others, **PRIVATE)
     stop_button.click(stop, queue=False, **ONCE)

@@ -205,13 +205,13 @@ def build(bench: Workbench, bar: Bar, here: gr.State) -> None:
 
     changes = [canvas.input, target.input, *(option.input for option in options)]
     gr.on(
-        [files.change, bar.ready.change, resume.click], encode_targets,
+        [files.change, bar.ended.change, resume.click], encode_targets,
         [bar.ready, arrived, *bar.inputs, files],
         [progress, progress_row, stop_button, resume, arrived],
         **WAITING,
     )  # fmt: skip
     gr.on(
-        [bar.ready.change, here.change, *changes], draw_reference, [here, bar.ready, question, *inputs],
+        [bar.ended.change, here.change, *changes], draw_reference, [here, bar.ready, question, *inputs],
         [canvas, caption, question], **PRIVATE,
     )  # fmt: skip
     # Behind the reference, and so not more often than that is drawn, however quickly a slider moves.
