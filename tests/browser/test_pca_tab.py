@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 import zipfile
 
 import numpy as np
@@ -9,7 +10,17 @@ import pytest
 from PIL import Image
 
 from tests.browser.conftest import opened_page
-from tests.browser.pictures import choose, is_blank, pixels, source, upload, wait_for_change
+from tests.browser.pictures import (
+    DEAD,
+    choose,
+    is_blank,
+    open_tab,
+    pixels,
+    source,
+    upload,
+    wait_for_change,
+    wait_for_status,
+)
 
 pytestmark = pytest.mark.browser
 
@@ -101,6 +112,35 @@ def test_layer_raw_and_opacity_repaint(page):
     page.keyboard.press("ArrowLeft")
     wait_for_change(page, "#pca-map", before)
     assert "layer 11 of 12" in page.inner_text("#pca-caption")
+
+
+def test_what_is_asked_while_the_tab_is_being_drawn_is_what_is_seen_in_the_end(page):
+    """Opened again, with another picture than before, and a control is used before there is anything to see."""
+    open_tab(page, "Attention")
+    choose(page, "#resolution", "224 px")
+    wait_for_status(page, "16 x 24")
+    open_tab(page, "Patch PCA")
+    page.locator("#pca-raw input").check()
+    page.locator("#pca-caption").get_by_text("16 x 24 patches").wait_for()
+    deadline = time.monotonic() + DEAD / 1000
+    while _roundness(page) > 2:
+        assert time.monotonic() < deadline, "an older answer is what is seen"
+        page.wait_for_timeout(200)
+    page.wait_for_timeout(1000)
+    assert _roundness(page) <= 2
+    before = source(page, "#pca-map")
+    page.locator("#pca-raw input").uncheck()
+    wait_for_change(page, "#pca-map", before)
+    assert _roundness(page) > 2
+
+
+def _roundness(page) -> float:
+    """How far the map is from 16 x 24 flat squares, in levels; infinite where there is none."""
+    if not source(page, "#pca-map"):
+        return float("inf")
+    seen = Image.fromarray(pixels(page, "#pca-map"))
+    squares = seen.resize((24, 16), Image.Resampling.NEAREST).resize(seen.size, Image.Resampling.NEAREST)
+    return float(np.abs(np.asarray(seen, dtype=float) - np.asarray(squares)).mean())
 
 
 @pytest.mark.slow
