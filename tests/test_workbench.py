@@ -247,6 +247,32 @@ def test_another_page_is_not_disturbed(bench, work, other_work):
     assert (mine.stopped, yours.stopped) == (False, True)
 
 
+def test_what_nobody_waits_for_any_more_is_stopped_as_superseded(bench, work):
+    job = bench.start("page", "cat", work)
+    assert bench.is_busy("page")
+    bench.stop("page", superseded=True)
+    assert (job.superseded, job.stopped) == (True, True)
+    bench.finish("page", job)
+    assert not bench.is_busy("page")
+
+
+def test_who_looks_at_what_is_not_encoded_is_told_unless_that_is_under_way(bench, work, model, cat, monkeypatch):
+    told = []
+    monkeypatch.setattr(parts.gr, "Info", told.append)
+    me = SimpleNamespace(session_hash="me")
+    assert parts.encoded(bench, cat, model, "224", me) is None
+    assert len(told) == 1
+    assert "press Encode" in told[0]
+    bench.start(parts.bar_owner(me), "cat", work)
+    assert parts.encoded(bench, cat, model, "224", me) is None
+    assert len(told) == 1, "it is drawn when it is encoded"
+    assert parts.encoded(bench, cat, model, "224") is None
+    assert len(told) == 2, "a click is not, and so is told"
+    bench.look(cat, model, "224")
+    assert parts.encoded(bench, cat, model, "224") is not None
+    assert len(told) == 2
+
+
 def test_stopping_where_nothing_is_under_way_is_no_error(bench):
     bench.stop("page")
 
@@ -602,17 +628,20 @@ def test_without_the_hub_the_default_is_embedded_and_the_reason_is_known(hub_fol
 
 
 def test_an_encode_ends_with_the_key_that_the_tabs_wait_for(bench, model, cat):
-    *_, (status, _, ready) = bar._encode(bench, ("page", "bar"), cat, model, 224)
+    *_, (status, _, ready, ended) = bar._encode(bench, ("page", "bar"), cat, model, 224)
     assert "384 patches" in status
     assert ready == bench.look(cat, model, 224).key
+    *_, (*_, same, later) = bar._encode(bench, ("page", "bar"), cat, model, 224)
+    assert same == ready
+    assert later > ended, "the same picture again, perhaps from another file, is told as well"
 
 
 def test_an_encode_that_fails_says_why(bench, model, tmp_path):
     (tmp_path / "a<b.png").write_text("no picture")
-    *_, (status, _, ready) = bar._encode(bench, ("page", "bar"), str(tmp_path / "a<b.png"), model, 224)
+    *_, (status, _, ready, ended) = bar._encode(bench, ("page", "bar"), str(tmp_path / "a<b.png"), model, 224)
     assert "a&lt;b.png: this is not an image" in status
     assert "dv-error" in status
-    assert ready is None
+    assert (ready, type(ended)) == (None, float)
 
 
 def test_an_encode_that_was_stopped_says_so(bench, work):
@@ -620,9 +649,9 @@ def test_an_encode_that_was_stopped_says_so(bench, work):
     steps = bar._encode(bench, ("page", "bar"), "cat.png", "model", 224)
     next(steps)
     bench.stop(("page", "bar"))
-    *_, (status, _, ready) = steps
+    *_, (status, _, ready, ended) = steps
     assert "Stopped. Press Encode" in status
-    assert ready is None
+    assert (ready, type(ended)) == (None, float)
 
 
 def test_an_encode_that_another_replaced_says_nothing(bench, work, other_work):
