@@ -101,9 +101,7 @@ def build(bench: Workbench, bar: Bar, here: gr.State) -> None:
     )
     nudge = gr.Textbox(visible="hidden", elem_id="attention-nudge")
     with bar.unseen:
-        seen = gr.State(
-            NOTHING_YET
-        )  # for what the controls were set last: look, picture, number of layers; and the layer
+        seen = gr.State(NOTHING_YET)  # what was drawn last: look, picture, number of layers, layer
         again = gr.State(None)  # changes when the tab has to be drawn once more, see `Overlap`
         lacking = gr.State(None)  # what takes a while and must be there before the chosen map can be drawn
         prepared = gr.State(None)  # changes when that is there
