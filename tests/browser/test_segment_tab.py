@@ -563,8 +563,11 @@ def test_a_video_from_example_to_masks(video_tab, client):
 
 
 @pytest.mark.slow
-def test_the_mask_must_be_of_the_first_frame(video_tab):
+def test_the_mask_must_be_of_the_first_frame(video_tab, folder):
     page = video_tab
+    page.locator("#segment-clip-example").click()
+    caption(page, "2 clicks")
+    show(page, folder / "flower.png")
     page.locator("#segment-follow").click()
     page.get_by_text("is not the first frame of this video").first.wait_for()
     flower = page.get_attribute(f"{REFERENCE} .dv-canvas", "data-picture")
