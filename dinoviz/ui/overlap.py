@@ -41,9 +41,13 @@ class Overlap:
         """The same while all controls are answered; a click leads to one more drawing, not to one after another."""
         self._set(self._controls, session)
         try:
-            yield lambda: _once_more(_is_recent(self._clicks.pop(session, None)))
+            yield lambda: _once_more(_is_recent(self._taken(session)))
         finally:
             self._set(self._controls, session)
+
+    def _taken(self, session: str) -> float | None:
+        with self._lock:  # another session may be tidying up
+            return self._clicks.pop(session, None)
 
     def _set(self, times: dict[str, float], session: str) -> None:
         with self._lock:
