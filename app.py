@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
@@ -12,7 +13,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 def main() -> None:
     """Build the page and serve it."""
     options = _arguments()
-    from dinoviz.ui import build, launch_options
+    from dinoviz.ui import build, door, launch_options
     from dinoviz.ui.workbench import Settings
 
     on_space = "SPACE_ID" in os.environ
@@ -25,7 +26,15 @@ def main() -> None:
     )
     # Ends as Ctrl-C does: what was started here is ended too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    build(settings).launch(
+    page = build(settings)
+    allowed = door.hosts(
+        host,
+        on_space=on_space,
+        allowed=[*(options.allowed_host or []), *os.environ.get("DINOVIZ_ALLOWED_HOSTS", "").split(",")],
+        shared=lambda: urlsplit(page.share_url or "").hostname,
+    )
+    page.launch(
+        app_kwargs={"middleware": door.middleware(page, allowed)},
         server_name=host,
         server_port=options.port,
         share=options.share,
@@ -55,6 +64,13 @@ def _arguments() -> argparse.Namespace:
         metavar="FOLDER",
         help="pictures below this folder may be trained on, from the page; by default those below the folder that the "
         "app is started in, and none on a public page; may be given several times ($DINOVIZ_FOLDERS)",
+    )
+    parser.add_argument(
+        "--allowed-host",
+        action="append",
+        metavar="NAME",
+        help="a name that the page may be asked for by, beside its own: that of a proxy in front of it, or of a site "
+        "that calls it; may be given several times ($DINOVIZ_ALLOWED_HOSTS, with commas)",
     )
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
     parser.add_argument(

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from dinoviz.depth import SHIPPED
-from dinoviz.ui import build, launch_options
+from dinoviz.ui import build, door, launch_options
 from dinoviz.ui.train_runs import visible
 from dinoviz.ui.train_tab import MOST_WAITING
 from dinoviz.ui.workbench import Settings, Workbench
@@ -116,7 +116,11 @@ def serving(home: Path, settings: Settings) -> Iterator[Served]:
         environment(patch, home)
         patch.setattr(Workbench, "warm_up", lambda *_: None)  # nobody looks through a model here
         page = build(settings)
-        _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, share=False, **launch_options())
+        allowed = door.hosts("127.0.0.1", on_space=False, shared=lambda: None)
+        _, url, _ = page.launch(
+            prevent_thread_lock=True, quiet=True, share=False,
+            app_kwargs={"middleware": door.middleware(page, allowed)}, **launch_options(),
+        )  # fmt: skip
         served = Served(page, url, home)
         with closing(served.client):
             yield served

@@ -18,16 +18,18 @@ from dinoviz.ui import (
     segment_tab,
     train_tab,
 )
+from dinoviz.ui.guard import GuardedBlocks
+from dinoviz.ui.temporary_files import TemporaryFiles
 from dinoviz.ui.workbench import Settings, Workbench
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
-DELETE_UPLOADS = (1800, 6 * 3600)  # look every half hour, forget uploads and results that are six hours old
 
 
-def build(settings: Settings) -> gr.Blocks:
+def build(settings: Settings) -> GuardedBlocks:
     """The whole page, not yet served."""
     bench = Workbench(settings)
-    with gr.Blocks(title="dinoviz", delete_cache=DELETE_UPLOADS, analytics_enabled=False) as page:
+    files = TemporaryFiles(public=settings.public, total=settings.temporary_bytes)
+    with GuardedBlocks(files=files, title="dinoviz", analytics_enabled=False) as page:
         gr.HTML('<h1 class="dv-title">dinoviz <small>see what DINO sees</small></h1>')
         shared = bar.build(page, bench)
         notice = gr.HTML("", elem_id="going-on", padding=False)
@@ -49,6 +51,7 @@ def build(settings: Settings) -> gr.Blocks:
     if jobs:
         atexit.register(jobs.close)  # no process of a run outlives the app unless it was asked to
     page.queue(default_concurrency_limit=8)
+    files.share_all()
     bench.warm_up(bar.example_files()[0], bar.DEFAULT_RESOLUTION)
     return page
 
@@ -63,7 +66,8 @@ def launch_options() -> dict:
         "theme": theme,
         "js": attention_tab.ARROW_KEYS,
         "css_paths": [ASSETS / "dinoviz.css"],
-        "allowed_paths": [*sorted({str(Path(file).parent) for file in bar.example_files()}), live_figure.script_path()],
+        "allowed_paths": [live_figure.script_path()],
+        "ssr_mode": False,  # a Node server in front would answer for the door
         "max_file_size": "100mb",
         "run_history": False,
         "footer_links": ["api", "settings"],

@@ -13,7 +13,9 @@ import gradio as gr
 from gradio.processing_utils import save_pil_to_cache
 
 from dinoviz.errors import DinovizError, Stopped
+from dinoviz.ui.guard import GuardedBlocks
 from dinoviz.ui.parts import ONCE, PRIVATE, UploadImage, bar_owner, follow, note
+from dinoviz.ui.temporary_files import session_folder
 from dinoviz.ui.workbench import Look, Workbench
 
 logger = logging.getLogger(__name__)
@@ -65,9 +67,9 @@ def example_files() -> list[str]:
     return [str(file) for file in files if file.is_file()]
 
 
-def build(page: gr.Blocks, bench: Workbench) -> Bar:
+def build(page: GuardedBlocks, bench: Workbench) -> Bar:
     """Lay out the bar and wire it."""
-    examples = example_files()
+    examples = [page.files.share(file) for file in example_files()]
     with gr.Row(elem_id="bar"):
         with gr.Column(scale=3, min_width=220):
             upload = UploadImage(
@@ -125,7 +127,7 @@ def build(page: gr.Blocks, bench: Workbench) -> Bar:
         yield from _encode(bench, bar_owner(request), image, model, resolution)
 
     def preview(image: str) -> str:
-        return _preview(bench, upload.GRADIO_CACHE, image)
+        return _preview(bench, image)
 
     def clear(request: gr.Request) -> tuple:
         bench.stop(bar_owner(request))
@@ -180,12 +182,12 @@ def _encode(bench: Workbench, owner: tuple, image: str | None, model: str, resol
         yield note(said + advice, "status dv-error"), off, None, time.monotonic()
 
 
-def _preview(bench: Workbench, folder: str, image: str) -> object:
+def _preview(bench: Workbench, image: str) -> object:
     """The upload itself, or a PNG of it where browsers show nothing; a file that cannot be read is told by `encode`."""
     if Path(image).suffix.lower() in SHOWN_BY_BROWSERS:
         return gr.skip()
     try:
-        return save_pil_to_cache(bench.picture(image).image, folder, name="picture", format="png")
+        return save_pil_to_cache(bench.picture(image).image, str(session_folder()), name="picture", format="png")
     except DinovizError:
         return gr.skip()
 

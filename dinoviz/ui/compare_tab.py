@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import gradio as gr
-from gradio.utils import get_upload_folder
 from PIL import Image
 
 from dinoviz import marks as marking
@@ -260,7 +259,7 @@ def build(bench: Workbench, bar: Bar, here: gr.State) -> None:
         if there:
             picture = there[0].picture
             canvas = gr.update(
-                image=jpeg_file(picture.shown, get_upload_folder()),
+                image=jpeg_file(picture.shown),
                 picture=picture.digest,
                 size=list(picture.image.size),
             )

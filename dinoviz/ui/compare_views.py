@@ -6,7 +6,6 @@ import html
 from collections.abc import Sequence
 
 import numpy as np
-from gradio.utils import get_upload_folder
 from PIL import Image
 
 from dinoviz import compare, render
@@ -39,7 +38,7 @@ def paint(kept: OnceCache, looks: Sequence[Look | str], marks: Sequence, choice:
             colours = pair.coloured[i] if pair and choice.view == PCA and choice.colours != OWN else None
             pictures.append(_picture(side, scale, colours))
             captions.append(note(f"<b>{name}</b>: {_caption(side, scale)}"))
-    files = tuple(jpeg_file(picture, get_upload_folder()) for picture in pictures) if pair else None
+    files = tuple(jpeg_file(picture) for picture in pictures) if pair else None
     return *pictures, *captions, files, note(_in_common(pair, choice) if pair else "")
 
 

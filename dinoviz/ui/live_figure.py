@@ -8,6 +8,7 @@ from pathlib import Path
 import gradio as gr
 
 from dinoviz.ui.scripted import Scripted
+from dinoviz.ui.temporary_files import shared_copy
 
 TEMPLATE = """
 <figure class="dv-live dv-empty" role="img">
@@ -41,7 +42,7 @@ def script_path() -> str:
     """The library that draws, as the Python package brings it: `launch` must be told to serve this file."""
     import plotly
 
-    return str(Path(plotly.__file__).resolve().parent / "package_data" / "plotly.min.js")
+    return shared_copy(Path(plotly.__file__).resolve().parent / "package_data" / "plotly.min.js")
 
 
 def drawn(title: str = "", figure: dict | None = None, said: str = "") -> dict:

@@ -17,12 +17,12 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 from gradio.processing_utils import save_bytes_to_cache
-from gradio.utils import get_upload_folder
 from PIL import Image
 
 from dinoviz import __version__, render
 from dinoviz.errors import DinovizError, Stopped
 from dinoviz.images import PatchGrid
+from dinoviz.ui.temporary_files import fresh_folder, session_folder
 from dinoviz.ui.workbench import Job, Look, Workbench
 
 # Of a handler that the page alone calls, and that answers at once. What is asked meanwhile is answered afterwards, with
@@ -55,7 +55,7 @@ class UploadImage(gr.Image):
                 content = base64.b64decode(payload.url.partition(",")[2], validate=True)
             except binascii.Error:
                 raise gr.Error("The picture's data URL is damaged.", print_exception=False) from None
-            return save_bytes_to_cache(content, payload.orig_name or "picture", self.GRADIO_CACHE)
+            return save_bytes_to_cache(content, payload.orig_name or "picture", str(session_folder()))
         return payload.path
 
 
@@ -86,16 +86,16 @@ class ViewImage(gr.Image):
         return "image"
 
     def postprocess(self, value: Image.Image | None):
-        return super().postprocess(value and jpeg_file(value, self.GRADIO_CACHE))
+        return super().postprocess(value and jpeg_file(value))
 
 
-def jpeg_file(picture: Image.Image, folder: str) -> str:
-    """The picture as a file named by its content -> its path.
+def jpeg_file(picture: Image.Image) -> str:
+    """The picture as a file of the session's, named by its content -> its path.
 
     Gradio's own saving writes the file anew each time, also while a browser is reading it; this one never does.
     """
     content = render.to_jpeg(picture)
-    path = Path(folder) / hashlib.sha256(content).hexdigest() / "image.jpg"
+    path = session_folder() / hashlib.sha256(content).hexdigest() / "image.jpg"
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_file():
         path.touch()  # the app forgets files by their age
@@ -209,9 +209,7 @@ def bundle(name: str, files: Mapping[str, bytes] | Iterable[tuple[str, bytes]], 
 
     files: may be made one by one, since each is on the disk before the next is asked for; about is read at the end.
     """
-    folder = Path(get_upload_folder())
-    folder.mkdir(parents=True, exist_ok=True)
-    path = Path(tempfile.mkdtemp(dir=folder)) / f"{name}.zip"
+    path = fresh_folder() / f"{name}.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for file, content in files.items() if isinstance(files, Mapping) else files:
             archive.writestr(file, content)

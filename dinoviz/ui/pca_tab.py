@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 import gradio as gr
 import numpy as np
 import plotly.graph_objects as go
-from gradio.utils import get_upload_folder
 from PIL import Image
 
 from dinoviz import pca, render
@@ -334,8 +333,7 @@ def _draw(bench: Workbench, looks: list[Look], refused: list[str], choice: _Choi
         render.map_picture(look.picture.shown, look.features.grid, values, **choice.drawing)
         for look, values in zip(looks, _maps(fitted, choice), strict=True)
     ]
-    folder = get_upload_folder()
-    gallery = [(jpeg_file(picture, folder), look.picture.name) for picture, look in zip(pictures, looks, strict=True)]
+    gallery = [(jpeg_file(picture), look.picture.name) for picture, look in zip(pictures, looks, strict=True)]
     bad = "".join(f'<br><span class="dv-error">{html.escape(sentence)}</span>' for sentence in refused)
     return (
         pictures[0],

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import gradio as gr
 import numpy as np
-from gradio.utils import get_upload_folder
 from PIL import Image, ImageEnhance, ImageOps
 
 from dinoviz import clips
@@ -18,6 +17,7 @@ from dinoviz.images import open_image
 from dinoviz.ui.bar import example_files
 from dinoviz.ui.parts import note
 from dinoviz.ui.segment_state import ALL
+from dinoviz.ui.temporary_files import session_folder
 
 FRAMES, RATE, CLIP_SIZE = 12, 6, (480, 320)
 # On the flower and on the leaves, in pixels of the picture of 640 x 427.
@@ -81,8 +81,8 @@ def _marked(picture: Image.Image, points: list[tuple[float, float, int]]) -> dic
 
 
 def _folder() -> Path:
-    folder = Path(get_upload_folder()) / "segment-examples"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = session_folder() / "segment-examples"
+    folder.mkdir(exist_ok=True)
     return folder
 
 

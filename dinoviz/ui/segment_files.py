@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import html
 import json
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import gradio as gr
-from gradio.utils import get_upload_folder
 from PIL import Image
 
 from dinoviz import export, render, segment
@@ -21,6 +19,7 @@ from dinoviz.ui.bar import Bar
 from dinoviz.ui.parts import api_only, bundle, download, follow, note, told
 from dinoviz.ui.segment_state import Choice, Search, mark
 from dinoviz.ui.targets import Refused, Target, Targets, checked
+from dinoviz.ui.temporary_files import fresh_folder
 from dinoviz.ui.workbench import Workbench
 
 MASKS, CUTOUTS, OVERLAYS, COCO = "masks", "cut-outs", "overlays", "COCO JSON"
@@ -184,9 +183,7 @@ def results(search: Search, tell: Tell = lambda *_: None) -> Iterator[tuple[str,
 
 def written_masks(search: Search, refused: Sequence[Refused]) -> tuple[list[str], dict]:
     """Mask files, and what is to be said of each picture."""
-    folder = Path(get_upload_folder())
-    folder.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=folder))
+    folder = fresh_folder()
     files, said = [], []
     for name, _, found in results(search):
         path = folder / f"{name}.png"

@@ -8,7 +8,6 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 
 import gradio as gr
-from gradio.utils import get_upload_folder
 
 from dinoviz import marks as marking
 from dinoviz.errors import DinovizError
@@ -257,7 +256,7 @@ def _reference(search: Search) -> tuple:
 
 def _canvas(look: Look, picture, answered: int) -> dict:
     return gr.update(
-        image=jpeg_file(picture, get_upload_folder()),
+        image=jpeg_file(picture),
         picture=look.picture.digest,
         size=list(look.picture.image.size),
         answered=answered,
@@ -273,7 +272,7 @@ def _target(search: Search, target: Target) -> tuple:
         return gr.skip(), note(html.escape(str(error)), "caption dv-error")
     picture = draw(shown, target.halved, found if found and found.present else None, search.choice)
     canvas = gr.update(
-        image=jpeg_file(picture, get_upload_folder()),
+        image=jpeg_file(picture),
         picture=target.digest,
         size=list(target.size),
         answered=len(search.corrections.get(target.digest, [])),

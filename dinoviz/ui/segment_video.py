@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import html
 import io
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -14,7 +13,6 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 import plotly.graph_objects as go
-from gradio.utils import get_upload_folder
 from PIL import Image
 
 from dinoviz import clips, export, render, video
@@ -26,6 +24,7 @@ from dinoviz.ui.bar import Bar
 from dinoviz.ui.parts import ONCE, api_only, follow, note, told, write_about
 from dinoviz.ui.segment_state import Choice, Search, mark
 from dinoviz.ui.targets import Targets
+from dinoviz.ui.temporary_files import fresh_folder, session_folder
 from dinoviz.ui.workbench import Look, Workbench
 
 START = "Drop a video, mark the thing in its first frame, and follow it to the last."
@@ -145,8 +144,8 @@ def first_frame(clip: str | None) -> str:
     if not clip:
         raise DinovizError("There is no video yet: drop one.")
     picture = _first(clip)
-    folder = Path(get_upload_folder()) / image_digest(picture)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = session_folder() / image_digest(picture)
+    folder.mkdir(exist_ok=True)
     path = folder / f"{Path(clip).stem}-first-frame.png"
     path.write_bytes(render.to_png(picture))
     return str(path)
@@ -176,9 +175,7 @@ def follow_through(search: Search, clip_path: str, every: int = 1, tell: Tell = 
         raise DinovizError("Nothing is marked in the first frame: click on the thing, or draw over it.")
     clip = clips.open_clip(clip_path)
     expected = min(MAX_FRAMES, -(-clip.count // every)) if clip.count else None
-    folder = Path(get_upload_folder())
-    folder.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=folder))
+    folder = fresh_folder()
     archive, areas, trouble = folder / "video-masks.zip", [], ""
 
     def on_progress(done: float) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
-from gradio.utils import get_upload_folder
 from PIL import Image
 
 from dinoviz import export, render, segment
@@ -50,7 +49,7 @@ def card(path: str, target: Target | Refused | None, search: Search | None) -> d
     else:
         state, said = "absent", f"not here · {found.presence:.2f}"
         picture = target.thumb
-    image = jpeg_file(picture, get_upload_folder())
+    image = jpeg_file(picture)
     return {"key": path, "name": target.name, "image": image, "state": state, "said": said}
 
 

@@ -8,11 +8,11 @@ from functools import lru_cache
 from pathlib import Path
 
 import gradio as gr
-from gradio.utils import get_upload_folder
 from PIL import Image
 
 from dinoviz.ui.parts import jpeg_file
 from dinoviz.ui.scripted import Scripted
+from dinoviz.ui.temporary_files import session_folder
 from dinoviz.ui.train_curves import records
 from training.runs import Run
 
@@ -98,7 +98,7 @@ def _pictures(folder: Path, name: str) -> list[str]:
 
 
 def _copy(path: Path) -> str:
-    asked = str(path), path.stat().st_mtime_ns, get_upload_folder()
+    asked = str(path), path.stat().st_mtime_ns, str(session_folder())
     copy = _copied(*asked)
     try:
         os.utime(copy)  # the app forgets files by their age, but not what somebody looks at
@@ -109,5 +109,6 @@ def _copy(path: Path) -> str:
 
 @lru_cache(maxsize=8192)
 def _copied(path: str, mtime_ns: int, folder: str) -> str:
+    """folder: the session's, where `jpeg_file` puts it."""
     with Image.open(path) as picture:
-        return jpeg_file(picture.convert("RGB"), folder)
+        return jpeg_file(picture.convert("RGB"))

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, wait
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -38,6 +39,11 @@ def _default_cache_bytes() -> int:
     return int(text) * 2**20 if text.isdigit() else _memory() // 8
 
 
+def _temporary_bytes() -> int:
+    text = os.environ.get("DINOVIZ_TEMP_MB", "")
+    return int(text) * 2**20 if text.isdigit() else 0
+
+
 def _memory() -> int:
     """Bytes of memory that this process may use: the machine's, or less where a container allows less."""
     total = psutil.virtual_memory().total
@@ -60,6 +66,7 @@ class Settings:
     data_roots: tuple[Path, ...] = ()
     runs_at_once: int = 1
     cache_bytes: int = field(default_factory=_default_cache_bytes)
+    temporary_bytes: int = field(default_factory=_temporary_bytes)  # on the disk; 0: by what is free
     models_kept: int = 3  # the one of the bar, and the two that are compared
 
 
@@ -113,7 +120,8 @@ class Job(Generic[Made]):
         self._share, self._began, self._began_at = 0.0, 0.0, 0.0
         self._stop = threading.Event()
         self._result: Future[Made] = Future()
-        threading.Thread(target=self._run, args=(work,), daemon=True).start()
+        # In the context of the request that began it: what the work writes is that session's.
+        threading.Thread(target=copy_context().run, args=(self._run, work), daemon=True).start()
 
     def _run(self, work: Callable[[Job], Made]) -> None:
         try:
