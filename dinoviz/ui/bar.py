@@ -126,7 +126,7 @@ def build(page: GuardedBlocks, bench: Workbench) -> Bar:
         """
         yield from _encode(bench, bar_owner(request), image, model, resolution)
 
-    def preview(image: str) -> str:
+    def preview(image: str | None) -> object:
         return _preview(bench, image)
 
     def clear(request: gr.Request) -> tuple:
@@ -182,9 +182,9 @@ def _encode(bench: Workbench, owner: tuple, image: str | None, model: str, resol
         yield note(said + advice, "status dv-error"), off, None, time.monotonic()
 
 
-def _preview(bench: Workbench, image: str) -> object:
+def _preview(bench: Workbench, image: str | None) -> object:
     """The upload itself, or a PNG of it where browsers show nothing; a file that cannot be read is told by `encode`."""
-    if Path(image).suffix.lower() in SHOWN_BY_BROWSERS:
+    if not image or Path(image).suffix.lower() in SHOWN_BY_BROWSERS:
         return gr.skip()
     try:
         return save_pil_to_cache(bench.picture(image).image, str(session_folder()), name="picture", format="png")

@@ -18,6 +18,11 @@ MAX_FILES = 2000  # of one field
 MAX_DEPTH = 32  # of lists and objects in one value
 MAX_TEXT = 2_000_000  # characters of one value: the marks of a long session
 
+
+class Live:
+    """Of a choice whose list changes: it may be empty, and its handlers check what was chosen."""
+
+
 Check = Callable[[gr.components.Component, Any], bool]
 
 
@@ -53,7 +58,10 @@ class GuardedBlocks(gr.Blocks):
             inputs = [own_files(value, lambda path: self.files.own(path, session)) for value in inputs]
         except NotYours as error:
             raise refusal(str(error)) from None
-        return await super().preprocess_data(block_fn, inputs, state, explicit_call)
+        try:
+            return await super().preprocess_data(block_fn, inputs, state, explicit_call)
+        except gr.Error as error:  # Gradio's own, of a choice that is none: nothing for the log
+            raise refusal(str(error.message)) from None
 
     async def postprocess_data(self, block_fn: BlockFunction, predictions, state):
         """As Gradio's; the session may use what it is given."""
@@ -154,11 +162,6 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and -1e15 < value < 1e15
 
 
-def is_scalar(value: Any) -> bool:
-    """A text or a number, which a choice can be."""
-    return isinstance(value, str) or is_number(value)
-
-
 def short(value: Any) -> str:
     """What was given, in a few words."""
     if isinstance(value, float) and not math.isfinite(value):
@@ -166,34 +169,39 @@ def short(value: Any) -> str:
     return {type(None): "nothing", dict: "an object", list: "a list"}.get(type(value)) or repr(value)[:60]
 
 
+def _file(value: Any) -> bool:
+    return value is None or (isinstance(value, dict) and "path" in value)
+
+
 def _files(block: gr.File, value: Any) -> bool:
     if isinstance(value, list):
-        return block.file_count != "single" and len(value) <= MAX_FILES and all(isinstance(v, dict) for v in value)
-    return value is None or isinstance(value, dict)
+        return block.file_count != "single" and len(value) <= MAX_FILES and all(map(_file, value)) and None not in value
+    return _file(value)
 
 
-def _choice(block: gr.Dropdown, value: Any) -> bool:
+def _choice(block: gr.Dropdown | gr.Radio, value: Any) -> bool:
     if getattr(block, "multiselect", None):
-        return value is None or (isinstance(value, list) and all(map(is_scalar, value)))
-    return value is None or is_scalar(value)
+        return value is None or _texts(value)
+    # Nothing is chosen only where nothing was at first, or where the list may have become empty.
+    return isinstance(value, str) or (value is None and (block.value is None or isinstance(block, Live)))
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 # What each kind of component sends; the first that fits decides.
 CHECKS: dict[type, tuple[str, Check]] = {
     gr.File: ("an uploaded file", _files),
-    gr.Image: ("an uploaded picture", lambda _, value: value is None or isinstance(value, dict)),
+    gr.Image: ("an uploaded picture", lambda _, value: _file(value)),
     gr.Slider: ("a number", lambda _, value: is_number(value)),
     gr.Number: ("a number", lambda _, value: value is None or is_number(value)),
     gr.Checkbox: ("true or false", lambda _, value: isinstance(value, bool)),
-    gr.CheckboxGroup: ("a list", lambda _, value: isinstance(value, list) and all(map(is_scalar, value))),
-    gr.Radio: ("one of the choices", lambda _, value: value is None or is_scalar(value)),
+    gr.CheckboxGroup: ("a list", lambda _, value: _texts(value)),
+    gr.Radio: ("one of the choices", _choice),
     gr.Dropdown: ("one of the choices", _choice),
     gr.Textbox: ("a text", lambda _, value: value is None or isinstance(value, str)),
     gr.BrowserState: ("a text", lambda _, value: value is None or isinstance(value, str)),
     gr.HTML: ("a text", lambda _, value: value is None or isinstance(value, str)),
-    gr.Dataset: ("the number of an example", lambda _, value: isinstance(value, int) or _is_index(value)),
+    gr.Dataset: ("the number of an example", lambda block, value: value in range(len(block.raw_samples))),
 }
-
-
-def _is_index(value: Any) -> bool:
-    return isinstance(value, list) and all(map(is_scalar, value))

@@ -22,6 +22,7 @@ from PIL import Image
 from dinoviz import __version__, render
 from dinoviz.errors import DinovizError, Stopped
 from dinoviz.images import PatchGrid
+from dinoviz.ui.guard import Live
 from dinoviz.ui.temporary_files import fresh_folder, session_folder
 from dinoviz.ui.workbench import Job, Look, Workbench
 
@@ -59,7 +60,7 @@ class UploadImage(gr.Image):
         return payload.path
 
 
-class LiveRadio(gr.Radio):
+class LiveRadio(Live, gr.Radio):
     """A choice whose list changes while a choice is under way: gradio would refuse it, handlers check it themselves."""
 
     def get_block_name(self) -> str:
@@ -69,7 +70,7 @@ class LiveRadio(gr.Radio):
         return payload
 
 
-class LiveDropdown(gr.Dropdown):
+class LiveDropdown(Live, gr.Dropdown):
     """The same; of several a list, which may be empty."""
 
     def get_block_name(self) -> str:

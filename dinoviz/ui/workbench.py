@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import stat
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -342,11 +343,14 @@ class Workbench:
 
 
 def file_key(path: str) -> Hashable:
-    """What tells a file from another by its content, which is read once for each time that it was written."""
+    """What tells a file from another by its content, which is read once for each time that it was written.
+
+    What is no regular file is its own name: a device or a pipe may have no end.
+    """
     try:
         status = Path(path).stat()
-        return path, _content(path, status.st_mtime_ns, status.st_size)
-    except OSError:
+        return (path, _content(path, status.st_mtime_ns, status.st_size)) if stat.S_ISREG(status.st_mode) else path
+    except (OSError, ValueError):  # ValueError: a name with a zero byte
         return path
 
 
