@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -111,8 +112,9 @@ def load(
 
 def run_name(folder: Path) -> str:
     """What to call the network that a training run's folder, or one of its snapshots, holds."""
-    if folder.parent.name == "snapshots":
-        return f"{folder.parent.parent.name} at step {int(folder.name.removeprefix('step-'))}"
+    step = re.fullmatch(r"step-(\d{1,12})", folder.name)
+    if folder.parent.name == "snapshots" and step:
+        return f"{folder.parent.parent.name} at step {int(step[1])}"
     return folder.resolve().name
 
 

@@ -97,6 +97,11 @@ def test_a_run_folder_gives_its_exported_teacher(folder, tmp_path):
     assert backbone.weights_id == dinoviz.load(folder, device="cpu").weights_id
 
 
+@pytest.mark.parametrize(("name", "said"), [("step-00000300", "run at step 300"), ("step-abc", "step-abc"), ("a", "a")])
+def test_a_snapshot_is_called_by_its_run_and_step(name, said, tmp_path):
+    assert models.run_name(tmp_path / "run" / "snapshots" / name) == said
+
+
 @pytest.mark.parametrize("family", ["Dinov2", "Dinov2WithRegisters", "ViT"])
 def test_a_classifier_s_folder_gives_its_base_model(family, tmp_path):
     import transformers

@@ -209,17 +209,6 @@ def test_a_run_that_did_nothing_yet_has_a_card(tmp_path):
     assert "**Time** not known" in card(run)
 
 
-@pytest.mark.parametrize("kind", ["finetune", "probe"])
-@pytest.mark.parametrize(
-    "content",
-    ['{"metrics": 3, "test": 3}', '{"metrics": {"test": {}}, "test": {"top1": "a"}}', '{"metrics": [1], "test": [1]}'],
-)
-def test_results_of_another_shape_are_told_in_the_card(kind, content, tmp_path):
-    run = Run.create("odd", kind, {}, root=tmp_path)
-    (run.folder / "result.json").write_text(content)
-    assert "result.json" in card(run)
-
-
 def test_the_demo_is_called_so(tmp_path):
     run = Run.create("a", "pretrain", replace(settings(tmp_path), data=()).to_dict(), root=tmp_path)
     assert "**Data** the built-in demo" in card(run)
