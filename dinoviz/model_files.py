@@ -41,8 +41,8 @@ BOUNDS = {
     "neck_hidden_sizes": (1, 8192),
     "fusion_hidden_size": (1, 8192),
     "reassemble_factors": (1 / 64, 64),
-    "backbone_out_indices": (0, 128),
-    "out_indices": (0, 128),
+    "backbone_out_indices": (-128, 128),
+    "out_indices": (-128, 128),
     "max_depth": (0, 10_000),  # metres
 }
 # Beside those that its class declares, what a config.json may set; nothing else of it is handed on.

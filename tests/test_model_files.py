@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 import dinoviz
@@ -128,6 +129,23 @@ def test_the_links_of_the_hub_s_cache_are_followed(folder, tmp_path):
     shutil.copy(repository / "blobs" / f"hash-of-{WEIGHTS}", tmp_path / "elsewhere")
     (snapshot / WEIGHTS).symlink_to(tmp_path / "elsewhere")
     assert "link" in refused(snapshot)
+
+
+def test_a_model_of_the_hub_in_several_files_is_checked_alike(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    expected = dinoviz.load(folder, device="cpu").weights_id
+    where = shard(folder)
+    repository = tmp_path / "hub" / "models--somebody--large"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    shutil.copytree(folder, snapshot)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    backbone = dinoviz.load("somebody/large", device="cpu")
+    assert backbone.weights_id == expected
+    assert (backbone.name, backbone.source) == ("somebody/large", "the Hugging Face Hub, somebody/large")
+    evil = {name: file.replace("model-2.safetensors", "model-2.bin") for name, file in where.items()}
+    (snapshot / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": evil}))
+    assert "model-2.bin" in refused("somebody/large")
 
 
 def test_an_adapter_is_not_loaded_with_what_it_names(folder):
