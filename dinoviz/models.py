@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dinoviz import embedded
-from dinoviz.errors import DinovizError
+from dinoviz.model_files import (
+    WEIGHTS,
+    ModelError,
+    check_folder,
+    check_pass,
+    first_line,
+    hub_folder,
+    load_network,
+    make_config,
+    mean_and_std,
+    read_preprocessor,
+    read_settings,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +31,6 @@ if TYPE_CHECKING:
 
 # transformers' model types whose attention interface and token order Backbone knows.
 FAMILIES = ("dinov2", "dinov2_with_registers", "vit", "dinov3_vit")
-WEIGHTS = "model.safetensors"
 HUB_TIMEOUT = 3.0  # seconds to wait for the Hub's first word before going on without it
 
 
@@ -59,10 +70,6 @@ KNOWN: dict[str, Known] = {
 }
 
 
-class ModelError(DinovizError):
-    """A model that cannot be had; the message says which, why, and what there is instead."""
-
-
 def load(
     name_or_path: str | os.PathLike = "embedded",
     *,
@@ -89,7 +96,7 @@ def load(
     if text in KNOWN:
         hub_id = KNOWN[text].hub_id
         if hub_id is None:
-            return _from_pretrained(embedded.folder(), text, embedded.SOURCE, device, dtype)
+            return _from_folder(embedded.folder(), text, embedded.SOURCE, device, dtype)
         return _from_hub(hub_id, text, device, dtype)
     if is_folder(path):
         if (path / "export" / "config.json").is_file():
@@ -105,8 +112,9 @@ def load(
 
 def run_name(folder: Path) -> str:
     """What to call the network that a training run's folder, or one of its snapshots, holds."""
-    if folder.parent.name == "snapshots":
-        return f"{folder.parent.parent.name} at step {int(folder.name.removeprefix('step-'))}"
+    step = re.fullmatch(r"step-(\d{1,12})", folder.name)
+    if folder.parent.name == "snapshots" and step:
+        return f"{folder.parent.parent.name} at step {int(step[1])}"
     return folder.resolve().name
 
 
@@ -229,10 +237,9 @@ def is_hub_id(text: str) -> bool:
 
 
 def _from_hub(hub_id: str, name: str, device, dtype) -> Backbone:
-    source = f"the Hugging Face Hub, {hub_id}"
     offline = not hub_answers()
     try:
-        return _from_pretrained(hub_id, name, source, device, dtype, local_files_only=offline)
+        folder = hub_folder(hub_id, offline=offline)
     except OSError as error:
         if offline:
             raise ModelError(
@@ -240,79 +247,26 @@ def _from_hub(hub_id: str, name: str, device, dtype) -> Backbone:
                 "cache. 'embedded' needs no network."
             ) from None
         raise ModelError(f"{name}: {hub_id} cannot be had from the Hugging Face Hub: {first_line(error)}") from None
-
-
-def check_folder(folder: Path) -> None:
-    """Raises ModelError unless a folder has a config.json and safetensors."""
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} has no config.json: it is not a model folder in transformers' format.")
-    if not any(folder.glob("*.safetensors")):
-        pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern))
-        if pickles:
-            raise ModelError(
-                f"{folder} has its weights only as a pickle ({pickles[0]}), which can run any code when it is opened: "
-                "dinoviz loads safetensors only. model.save_pretrained(folder) writes them."
-            )
-        raise ModelError(f"{folder} has no weights (model.safetensors).")
+    return _from_folder(folder, name, f"the Hugging Face Hub, {hub_id}", device, dtype)
 
 
 def _from_folder(folder: Path, name: str, source: str, device, dtype) -> Backbone:
-    check_folder(folder)
-    try:
-        return _from_pretrained(folder, name, source, device, dtype, local_files_only=True)
-    except OSError as error:
-        raise ModelError(f"{folder} cannot be loaded: {first_line(error)}") from None
-
-
-def _from_pretrained(location: str | Path, name: str, source: str, device, dtype, **kwargs) -> Backbone:
     import torch
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModel
+    from transformers import MODEL_MAPPING
 
     from dinoviz.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone
 
-    kwargs = {"trust_remote_code": False, **kwargs}
-    try:
-        config = AutoConfig.from_pretrained(location, **kwargs)
-    except OSError:
-        raise
-    except Exception as error:  # whatever transformers stumbles over in a config.json that is none
-        raise ModelError(f"{name}: its config.json cannot be used: {first_line(error)}") from None
-    if config.model_type not in FAMILIES:
-        raise ModelError(f"{name} is a {config.model_type!r} model; dinoviz looks through {', '.join(FAMILIES)}.")
-    extra = {"add_pooling_layer": False} if config.model_type == "vit" else {}
-    try:
-        model, info = AutoModel.from_pretrained(
-            location,
-            config=config,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-            **extra,
-            **kwargs,
-        )
-    except (SafetensorError, RuntimeError, ValueError) as error:
-        raise ModelError(f"{name}: its weights cannot be read: {first_line(error)}") from None
-    missing = sorted(key for key in info["missing_keys"] if not key.endswith("mask_token"))
-    if missing:
-        raise ModelError(f"{name}: {len(missing)} weights are missing from its files, {missing[0]} for one.")
-    mean, std = _mean_and_std(location, **kwargs) or (IMAGENET_MEAN, IMAGENET_STD)
-    return Backbone(model, name=name, source=source, device=device, dtype=dtype, mean=mean, std=std)
-
-
-def _mean_and_std(location: str | Path, local_files_only: bool = False, **_) -> tuple | None:
-    """What the model's preprocessor_config.json says, or None."""
-    from transformers.utils import cached_file
-
-    try:
-        file = cached_file(os.fspath(location), "preprocessor_config.json", local_files_only=local_files_only)
-        values = json.loads(Path(file).read_text(encoding="utf-8"))
-        mean, std = values["image_mean"], values["image_std"]
-        return (mean, std) if len(mean) == len(std) == 3 and min(std) > 0 else None
-    except (OSError, TypeError, ValueError, KeyError):
-        return None
-
-
-def first_line(error: Exception) -> str:
-    """Of what an error says, or its type where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    check_folder(folder)
+    settings = read_settings(folder, name)
+    family = settings.get("model_type")
+    if family not in FAMILIES:
+        raise ModelError(f"{name} is a {family!r:.40} model; dinoviz looks through {', '.join(FAMILIES)}.")
+    config = make_config(settings, name)
+    extra = {"add_pooling_layer": False} if family == "vit" else {}
+    # Only masked training uses the mask token, and exports often leave it out.
+    model = load_network(MODEL_MAPPING[type(config)], config, folder, name, unused=("mask_token",), **extra)
+    mean, std = mean_and_std(read_preprocessor(folder)) or (IMAGENET_MEAN, IMAGENET_STD)
+    backbone = Backbone(model, name=name, source=source, device=device, dtype=dtype, mean=mean, std=std)
+    side = 2 * backbone.patch_size
+    check_pass(lambda: backbone.tokens(torch.full((1, 3, side, side), 0.5)), name)
+    return backbone

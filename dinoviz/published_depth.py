@@ -7,7 +7,6 @@ undone.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import threading
@@ -21,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from dinoviz import models
+from dinoviz import model_files, models
 from dinoviz.errors import DinovizError
 from dinoviz.images import MAX_PATCHES, ImageSource, PatchGrid, open_image
-from dinoviz.models import ModelError
+from dinoviz.model_files import ModelError
 
 NEAR = 0.001  # metres, the least that the heads were trained to say
 # As the published preprocessor has them: of pixels from 0 to 255, which it does not rescale.
@@ -159,13 +158,7 @@ def load(name_or_folder: str | os.PathLike, device: str | torch.device | None = 
     text = os.fspath(name_or_folder)
     folder = Path(text).expanduser()
     if text not in PUBLISHED and models.is_folder(folder):
-        models.check_folder(folder)
-        try:
-            return _from_pretrained(
-                folder, folder.resolve().name, f"the folder {folder}", device, local_files_only=True
-            )
-        except OSError as error:
-            raise ModelError(f"{folder} cannot be loaded: {models.first_line(error)}") from None
+        return _from_folder(folder, folder.resolve().name, f"the folder {folder}", device)
     if not models.is_hub_id(text):
         raise ModelError(
             f"There is no published depth head {text!r}. Known are {', '.join(PUBLISHED)}; "
@@ -174,53 +167,41 @@ def load(name_or_folder: str | os.PathLike, device: str | torch.device | None = 
     source = "published by Meta with DINOv2" if text in PUBLISHED else f"the Hugging Face Hub, {text}"
     offline = not models.hub_answers()
     try:
-        return _from_pretrained(text, text, source, device, local_files_only=offline)
+        folder = model_files.hub_folder(text, offline=offline)
     except OSError as error:
         if offline:
             raise ModelError(
                 f"{text}: the Hugging Face Hub does not answer (or HF_HUB_OFFLINE is set) and its cache has no such "
                 "depth head."
             ) from None
-        raise ModelError(f"{text} cannot be had from the Hugging Face Hub: {models.first_line(error)}") from None
+        raise ModelError(f"{text} cannot be had from the Hugging Face Hub: {model_files.first_line(error)}") from None
+    return _from_folder(folder, text, source, device)
 
 
-def _from_pretrained(location, name: str, source: str, device: torch.device, local_files_only: bool) -> PublishedDepth:
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, DPTForDepthEstimation
+def _from_folder(folder: Path, name: str, source: str, device: torch.device) -> PublishedDepth:
+    from transformers import DPTForDepthEstimation
 
-    kwargs = {"trust_remote_code": False, "local_files_only": local_files_only}
-    try:
-        config = AutoConfig.from_pretrained(location, **kwargs)
-    except OSError:
-        raise
-    except Exception as error:  # whatever transformers stumbles over in a config.json that is none
-        raise ModelError(f"{name}: its config.json cannot be used: {models.first_line(error)}") from None
-    backbone = getattr(config, "backbone_config", None)
-    if config.model_type != "dpt" or getattr(backbone, "model_type", None) != "dinov2":
-        what = "DPT without DINOv2" if config.model_type == "dpt" else f"{config.model_type!r} model"
+    model_files.check_folder(folder)
+    settings = model_files.read_settings(folder, name)
+    family, backbone = settings.get("model_type"), settings.get("backbone_config")
+    if family != "dpt" or not isinstance(backbone, dict) or backbone.get("model_type") != "dinov2":
+        what = "DPT without DINOv2" if family == "dpt" else f"{family!r:.40} model"
         raise ModelError(f"{name} is a {what}; a published depth head is a DPT on a DINOv2 backbone.")
+    config = model_files.make_config(settings, name)
     trained = _trained(name, config)
-    try:
-        model, info = DPTForDepthEstimation.from_pretrained(
-            location, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **kwargs
-        )
-    except (SafetensorError, RuntimeError, ValueError, TypeError) as error:
-        raise ModelError(f"{name}: its weights cannot be read: {models.first_line(error)}") from None
     # The mask token serves training only, and the first fusion has nothing to add: both are never used.
     unused = ("mask_token", "fusion_stage.layers.0.residual_layer1")
-    missing = sorted(key for key in info["missing_keys"] if not any(part in key for part in unused))
-    if missing:
-        raise ModelError(f"{name}: {len(missing)} weights are missing from its files, {missing[0]} for one.")
-    mean, std = _mean_and_std(location, local_files_only) or (MEAN, STD)
-    return PublishedDepth(
-        name=name,
-        source=f"{source}, {trained}",
-        trained=trained,
-        model=model.eval().requires_grad_(False).to(device),
-        device=device,
-        mean=mean,
-        std=std,
-    )
+    model = model_files.load_network(DPTForDepthEstimation, config, folder, name, unused)
+    mean, std = _mean_and_std(folder) or (MEAN, STD)
+    model = model.eval().requires_grad_(False).to(device)
+    side = 2 * config.backbone_config.patch_size
+
+    def encode() -> torch.Tensor:
+        with torch.inference_mode():
+            return model(torch.zeros(1, 3, side, side, device=device)).predicted_depth
+
+    model_files.check_pass(encode, name)
+    return PublishedDepth(name, f"{source}, {trained}", trained, model, device, mean, std)
 
 
 def _trained(name: str, config) -> Trained:
@@ -240,18 +221,14 @@ def _trained(name: str, config) -> Trained:
     return named
 
 
-def _mean_and_std(location: str | Path, local_files_only: bool) -> tuple[tuple, tuple] | None:
+def _mean_and_std(folder: Path) -> tuple[tuple, tuple] | None:
     """Of RGB values from 0 to 255, as the checkpoint's preprocessor_config.json says, or None."""
-    from transformers.utils import cached_file
-
+    values = model_files.read_preprocessor(folder)
     try:
-        file = cached_file(os.fspath(location), "preprocessor_config.json", local_files_only=local_files_only)
-        values = json.loads(Path(file).read_text(encoding="utf-8"))
         scale = float(values["rescale_factor"]) if values["do_rescale"] else 1.0
-        mean, std = (tuple(float(each) / scale for each in values[key]) for key in ("image_mean", "image_std"))
-        return (mean, std) if len(mean) == len(std) == 3 and min(std) > 0 else None
-    except (OSError, TypeError, ValueError, KeyError, ZeroDivisionError):
+    except (TypeError, ValueError, KeyError):
         return None
+    return model_files.mean_and_std(values, scale)
 
 
 @contextmanager

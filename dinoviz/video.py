@@ -8,7 +8,9 @@ leave one by one: what is kept does not grow with the length of the video.
 from __future__ import annotations
 
 import json
+import math
 import os
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -24,6 +26,7 @@ from dinoviz.errors import DinovizError
 from dinoviz.features import Features, layer_index, part_layer
 from dinoviz.files import whole
 from dinoviz.images import ImageSource, PatchGrid, open_image
+from dinoviz.json_files import parse_json
 from dinoviz.propagation import propagate_labels
 
 if TYPE_CHECKING:
@@ -201,8 +204,9 @@ class Propagator:
         """What `save` wrote. Raises DinovizError if the file is not that."""
         self = cls.__new__(cls)
         try:
+            _check_archive(path)
             with np.load(path, allow_pickle=False) as arrays:
-                about = json.loads(str(arrays["about"]))
+                about = parse_json(str(arrays["about"]), f"{path}: what it says of itself")
                 self.device = torch.device(device)
                 patches, known, soft = (torch.from_numpy(arrays[n]).to(device) for n in ("patches", "labels", "soft"))
             settings = about["settings"]
@@ -281,6 +285,21 @@ def propagate(
         done += len(pictures)
     if not done:
         raise DinovizError("There are no frames to follow anything through.")
+
+
+def _check_archive(path: str | os.PathLike) -> None:
+    """Raises ValueError unless each array in an .npz file is as large as its header says: numpy believes headers."""
+    size = Path(path).stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            if info.file_size > size or info.compress_type != zipfile.ZIP_STORED:  # as `save` writes them
+                raise ValueError(info.filename)
+            with archive.open(info) as member:
+                version = np.lib.format.read_magic(member)
+                read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+                shape, _, dtype = read[version](member)
+                if member.tell() + math.prod(shape) * dtype.itemsize != info.file_size:
+                    raise ValueError(info.filename)
 
 
 def _layers(settings: Settings, layers: int) -> tuple[int, ...]:

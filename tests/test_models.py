@@ -1,3 +1,4 @@
+import filecmp
 import json
 import os
 import shutil
@@ -6,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -95,6 +97,11 @@ def test_a_run_folder_gives_its_exported_teacher(folder, tmp_path):
     assert backbone.weights_id == dinoviz.load(folder, device="cpu").weights_id
 
 
+@pytest.mark.parametrize(("name", "said"), [("step-00000300", "run at step 300"), ("step-abc", "step-abc"), ("a", "a")])
+def test_a_snapshot_is_called_by_its_run_and_step(name, said, tmp_path):
+    assert models.run_name(tmp_path / "run" / "snapshots" / name) == said
+
+
 @pytest.mark.parametrize("family", ["Dinov2", "Dinov2WithRegisters", "ViT"])
 def test_a_classifier_s_folder_gives_its_base_model(family, tmp_path):
     import transformers
@@ -149,7 +156,9 @@ def test_a_folder_without_config(folder):
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"model_type": "no such thing"}', "{}"])
 def test_a_config_that_is_none(content, folder):
     (folder / "config.json").write_text(content)
-    assert str(folder) in sentence(folder) or "model: its config.json cannot be used" in sentence(folder)
+    text = sentence(folder)
+    assert text.startswith("model")
+    assert "config.json" in text or "no such thing" in text
 
 
 def test_a_config_with_a_word_for_a_number(folder):
@@ -331,26 +340,27 @@ def test_the_embedded_weights_are_converted_once(needs_embedded, tmp_path, monke
     monkeypatch.setenv("DINOVIZ_CACHE", str(tmp_path))
     folder = embedded.folder()
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
-    assert list(tmp_path.iterdir()) == [folder]  # no temporary folder is left
+    assert cached(tmp_path) == [folder]  # no temporary folder is left
     before = (folder / "model.safetensors").stat().st_mtime_ns
     monkeypatch.setattr(embedded, "onnx_path", lambda: None)  # not asked for a second time
     assert embedded.folder() == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_threads_that_convert_at_once_all_succeed(needs_embedded, tmp_path, monkeypatch):
+def cached(cache: Path) -> list[Path]:
+    """What is in a cache folder beside the lock."""
+    return sorted(path for path in cache.iterdir() if path.name != embedded.LOCK)
+
+
+def test_of_threads_that_convert_at_once_one_does(needs_embedded, tmp_path, monkeypatch):
     monkeypatch.setenv("DINOVIZ_CACHE", str(tmp_path))
-    together, convert = threading.Barrier(3), embedded.convert
-
-    def convert_together(source, target):
-        together.wait(60)
-        convert(source, target)
-
-    monkeypatch.setattr(embedded, "convert", convert_together)
+    conversions, convert = [], embedded.convert
+    monkeypatch.setattr(embedded, "convert", lambda *paths: (conversions.append(paths), convert(*paths)))
     with ThreadPoolExecutor(3) as threads:
         folders = {future.result(60) for future in [threads.submit(embedded.folder) for _ in range(3)]}
     assert folders == {embedded.converted_folder()}
-    assert list(tmp_path.iterdir()) == [embedded.converted_folder()]
+    assert cached(tmp_path) == [embedded.converted_folder()]
+    assert len(conversions) == 1
     assert dinoviz.load("embedded", device="cpu").layers == 12
 
 
@@ -364,14 +374,15 @@ def test_processes_that_convert_at_once_all_succeed(needs_embedded, tmp_path):
     ]
     outputs = {process.communicate(timeout=120)[0].strip() for process in processes}
     assert [process.returncode for process in processes] == [0, 0, 0]
-    assert outputs == {str(path) for path in tmp_path.iterdir()}
+    assert outputs == {str(path) for path in cached(tmp_path)}
 
 
 def test_a_conversion_that_breaks_off_leaves_nothing(needs_embedded, tmp_path, monkeypatch):
     monkeypatch.setenv("DINOVIZ_CACHE", str(tmp_path))
 
     def full_disk(source, target):
-        assert target.parent == tmp_path  # only within one file system can a folder be renamed at one stroke
+        assert target.is_relative_to(tmp_path)  # only within one file system can a folder be renamed at one stroke
+        target.mkdir()
         (target / "config.json").write_text("{}")
         raise OSError(28, "No space left on device")
 
@@ -380,7 +391,7 @@ def test_a_conversion_that_breaks_off_leaves_nothing(needs_embedded, tmp_path, m
         f"The cache folder {tmp_path} cannot be written (No space left on device): "
         "set DINOVIZ_CACHE to a folder that can."
     )
-    assert list(tmp_path.iterdir()) == []
+    assert cached(tmp_path) == []
 
 
 def test_a_cache_below_a_file_cannot_be_written(needs_embedded, tmp_path, monkeypatch):
@@ -401,11 +412,80 @@ def test_a_read_only_cache_cannot_be_written(needs_embedded, tmp_path, monkeypat
     )
 
 
-def test_a_converted_folder_that_lost_a_file_is_told(needs_embedded, tmp_path, monkeypatch):
+def _cut(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def _change_one_byte(file: Path) -> None:
+    with file.open("r+b") as opened:
+        opened.seek(-1000, os.SEEK_END)
+        byte = opened.read(1)
+        opened.seek(-1, os.SEEK_CUR)
+        opened.write(bytes([byte[0] ^ 1]))
+
+
+def _other_setting(file: Path) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_attention_heads": 12}))
+
+
+@pytest.fixture
+def converted(needs_embedded) -> Path:
+    """The converted weights in the cache of the person who tests."""
+    return embedded.folder()
+
+
+@pytest.fixture
+def damaged(converted, tmp_path, monkeypatch) -> Iterator[Path]:
+    """A copy of the converted weights, to be damaged; what converts them again copies them again."""
     monkeypatch.setenv("DINOVIZ_CACHE", str(tmp_path))
-    embedded.converted_folder().mkdir()
-    (embedded.converted_folder() / "config.json").write_text("{}")
-    assert sentence("embedded").startswith(f"The cache folder {tmp_path} cannot be written (Directory not empty)")
+    monkeypatch.setattr(embedded, "convert", lambda source, target: shutil.copytree(converted, target))
+    yield Path(shutil.copytree(converted, embedded.converted_folder()))
+    shutil.rmtree(tmp_path)  # 88 MB, which pytest would keep
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("model.safetensors", _cut),
+        ("model.safetensors", _change_one_byte),
+        ("model.safetensors", Path.unlink),
+        ("config.json", _cut),
+        ("config.json", _other_setting),
+    ],
+)
+def test_cached_weights_that_were_damaged_are_converted_again(file, damage, damaged, converted):
+    damage(damaged / file)
+    assert embedded.folder() == damaged
+    assert cached(damaged.parent) == [damaged]
+    assert filecmp.cmpfiles(damaged, converted, ["config.json", "model.safetensors"], shallow=False)[0] == [
+        "config.json",
+        "model.safetensors",
+    ]
+
+
+def test_damaged_weights_without_the_package_are_one_sentence(damaged, monkeypatch):
+    _change_one_byte(damaged / "model.safetensors")
+    monkeypatch.setattr(embedded, "onnx_path", lambda: None)
+    text = sentence("embedded")
+    assert "damaged" in text
+    assert "pip install" in text
+
+
+def test_what_a_killed_conversion_left_is_not_used_and_removed(damaged):
+    shutil.rmtree(damaged)
+    code = (
+        "import os, signal; from dinoviz import embedded; "
+        "embedded.convert = lambda source, target: "
+        "(target.mkdir(), (target / 'model.safetensors').write_bytes(b'half'), os.kill(os.getpid(), signal.SIGKILL)); "
+        "embedded.folder()"
+    )
+    environment = os.environ | {"DINOVIZ_CACHE": str(damaged.parent)}
+    killed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, timeout=60)
+    assert killed.returncode < 0
+    assert len(cached(damaged.parent)) == 1  # the half
+    assert embedded.folder() == damaged
+    assert cached(damaged.parent) == [damaged]
+    assert (damaged / "model.safetensors").stat().st_size > 80_000_000
 
 
 def test_an_onnx_file_that_is_not_the_known_one_is_refused(tmp_path, monkeypatch):

@@ -1,3 +1,6 @@
+import io
+import tracemalloc
+import zipfile
 from collections.abc import Iterator
 
 import numpy as np
@@ -341,6 +344,33 @@ def test_a_file_that_is_no_state_is_refused(tmp_path):
             video.Propagator.load(tmp_path / name)
     with pytest.raises(DinovizError, match="is not the saved state"):
         video.Propagator.load(tmp_path / "none.npz")
+
+
+@pytest.mark.parametrize("lie", ["shape", "packed", "deep"])
+def test_a_state_that_lies_about_its_size_is_refused_before_memory_is_taken(lie, tiny_backbone, tmp_path, scene):
+    file = tmp_path / "state.npz"
+    for tracked in video.propagate([scene[0][0]], scene[0][1], tiny_backbone, resolution=SIDE):
+        tracked.state.save(file)
+    video.Propagator.load(file)
+    with np.load(file) as arrays:
+        content = dict(arrays)
+    if lie == "packed":
+        np.savez_compressed(file, **content)
+    elif lie == "deep":
+        np.savez(file, **{**content, "about": "[" * 100_000})
+    else:
+        member = io.BytesIO()
+        header = {"descr": "<f4", "fortran_order": False, "shape": (10**6, 10**6)}
+        np.lib.format.write_array_header_1_0(member, header)
+        np.savez(file, **{name: value for name, value in content.items() if name != "soft"})
+        with zipfile.ZipFile(file, "a") as archive:
+            archive.writestr("soft.npy", member.getvalue())
+    tracemalloc.start()
+    with pytest.raises(DinovizError, match=r"state\.npz"):
+        video.Propagator.load(file)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6
 
 
 def test_an_object_that_is_not_there_has_no_score(tiny_backbone, scene):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +10,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from dinoviz import models
 from dinoviz.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone
 from dinoviz.errors import DinovizError
-from dinoviz.images import ImageSource, open_image
+from dinoviz.images import MAX_RESOLUTION, ImageSource, open_image
+from dinoviz.model_files import (
+    ModelError,
+    check_pass,
+    load_network,
+    make_config,
+    mean_and_std,
+    read_preprocessor,
+    read_settings,
+)
 from training.networks import DropPath, blocks
 from training.settings import ConfigError
 from training.transforms import centre_square
@@ -107,31 +116,58 @@ def open_classifier(run_or_folder: str | os.PathLike, device: str | torch.device
 
     Raises ClassifierError if it is none, or not safetensors.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoModelForImageClassification
-
     path = Path(run_or_folder)
     folder = path / "export" if (path / "export").is_dir() else path
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise ClassifierError(f"{path} holds no classifier: a fine-tuning run that has ended does.")
+    device = models.pick_device(device)
     try:
-        about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if not any("ForImageClassification" in name for name in about.get("architectures") or ()):
-            raise ClassifierError(f"{path} holds a network without a classifier; fine-tuning makes one.")
-        with_size = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
-        size = with_size["crop_size"]["height"]
-        share = size / with_size["size"]["shortest_edge"]
-        mean, std = with_size.get("image_mean", IMAGENET_MEAN), with_size.get("image_std", IMAGENET_STD)
-        model = AutoModelForImageClassification.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, trust_remote_code=False, dtype=torch.float32
+        model = _network(folder, path).to(device).eval().requires_grad_(False)
+        preprocessor = read_preprocessor(folder)
+        size, share = _square(preprocessor, path)
+        mean, std = mean_and_std(preprocessor) or (IMAGENET_MEAN, IMAGENET_STD)
+        labels = model.config.id2label
+        opened = Classifier(model, tuple(labels[i] for i in range(len(labels))), size, share, mean, std)
+        grey = Image.new("RGB", (size, size), "grey")
+        check_pass(lambda: torch.from_numpy(opened.probabilities([grey])), path.name)
+    except ModelError as error:
+        raise ClassifierError(f"{path} cannot be opened as a classifier: {error}") from None
+    return opened
+
+
+def _network(folder: Path, path: Path) -> nn.Module:
+    """The network in a folder. Raises ModelError, and ClassifierError for what is no classifier."""
+    from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING as KNOWN
+
+    settings = read_settings(folder, path.name)
+    names = settings.get("architectures")
+    if not isinstance(names, list) or not any("ForImageClassification" in str(name) for name in names):
+        raise ClassifierError(f"{path} holds a network without a classifier; fine-tuning makes one.")
+    if settings["model_type"] not in models.FAMILIES:
+        kind = settings["model_type"][:40]
+        raise ClassifierError(f"{path} holds a {kind!r} model; classifiers are of {', '.join(models.FAMILIES)}.")
+    config = make_config(settings, path.name)
+    labels = config.id2label
+    if not isinstance(labels, dict) or sorted(labels) != list(range(len(labels))):
+        raise ClassifierError(f"{path}: the classes in its config.json (id2label) are not numbered from 0 on.")
+    if type(config) not in KNOWN:
+        raise ClassifierError(f"{path}: transformers has no image classifier of {config.model_type!r} models.")
+    return load_network(KNOWN[type(config)], config, folder, path.name, unused=("mask_token",))
+
+
+def _square(preprocessor: dict, path: Path) -> tuple[int, float]:
+    """The side of the centre crop in pixels, and the share of the short side that it keeps. Raises ClassifierError."""
+    try:
+        size, short = preprocessor["crop_size"]["height"], preprocessor["size"]["shortest_edge"]
+        usual = isinstance(size, int) and isinstance(short, int) and 1 <= size <= min(short, MAX_RESOLUTION)
+    except (KeyError, TypeError):
+        usual = False
+    if not usual or short > 2 * MAX_RESOLUTION:
+        raise ClassifierError(
+            f"{path} cannot be opened as a classifier: its preprocessor_config.json needs a crop_size (height) of 1 to "
+            f"{MAX_RESOLUTION} pixels, and a size (shortest_edge) that is no smaller."
         )
-    except ClassifierError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise ClassifierError(f"{path} cannot be opened as a classifier: {str(error).splitlines()[0]}.") from None
-    classes = tuple(model.config.id2label[i] for i in range(len(model.config.id2label)))
-    model.to(models.pick_device(device)).eval().requires_grad_(False)
-    return Classifier(model, classes, size, share, tuple(mean), tuple(std))
+    return size, size / short
 
 
 def predict(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -80,12 +81,32 @@ class Encoded:
     def __init__(self, file: Path, channels: int):
         """channels: of all layers together."""
         self.file, self.channels = file, channels
-        self.pictures: list[list[dict]] = []
         self._list = file.with_suffix(".jsonl")
         self._data = np.empty(0, np.float16)
-        if self._list.exists():
-            *lines, _ = self._list.read_text(encoding="utf-8").split("\n")
-            self.pictures = [json.loads(line) for line in lines]
+        self.pictures: list[list[dict]] = self._whole()
+
+    def _whole(self) -> list[list[dict]]:
+        """The lines of the list up to the first that is not as `encode` wrote it, or of what is not in the file."""
+        found, at = [], 0
+        if not self._list.is_file() or not self.file.is_file():
+            return found
+        size = self.file.stat().st_size // 2
+        for line in self._list.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
+            try:
+                views = json.loads(line)
+                for view in views:
+                    sides = [*view["grid"], *view["depth"]]
+                    if view["at"] != at or len(sides) != 4 or not all(isinstance(n, int) and n > 0 for n in sides):
+                        return found
+                    at += self._length(view)
+                    if at > size:
+                        return found
+            except (ValueError, KeyError, TypeError, RecursionError):
+                return found
+            if not views:
+                return found
+            found.append(views)
+        return found
 
     @property
     def end(self) -> int:
@@ -96,7 +117,7 @@ class Encoded:
         return last["at"] + self._length(last)
 
     def _length(self, view: dict) -> int:
-        return (int(np.prod(view["grid"])) + 1) * self.channels + int(np.prod(view["depth"]))
+        return (math.prod(view["grid"]) + 1) * self.channels + math.prod(view["depth"])
 
     def encode(
         self,

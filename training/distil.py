@@ -23,6 +23,7 @@ from dinoviz.depth import ProbeError
 from dinoviz.errors import DinovizError
 from dinoviz.files import whole, writing
 from dinoviz.images import ImageError, find_images, open_image
+from dinoviz.json_files import read_json
 from dinoviz.models import ModelError
 from training import runs
 from training.protocols import Progress
@@ -215,10 +216,9 @@ def _ask(teacher: Teacher, image: str | os.PathLike, pair: Pair, short_side: int
 
 def _about(folder: Path) -> dict:
     try:
-        about = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(folder / "meta.json", TeacherError)
+    except TeacherError:
         return {}
-    return about if isinstance(about, dict) else {}
 
 
 def _write_about(folder: Path, about: dict) -> None:

@@ -6,7 +6,6 @@ unknown, and so are NaN and infinity. meta.json may hold "intrinsics" (fx, fy, c
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -19,6 +18,7 @@ from PIL import Image
 
 from dinoviz.errors import DinovizError
 from dinoviz.images import SUFFIXES, open_image
+from dinoviz.json_files import read_json
 
 # Rows and columns of a 480 x 640 picture of NYU Depth v2 that are evaluated (Eigen et al. 2014).
 EIGEN_ROWS, EIGEN_COLUMNS = (45 / 480, 471 / 480), (41 / 640, 601 / 640)
@@ -57,10 +57,13 @@ class Pair:
 
 def _read(path: Path, size: tuple[int, int]) -> np.ndarray:
     """(H, W) float32 in metres; size: (W, H) that it must have. Raises DepthDataError."""
+    if not path.is_file():  # a FIFO would be read for ever
+        raise DepthDataError(f"{path.name}: there is no such file.")
     array = _read_npy(path, size) if path.suffix == ".npy" else _read_png(path, size)
     if array.dtype.kind == "f":
-        known = np.isfinite(array)
-        metres = np.where(known, array, 0).astype(np.float32)
+        with np.errstate(over="ignore"):  # doubles that are no float32
+            metres = array.astype(np.float32)
+        metres[~np.isfinite(metres)] = 0
     else:
         metres = array.astype(np.float32) / 1000
     if metres.min(initial=0) < 0:
@@ -86,7 +89,7 @@ def _read_png(path: Path, size: tuple[int, int]) -> np.ndarray:
             array = np.asarray(file)
     except DepthDataError:
         raise
-    except (OSError, ValueError, SyntaxError):
+    except Exception:  # decoders raise nearly everything on damaged files, and DecompressionBombError on large ones
         raise DepthDataError(f"{path.name}: this is not a PNG that can be read.") from None
     if array.ndim != 2 or array.dtype == np.uint8 or array.dtype.kind not in "iu":
         raise DepthDataError(f"{path.name}: depth is one channel of 16 bits, in millimetres.")
@@ -97,7 +100,7 @@ def _read_npy(path: Path, size: tuple[int, int]) -> np.ndarray:
     try:
         # Mapped, a header that promises more than the file has is refused before memory is asked for.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+    except Exception:  # a header is Python, evaluated: RecursionError, OverflowError, MemoryError and more
         raise DepthDataError(f"{path.name}: this is not an array that can be read.") from None
     if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "iuf":
         raise DepthDataError(f"{path.name}: depth is one array (H, W) of numbers.")
@@ -147,18 +150,15 @@ def _numbered(path: Path) -> tuple[str, int]:
 
 
 def meta(folder: str | os.PathLike) -> dict:
-    """What the folder's meta.json says; {} where there is none that can be read."""
-    try:
-        found = json.loads((Path(folder) / "meta.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    """What the folder's meta.json says; {} where there is none. Raises DepthDataError for one that cannot be read."""
+    file = Path(folder) / "meta.json"
+    return read_json(file, DepthDataError) if os.path.lexists(file) else {}
 
 
 def intrinsics(folder: str | os.PathLike) -> dict[str, float] | None:
     """The camera of a folder's pictures, fx, fy, cx and cy in pixels of the whole picture, or None if it is not told.
 
-    Raises DepthDataError for one that cannot be.
+    Raises DepthDataError for one that cannot be, and for a meta.json that cannot be read.
     """
     told = meta(folder).get("intrinsics")
     if told is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import sys
 from contextlib import suppress
@@ -13,6 +12,7 @@ from types import UnionType
 from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from dinoviz.errors import DinovizError
+from dinoviz.json_files import read_json
 
 
 class ConfigError(DinovizError):
@@ -69,13 +69,9 @@ class Config:
     @classmethod
     def read(cls, path: str | Path) -> dict:
         """The values in a JSON file that --save-config wrote, or in a run's config.json; raises ConfigError."""
-        path = Path(path)
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{path} cannot be read as a configuration: {error}.") from None
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path} is no configuration: it holds a {type(values).__name__}, not named settings.")
+        values = read_json(
+            path, ConfigError, name=f"The configuration {path}", finite=False
+        )  # a check names the setting
         values.pop("kind", None)
         cls.from_dict(values)
         return values

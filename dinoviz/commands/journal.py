@@ -61,9 +61,13 @@ class Journal:
     def _read(self) -> None:
         at = self._file.tell()
         for line in self._file:
-            if not line.endswith(b"\n"):
+            try:
+                key, entry = json.loads(line)
+            except (ValueError, TypeError, RecursionError):  # half a line, or what no run wrote
                 break
-            self._lines[json.loads(line)[0]] = at
+            if not line.endswith(b"\n") or not isinstance(key, str) or not isinstance(entry, dict):
+                break
+            self._lines[key] = at
             at += len(line)
         self._file.seek(at)
         self._file.truncate()

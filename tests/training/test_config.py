@@ -109,12 +109,14 @@ def test_a_file_gives_the_values_that_it_names(tmp_path):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b'{"lr": 0.001', "cannot be read as a configuration"),
-        (b"\xff\xfe\x00", "cannot be read as a configuration"),
-        (b"[1, 2]", "it holds a list, not named settings"),
+        (b'{"lr": 0.001', "JSON"),
+        (b'{"lr": ' + b"9" * 400 + b"}", "400 digits"),
+        (b"[" * 100_000, "nested"),
+        (b"\xff\xfe\x00", "JSON"),
+        (b"[1, 2]", "list"),
         (b'{"lr": NaN}', "lr is at least 0, not nan"),
         (b'{"rate": 1}', "There is no setting 'rate'"),
-        (None, "cannot be read as a configuration"),
+        (None, "missing"),
     ],
 )
 def test_a_file_that_is_no_configuration_is_refused(tmp_path, content, sentence):

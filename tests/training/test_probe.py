@@ -447,3 +447,23 @@ def test_features_are_kept_as_they_were_encoded(config, rooms, tmp_path):
     assert len(encoded.batches(8)) == 1
     drawn = [pair for batch in encoded.batches(1, np.random.default_rng(0)) for pair in batch]
     assert sorted(i for i, _ in drawn) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[", "null", "[]", "[1]", "[" * 100_000, '[{"at": 0}]', "\x00", '[{"at": 7, "grid": [8, 8], "depth": [9, 9]}]',
+        '[{"at": NEXT, "grid": [1000000000, 1000000000], "depth": [9, 9]}]',
+        '[{"at": NEXT, "grid": [8, 8, 8], "depth": [9]}]', '[{"at": NEXT, "grid": [1e300, 8], "depth": [9, 9]}]',
+    ],
+    ids=lambda line: line[:40],
+)  # fmt: skip
+def test_what_is_not_as_it_was_encoded_is_encoded_again(line, tmp_path):
+    file, view = tmp_path / "some.bin", {"at": 0, "grid": [8, 8], "depth": [9, 9]}
+    length = (8 * 8 + 1) * 10 + 9 * 9
+    np.zeros(3 * length, np.float16).tofile(file)
+    lines = [json.dumps([view]), line.replace("NEXT", str(length)), json.dumps([{**view, "at": length}]), ""]
+    file.with_suffix(".jsonl").write_text("\n".join(lines))
+    encoded = Encoded(file, 10)
+    assert encoded.pictures == [[view]]
+    assert encoded.end == length

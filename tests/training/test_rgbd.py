@@ -1,13 +1,16 @@
 """RGB-D folders: what is read, how it is parted, the figures of the literature, and what cannot be used."""
 
 import json
+import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from dinoviz.errors import DinovizError
-from training.rgbd import Pair, counts, depth_errors, find_pairs, intrinsics, split
+from training.rgbd import Pair, counts, depth_errors, find_pairs, intrinsics, meta, split
 
 
 def test_errors_are_those_of_the_literature():
@@ -96,9 +99,9 @@ def test_depth_comes_in_millimetres_or_metres(depth, suffix, folder):
 
 def test_nan_and_infinity_are_unknown(folder):
     depth = METRES.copy()
-    depth[0, 0], depth[0, 1], depth[0, 2] = np.nan, np.inf, -np.inf
+    depth[0, 0], depth[0, 1], depth[0, 2], depth[0, 4] = np.nan, np.inf, -np.inf, 1e300
     _, found = folder("a", depth, ".npy").open()
-    assert (found == 0).sum() == 3
+    assert (found == 0).sum() == 4
     assert found[0, 3] == pytest.approx(METRES[0, 3])
 
 
@@ -157,14 +160,75 @@ def test_missing_pairs_are_counted(folder, tmp_path):
 def test_intrinsics_are_read_if_there_are_any(tmp_path):
     assert intrinsics(tmp_path) is None
     file = tmp_path / "meta.json"
-    file.write_text("no json")
-    assert intrinsics(tmp_path) is None
     file.write_text(json.dumps({"intrinsics": {"fx": 500, "fy": 501.5, "cx": 320, "cy": 240, "k1": 0.1}}))
     assert intrinsics(tmp_path) == {"fx": 500.0, "fy": 501.5, "cx": 320.0, "cy": 240.0}
     for wrong in ({"fx": 500}, {"fx": "a", "fy": 1, "cx": 1, "cy": 1}, [1, 2], {"fx": 0, "fy": 1, "cx": 1, "cy": 1}):
         file.write_text(json.dumps({"intrinsics": wrong}))
         with pytest.raises(DinovizError, match=r"intrinsics in meta\.json"):
             intrinsics(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "no json", "[]", "[" * 100_000, '{"a":' * 900 + "1" + "}" * 900, '{"intrinsics": {"fx": 1' + "0" * 400 + "}}",
+        '{"intrinsics": {"fx": 1e400, "fy": 1, "cx": 1, "cy": 1}}', '{"licence": "\\ud800"}',
+    ],
+    ids=lambda content: content[:20],
+)  # fmt: skip
+def test_a_meta_json_that_cannot_be_read_is_refused(content, tmp_path):
+    # Its camera would otherwise be missing from the probe without a word.
+    (tmp_path / "meta.json").write_text(content)
+    for read in (meta, intrinsics):
+        with pytest.raises(DinovizError, match=r"meta\.json"):
+            read(tmp_path)
+
+
+def npy(header: str, version: int = 1) -> bytes:
+    length = len(header).to_bytes(2 if version == 1 else 4, "little")
+    return b"\x93NUMPY" + bytes([version, 0]) + length + header.encode() + bytes(2400)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        npy("{'descr': '<f8', 'fortran_order': False, 'shape': (%s, 40), }" % 10**400),
+        npy("{'descr': '<f8', 'fortran_order': True, 'shape': (4611686018427387904, 4), }"),
+        npy("{'descr': '<f8', 'fortran_order': False, 'shape': (-30, -40), }"),
+        npy("{'descr': '|O', 'fortran_order': False, 'shape': (30, 40), }"),
+        npy("{'descr': '<V100000000', 'fortran_order': False, 'shape': (30, 40), }"),
+        npy("(" * 9000),
+        npy("{'descr': " + "[" * 4000 + "]" * 4000 + ", 'fortran_order': False, 'shape': (30, 40), }"),
+        npy("{}", version=2)[:8] + (2**32 - 1).to_bytes(4, "little"),
+        b"PK\x05\x06" + bytes(18),
+        b"\x80\x04\x95",
+    ],
+    ids=range(10),
+)
+def test_an_array_s_header_that_lies_is_refused(content, folder):
+    pair = folder("a", METRES, ".npy")
+    pair.depth.write_bytes(content)
+    with pytest.raises(DinovizError, match=r"a\.npy"):
+        pair.open()
+
+
+def test_a_png_that_would_fill_the_memory_is_refused(folder):
+    pair = folder("a", (1000 * METRES).astype(np.uint16))
+    header = b"IHDR" + struct.pack(">IIBBBBB", 2**31 - 1, 2**31 - 1, 16, 0, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    pair.depth.write_bytes(content + pair.depth.read_bytes()[33:])
+    with pytest.raises(DinovizError, match=r"a\.png"):
+        pair.open()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no FIFOs")
+@pytest.mark.parametrize("suffix", [".npy", ".png"])
+def test_depth_that_is_no_file_is_not_opened(suffix, folder):
+    pair = folder("a", (1000 * METRES).astype(np.uint16), suffix)
+    pair.depth.unlink()
+    os.mkfifo(pair.depth)
+    with pytest.raises(DinovizError, match="no such file"):
+        pair.open()
 
 
 def named(*names: str) -> list[Pair]:
