@@ -24,6 +24,7 @@ from dinoviz.errors import DinovizError
 from training import runs
 from training.command_line import KINDS
 from training.commands import absolute
+from training.run_files import anew, tail
 from training.runs import AT_WORK, Run, RunError, list_runs
 from training.settings import Config
 from training.stopping import PARENT
@@ -90,7 +91,7 @@ class Jobs:
         except BaseException as error:
             shutil.rmtree(run.folder, ignore_errors=True)
             if isinstance(error, OSError):
-                raise JobError(f"The run in {run.folder} cannot be written: {error.strerror or error}.") from None
+                raise JobError(f"The run {run.name} cannot be written: {error.strerror or error}.") from None
             raise
         return run
 
@@ -179,8 +180,8 @@ class Jobs:
         """How many runs are at work: the processes of this object, and those that others started."""
         if len(self._working) >= self.limit:  # the usual case, which saves a look into every run's folder
             return len(self._working)
-        mine = {job.run.folder.resolve() for job in self._working}
-        return len(mine | {run.folder.resolve() for run in list_runs(self.root) if run.at_work()})
+        mine = {os.path.realpath(job.run.folder) for job in self._working}
+        return len(mine | {os.path.realpath(run.folder) for run in list_runs(self.root) if run.at_work()})
 
     def _drop_stopped(self) -> None:
         """Take those out of the queue that somebody asked to stop; `python -m training stop` may have been it."""
@@ -198,7 +199,7 @@ class Jobs:
             environment[PARENT] = str(os.getpid())
         try:
             # Whoever else would start it, and the process itself, wait until the process is written down.
-            with job.run.claim(), (job.run.folder / "output.txt").open("wb") as output:
+            with job.run.claim(), anew(job.run.folder / "output.txt") as output:
                 job.process = subprocess.Popen(
                     [sys.executable, "-m", "training", "resume", str(job.run.folder.absolute())],
                     env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
@@ -244,9 +245,8 @@ def _why(job: _Job) -> str:
     status = job.process.returncode
     if status == -9:
         return "The process was killed; the machine may have run out of memory."
-    with suppress(OSError):
-        lines = (job.run.folder / "output.txt").read_text(encoding="utf-8", errors="replace").split("\n")
-        said = [line.strip() for line in lines if line.strip()]
-        if said:
-            return said[-1].removeprefix("training: ")[:LONGEST]
+    lines = tail(job.run.folder / "output.txt", 64_000).decode(errors="replace").split("\n")
+    said = [line.strip() for line in lines if line.strip()]
+    if said:
+        return said[-1].removeprefix("training: ")[:LONGEST]
     return f"The process ended with status {status}, without a word."

@@ -11,7 +11,7 @@ from dinoviz.ui import train_setup, train_watch
 from dinoviz.ui.bar import Bar
 from dinoviz.ui.open_tab import OpenTab
 from dinoviz.ui.parts import ONCE, PRIVATE, note, told
-from dinoviz.ui.train_runs import own, visible
+from dinoviz.ui.train_runs import key, own, visible
 from dinoviz.ui.workbench import Workbench
 from training import runs
 from training.jobs import Jobs
@@ -65,10 +65,10 @@ def build(
                 wanted.source.bring(data)
 
             run = jobs.submit(name, wanted.kind, wanted.config_on(data), keep=wanted.keep and not public, before=bring)
-            folder = str(runs.root() / run.name)
+            chosen = key(Run(runs.root() / run.name), public)
             return (
                 gr.Tabs(selected="watch"),
-                gr.update(choices=train_watch.listed(visible(public, token)), value=folder),
+                gr.update(choices=train_watch.listed(visible(public, token), public), value=chosen),
                 {},
                 "",
             )

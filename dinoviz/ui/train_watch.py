@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import html
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +19,18 @@ from dinoviz.ui.live_figure import LiveFigure
 from dinoviz.ui.open_tab import OpenTab
 from dinoviz.ui.parts import ONCE, PRIVATE, LiveDropdown, LiveRadio, note, told
 from dinoviz.ui.strip import Strip
-from dinoviz.ui.train_runs import RESUMABLE, label, last_lines, opened, said, visible
+from dinoviz.ui.train_runs import RESUMABLE, key, label, last_lines, opened, said, visible
 from dinoviz.ui.workbench import Workbench
 from training.card import card
 from training.jobs import Jobs
-from training.runs import AT_WORK, Run
+from training.run_files import is_file
+from training.runs import AT_WORK, Run, RunError
+from training.task_config import ProbeConfig
 
 TICK = 1.0  # seconds between looks at the runs
 PANELS = len(train_curves.PANELS)
 LOG_LINES = 200
+WITHOUT = PANELS + 10  # parts of the page from the status on
 NOTHING = "There is no run yet: set one up, and press Train."
 
 
@@ -97,40 +101,40 @@ def build(
 
     def refresh(token: str, chosen: str | None, others: list[str], smoothing: float, log: bool, x: str, seen: dict):
         """What changed since the page was told last; all of it where it was told nothing."""
-        runs = visible(public, token)
-        folders = [str(run.folder) for run in runs]
-        gone = chosen not in folders
+        runs = {key(run, public): run for run in visible(public, token)}
+        gone = chosen not in runs
         if gone:
-            at_work = [str(run.folder) for run in runs if run.status()["state"] in AT_WORK]
-            chosen = (at_work or folders or [None])[0]
+            at_work = [each for each, run in runs.items() if run.status()["state"] in AT_WORK]
+            chosen = (at_work or list(runs) or [None])[0]
         page = _Told(seen or {})
-        choices = listed(runs)
+        choices = listed(runs.values(), public)
         update = []
         if page.changed("list", (tuple(choices), chosen)):
-            overlays = [(run.name, folder) for run, folder in zip(runs, folders, strict=True) if folder != chosen]
-            kept = [folder for folder in others or [] if folder in folders and folder != chosen]
+            overlays = [(run.name, each) for each, run in runs.items() if each != chosen]
+            kept = [each for each in others or [] if each in runs and each != chosen]
             # The choice itself is left alone where it can be: somebody may have made another one meanwhile.
             radio = gr.update(choices=choices, value=chosen) if gone else gr.update(choices=choices)
             update += [radio, gr.update(choices=overlays, value=kept)]
         else:
             update += [gr.skip(), gr.skip()]
         if chosen is None:
-            update += [note(NOTHING), *[gr.Button(interactive=False)] * 3, gr.Column(visible=True)]
-            update += [strip.shown(None), ""]
-            update += [live_figure.drawn()] * PANELS + ["", "", ""]
-            return *update, page.now
-        run = Run(chosen)
+            return *update, *_without(note(NOTHING)), page.now
+        run = runs[chosen]
+        if run.problem():
+            shown = _without(said(run, ())) if page.changed("problem", said(run, ())) else [gr.skip()] * WITHOUT
+            return *update, *shown, page.now
         try:
-            overlaid = [Run(folder) for folder in others or [] if folder in folders and folder != chosen]
+            overlaid = [runs[each] for each in others or [] if each in runs and each != chosen]
             update += pieces(page, run, overlaid, (smoothing, log, x))
         except DinovizError as error:  # somebody removed the folder a moment ago
-            return (*[gr.skip()] * 2, note(str(error), "caption dv-error"), *[gr.skip()] * (len(outputs) - 4), {})
+            told_why = note(html.escape(str(error)), "caption dv-error")
+            return (*[gr.skip()] * 2, told_why, *[gr.skip()] * (len(outputs) - 4), {})
         return *update, page.now
 
     def pieces(page: _Told, run: Run, overlaid: list[Run], style: tuple) -> list:
         state, folder = run.status()["state"], str(run.folder)
         measured = run.folder / "metrics.jsonl"
-        exported = probe_file(run.folder).is_file() if run.kind == "probe" else bool(run.networks())
+        exported = is_file(probe_file(run.folder)) if run.kind == "probe" else bool(run.networks())
         queue = jobs.queue()
         update: list = []
 
@@ -143,7 +147,7 @@ def build(
             gr.Button(interactive=state in ("queued", *AT_WORK)), gr.Button(interactive=state in RESUMABLE),
             gr.Button(interactive=exported),
         ])  # fmt: skip
-        snapshots = sorted(path.parent.name for path in run.folder.glob("snapshots/step-*/arrays.npz"))
+        snapshots = [each.name for each in run.snapshots() if is_file(each / "arrays.npz")]
         add("strip", snapshots, 2, lambda: [gr.Column(visible=run.kind == "pretrain"), strip.shown(run)])
         drawn = [run, *overlaid]
         curves = [(str(each.folder), _written(each.folder / "metrics.jsonl")) for each in drawn]
@@ -167,11 +171,14 @@ def build(
     def look_through(token: str, chosen: str | None):
         with told():
             run = opened(chosen, public, token)
+            if problem := run.problem():
+                raise RunError(f"The run {run.name} cannot be read: {problem}")
             if run.kind == "probe":
-                file = str(probe_file(run.folder))
-                resolution = str(nearest_resolution(run.config["resolution"]))
-                return run.config["model"], resolution, gr.update(choices=[(run.name, file)], value=file), "depth"
-            model = gr.Dropdown(_with(bench.model_choices(), run), value=chosen)
+                file, config = str(probe_file(run.folder)), run.config
+                resolution = str(nearest_resolution(config.get("resolution", ProbeConfig.resolution)))
+                model = config.get("model", ProbeConfig.model)
+                return model, resolution, gr.update(choices=[(run.name, file)], value=file), "depth"
+            model = gr.Dropdown(_with(bench.model_choices(), run), value=str(run.folder))
             return model, _resolution(run), gr.skip(), "attention"
 
     timer.tick(refresh, inputs, outputs, **ONCE)
@@ -185,9 +192,15 @@ def build(
     return Watch(chosen, seen, timer, refresh, inputs, outputs)
 
 
-def listed(runs: list[Run]) -> list[tuple[str, str]]:
+def listed(runs: Iterable[Run], public: bool) -> list[tuple[str, str]]:
     """What the list of runs offers."""
-    return [(label(run), str(run.folder)) for run in runs]
+    return [(label(run), key(run, public)) for run in runs]
+
+
+def _without(status: str) -> list:
+    """The page where there is no run to show, from its status on."""
+    parts = [*[gr.Button(interactive=False)] * 3, gr.Column(visible=True), strip.shown(None), ""]
+    return [status, *parts, *[live_figure.drawn()] * PANELS, *[""] * 3]
 
 
 def _written(*files: Path) -> tuple:
