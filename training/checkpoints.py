@@ -19,7 +19,8 @@ from safetensors import SafetensorError
 from dinoviz.errors import DinovizError
 from dinoviz.files import why
 from dinoviz.json_files import read_json
-from training.run_files import CHECKPOINT, CHECKPOINT_FILE, checked, opened, shortened
+from training.run_files import CHECKPOINT, CHECKPOINT_FILE, checked, opened
+from training.settings import shortened
 
 MOST_STATE = 64_000_000  # bytes of a state.json: it holds what was measured since the last record
 KEPT = 2  # the newest, and the one before in case the disk spoils the newest

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from dinoviz.errors import DinovizError
 from dinoviz.json_files import read_json
+from training.settings import shortened
 
 STATES = ("queued", "starting", "running", "stopped", "finished", "failed")
 MESSAGE = 2000  # characters of a status's message
@@ -66,6 +67,7 @@ def one_of(choices: tuple[str, ...]) -> Rule:
 STATUS = {
     "state": one_of(STATES), "step": whole(0, MOST_STEPS), "steps": whole(0, MOST_STEPS), "eta": number(0),
     "message": text(MESSAGE), "time": number(), "pid": whole(1, 2**31 - 1), "born": number(), "host": text(255),
+    "spent": number(0),
 }  # fmt: skip
 CHECKPOINT = {
     "step": whole(0, MOST_STEPS),
@@ -90,12 +92,6 @@ def checked(
         if not rules[key].holds(value):
             raise error(f"{name}: {key} is {rules[key].words}, not {shortened(value)}.")
     return values
-
-
-def shortened(value: Any) -> str:
-    """A value in a message."""
-    words = f"a {type(value).__name__}" if isinstance(value, dict | list) else repr(value)
-    return words if len(words) <= 40 else f"{words[:40]} …"
 
 
 def read_status(folder: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from training import checkpoints, run_files
 from training.checkpoints import Checkpoint, CheckpointError
 from training.command_line import KINDS
 from training.run_files import STATES, STEP, RunError
-from training.settings import ConfigError
+from training.settings import ConfigError, shortened
 
 AT_WORK = ("starting", "running")
 CLAIM = 10.0  # seconds to wait for who is just starting the run, which takes milliseconds
@@ -52,7 +52,7 @@ def check_name(name: str) -> str:
     """The name, if it can be a run's folder on every system; raises RunError otherwise."""
     if not is_name(name):
         raise RunError(
-            f"{run_files.shortened(name)} cannot be a run's name: it needs 1 to 80 letters, digits, dots, _ or -, and "
+            f"{shortened(name)} cannot be a run's name: it needs 1 to 80 letters, digits, dots, _ or -, and "
             "no dot first."
         )
     return name
@@ -203,13 +203,14 @@ class Run:
         """Write status.json whole: the state, a heart beat, the process, and `fields`.
 
         state: one of STATES.
-        fields: step, steps, eta (seconds), message, ...; step and steps stay as they were if they are not given. `pid`
+        fields: step, steps, eta (seconds), message, spent (seconds of work, where these are bounded, see
+            training.jobs); step, steps and spent stay as they were if they are not given. `pid`
             is the process that does the work, by default this one; the app gives the one it started.
         """
         if state not in STATES:
             raise ValueError(f"A run is {', '.join(STATES)}, not {state}.")
         pid = fields.pop("pid", os.getpid())
-        missing = {"step", "steps"} - fields.keys()
+        missing = {"step", "steps", "spent"} - fields.keys()
         kept = {key: value for key, value in self._status().items() if key in missing}
         about = {"time": datetime.now(UTC).timestamp(), "pid": pid, "born": _born(pid), "host": socket.gethostname()}
         if fields.get("message"):

@@ -58,9 +58,13 @@ class _Told:
 
 
 def build(
-    bench: Workbench, bar: Bar, jobs: Jobs, token: gr.BrowserState, open_tab: OpenTab, probe: gr.Dropdown
-) -> Watch:
-    """Lay out the tab's second half and wire it. probe: chooses what the Depth tab is looked through."""
+    bench: Workbench, bar: Bar, jobs: Jobs, token: gr.BrowserState, open_tab: OpenTab, probe: gr.Dropdown,
+    check_room: Callable[[str], None],
+) -> Watch:  # fmt: skip
+    """Lay out the tab's second half and wire it.
+
+    probe: chooses what the Depth tab is looked through. check_room: raises DinovizError where no more runs may wait.
+    """
     public = bench.settings.public
     with gr.Row():
         with gr.Column(scale=1, min_width=250):
@@ -166,7 +170,9 @@ def build(
 
     def go_on(token: str, chosen: str | None):
         with told():
-            jobs.resume(opened(chosen, public, token))
+            run = opened(chosen, public, token)
+            check_room(token)
+            jobs.resume(run)
 
     def look_through(token: str, chosen: str | None):
         with told():
