@@ -12,7 +12,7 @@ import pytest
 
 from dinoviz.ui.bar import example_files
 from dinoviz.ui.train_after import LOGIN
-from dinoviz.ui.train_runs import visible
+from dinoviz.ui.train_runs import pathless, visible
 from dinoviz.ui.workbench import Settings
 from tests.conftest import ROOT
 from tests.test_train_endpoints import ME, YOU, Served, pictures, serving
@@ -122,6 +122,13 @@ def test_no_path_of_the_server_is_sent(public, monkeypatch, tmp_path):
     sent += [public.ask("say_what_goes_on", ME), public.ask("say_command"), public.ask("look_at_data")]
     for name in ("go_on", "download_run"):
         sent.append(public.refusal(name, ME, run.name))
+    run.set_status("failed", message=f"The export of {run.folder / 'export'} cannot be written: No space left.")
+    run.log(f"File \"{json.__file__}\", line 3\n[Errno 2] No such file: '{Path.home() / 'x.txt'}'")
+    (run.folder / "output.txt").write_text(f"{tempfile.gettempdir()}/a/b.png cannot be read.\n")
+    (status, log) = [public.ask("refresh", ME, run.name, [])[i] for i in (2, -3)]
+    assert "The export of export cannot be written: No space left." in status
+    assert 'File "__init__.py", line 3' in log
+    sent += [status, log]
     (run.folder / "status.json").write_text("{")
     sent.append(public.ask("refresh", ME, run.name, []))
     text = json.dumps(sent, default=str)
@@ -131,3 +138,9 @@ def test_no_path_of_the_server_is_sent(public, monkeypatch, tmp_path):
     for place in places:
         found = text.find(f"{place}/")
         assert found < 0, text[max(0, found - 100) : found + 100]
+
+
+def test_addresses_and_relative_paths_stay_as_they_are():
+    for text in ("https://huggingface.co/docs/hub", "rgb/1.png and a/b/c.png", "1/2 and 3 / 4", "runs/mine/export"):
+        assert pathless(text) == text
+    assert pathless("/etc/passwd, (/a/b c) and C:\\Users\\me\\x.png") == "passwd, (b c) and x.png"

@@ -11,7 +11,7 @@ from dinoviz.errors import DinovizError
 from dinoviz.models import weights_stamp
 from dinoviz.ui.bar import Bar
 from dinoviz.ui.parts import ONCE, PRIVATE, bundle, download, note, told
-from dinoviz.ui.train_runs import opened
+from dinoviz.ui.train_runs import opened, pathless
 from dinoviz.ui.workbench import Workbench
 from training import hub
 from training.card import hub_card
@@ -45,7 +45,9 @@ def build(bench: Workbench, bar: Bar, chosen: gr.Radio, ripe: gr.State, token: g
                 return gr.Label(visible=False), ""
             found = _ask(bench, run, image)
         except DinovizError as error:
-            return gr.Label(visible=False), note(html.escape(str(error)), "caption dv-error") if folder else ""
+            return gr.Label(visible=False), note(
+                html.escape(pathless(str(error), public)), "caption dv-error"
+            ) if folder else ""
         return gr.Label(dict(found), visible=True), note("By the classifier of this run, of a centre crop.")
 
     def download_run(token: str, folder: str | None) -> str:

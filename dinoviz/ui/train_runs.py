@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import html
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,8 @@ RESUMABLE = ("stopped", "failed", "died")
 LAST_LINES = 8
 LOG, OUTPUT = "log.txt", "output.txt"
 MOST_RUNS = 100
+# The folders of an absolute path; not the middle of a relative one or of an address.
+PATH = re.compile(r"(?<![\w.:/\\-])(?:/|[A-Za-z]:\\)(?:[^\s/\\:'\"<>]+[/\\])+")
 MOST_TEXT = 200_000  # bytes of a log that are read, from its end
 WORDS = {
     "queued": "waits for its turn", "starting": "is starting", "running": "is learning", "stopped": "was stopped",
@@ -59,8 +62,11 @@ def label(run: Run) -> str:
     return f"{MARKS.get(state, '✗')} {run.name} ({run.kind}, {'failed' if state == 'died' else state})"
 
 
-def said(run: Run, queue: Sequence[str]) -> str:
-    """How a run goes, as HTML: state, progress, the last figures, alarms, and why it failed or cannot be read."""
+def said(run: Run, queue: Sequence[str], public: bool = False) -> str:
+    """How a run goes, as HTML: state, progress, the last figures, alarms, and why it failed or cannot be read.
+
+    public: strangers read it, whom no path concerns.
+    """
     if problem := run.problem():
         return note(f"<b>{html.escape(run.name)}</b> cannot be read: {html.escape(problem)}", "caption dv-error")
     status = run.status()
@@ -76,12 +82,12 @@ def said(run: Run, queue: Sequence[str]) -> str:
         done = steps if state == "finished" else step
         lines.append(f'<progress value="{done}" max="{steps}" aria-label="progress"></progress>')
     lines += _figures(run)
-    message = status.get("message")
+    message = pathless(status.get("message") or "", public)
     if state in ("failed", "died"):
         gone = "Its process is gone: it was killed, or the machine was."
         message = message if state == "failed" and message else gone
         lines.append(f'<span class="dv-error">{html.escape(message)}</span>')
-        lines.append(f"<pre>{html.escape(last_lines(run, LAST_LINES, LOG))}</pre>")
+        lines.append(f"<pre>{html.escape(last_lines(run, LAST_LINES, LOG, public=public))}</pre>")
         lines.append("Resume goes on from the last checkpoint, or from the start if there is none.")
     elif message:
         # While it learns, the only message is an alarm.
@@ -90,12 +96,17 @@ def said(run: Run, queue: Sequence[str]) -> str:
     return note("<br>".join(lines), "caption dv-run" + (" dv-busy" if state in AT_WORK else ""))
 
 
-def last_lines(run: Run, count: int, *names: str) -> str:
-    """Of these files of the run, by default its log and what its process said beside it."""
+def last_lines(run: Run, count: int, *names: str, public: bool = False) -> str:
+    """Of these files of the run, by default its log and what its process said beside it. public: see `said`."""
     lines = []
     for name in names or (LOG, OUTPUT):
         lines += tail(run.folder / name, MOST_TEXT).decode(errors="replace").splitlines()[-count:]
-    return "\n".join(lines)
+    return pathless("\n".join(lines), public)
+
+
+def pathless(text: str, public: bool = True) -> str:
+    """The text, on a public page with the last part alone of each path of the machine."""
+    return PATH.sub("", text) if public else text
 
 
 def _progress(state: str, step: int, steps: int, eta: float | None) -> str:

@@ -19,7 +19,7 @@ from dinoviz.ui.live_figure import LiveFigure
 from dinoviz.ui.open_tab import OpenTab
 from dinoviz.ui.parts import ONCE, PRIVATE, LiveDropdown, LiveRadio, note, told
 from dinoviz.ui.strip import Strip
-from dinoviz.ui.train_runs import RESUMABLE, key, label, last_lines, opened, said, visible
+from dinoviz.ui.train_runs import RESUMABLE, key, label, last_lines, opened, pathless, said, visible
 from dinoviz.ui.workbench import Workbench
 from training.card import card
 from training.jobs import Jobs
@@ -125,13 +125,13 @@ def build(
             return *update, *_without(note(NOTHING)), page.now
         run = runs[chosen]
         if run.problem():
-            shown = _without(said(run, ())) if page.changed("problem", said(run, ())) else [gr.skip()] * WITHOUT
+            shown = _without(said(run, (), public)) if page.changed("problem", said(run, ())) else [gr.skip()] * WITHOUT
             return *update, *shown, page.now
         try:
             overlaid = [runs[each] for each in others or [] if each in runs and each != chosen]
             update += pieces(page, run, overlaid, (smoothing, log, x))
         except DinovizError as error:  # somebody removed the folder a moment ago
-            told_why = note(html.escape(str(error)), "caption dv-error")
+            told_why = note(html.escape(pathless(str(error), public)), "caption dv-error")
             return (*[gr.skip()] * 2, told_why, *[gr.skip()] * (len(outputs) - 4), {})
         return *update, page.now
 
@@ -146,7 +146,7 @@ def build(
             update.extend(make() if page.changed(piece, (folder, signature)) else [gr.skip()] * count)
 
         add("status", (state, _written(run.folder / "status.json", measured), queue, run.stop_requested()), 1,
-            lambda: [said(run, queue)])  # fmt: skip
+            lambda: [said(run, queue, public)])  # fmt: skip
         add("buttons", (state, exported), 3, lambda: [
             gr.Button(interactive=state in ("queued", *AT_WORK)), gr.Button(interactive=state in RESUMABLE),
             gr.Button(interactive=exported),
@@ -159,7 +159,7 @@ def build(
         add("card", state if state in AT_WORK else (state, _written(run.folder / "status.json", measured)), 1,
             lambda: [card(run)])  # fmt: skip
         add("log", _written(run.folder / "log.txt", run.folder / "output.txt"), 1,
-            lambda: [last_lines(run, LOG_LINES)])  # fmt: skip
+            lambda: [last_lines(run, LOG_LINES, public=public)])  # fmt: skip
         stamp = f"{folder} {weights_stamp(folder)}"
         add("ripe", stamp, 1, lambda: [stamp])
         return update
