@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import UnionType
 
 import numpy as np
 import safetensors
@@ -19,9 +20,18 @@ from dinoviz.errors import DinovizError
 from dinoviz.features import Features
 from dinoviz.files import whole, writing
 from dinoviz.images import MAX_RESOLUTION, MIN_RESOLUTION, PatchGrid
+from dinoviz.json_files import parse_json
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 SHIPPED = ASSETS / "depth-embedded.safetensors"  # trained on NYU Depth v2, for the embedded weights; see its card
+
+# What a probe's header may say, from the least to the most; training makes no others.
+BOUNDS = {
+    "resolution": (MIN_RESOLUTION, MAX_RESOLUTION), "upsample": (1, 4), "bins": (1, 1024), "members": (1, 16),
+    "channels": (1, 65536),
+}  # fmt: skip
+MAX_LAYERS, FARTHEST = 128, 1e6  # of a backbone; metres
+MAX_BYTES = 500_000_000  # of a file; the largest head that can be trained, on four layers of a ViT-7B, has 170 MB
 
 
 class ProbeError(DinovizError):
@@ -87,6 +97,8 @@ def look(features: Features, probe: Probe) -> Depth:
     """
     probe.check(features.weights_id, features.weights)
     patches, cls = joined(features, probe.layers)
+    if patches.shape[-1] != probe.about["channels"]:
+        raise ProbeError(f"{probe.name} reads {probe.about['channels']} channels, its layers have {patches.shape[-1]}.")
     patches = _as_trained(patches, features.grid, probe.about["resolution"])
     with torch.inference_mode():
         scores = probe.head.scores(patches, cls)
@@ -171,31 +183,86 @@ def probe_file(path: str | Path) -> Path:
 
 
 def open_probe(path: str | Path) -> Probe:
-    """The probe in a .safetensors file, or in the run that made it. Raises ProbeError."""
+    """The probe in a .safetensors file, or in the run that made it.
+
+    Raises ProbeError for what is no probe, a header whose numbers cannot be, and weights that are not those of it.
+    """
     path = Path(path)
+    no_probe = f"{path.name} holds no depth probe that can be read"
     try:
-        with safetensors.safe_open(probe_file(path), "pt") as opened:
-            about = json.loads(opened.metadata()["probe"])
-            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, it is no dictionary
+        about, weights = _read(probe_file(path))
+        check_about(about)
         familiar = weights.pop("familiar", torch.empty(0, 0)).float().numpy()
+        _check_familiar(about, familiar)
         with torch.device("meta"):  # a header may say anything: memory is that of the weights there are
             head = depth_heads.make(about)
-        head.load_state_dict(
-            {name.removeprefix("head."): value.float() if value.is_floating_point() else value
-             for name, value in weights.items()}, assign=True,
-        )  # fmt: skip
-        _check(about, familiar)
+        floats = {name.removeprefix("head."): value.float() for name, value in weights.items()}
+        head.load_state_dict(floats, assign=True)
+        head.eval().requires_grad_(False)
+        with torch.inference_mode():
+            metres, _ = head(torch.zeros(1, 2, 2, about["channels"]), torch.zeros(1, about["channels"]))
+        if not (metres.isfinite().all() and metres.min() >= 0 and all(map(_is_finite, floats.values()))):
+            raise ProbeError("its weights are no numbers, or give no distance")
+    except ProbeError as error:
+        raise ProbeError(f"{no_probe}: {error}.") from None
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError):
-        raise ProbeError(f"{path.name} holds no depth probe that can be read.") from None
-    return Probe(head.eval().requires_grad_(False), about, familiar, path.name)
+        raise ProbeError(f"{no_probe}.") from None
+    return Probe(head, about, familiar, path.name)
 
 
-def _check(about: dict, familiar: np.ndarray) -> None:
-    """Raises ValueError, KeyError or TypeError for a header that `Probe` cannot stand for."""
-    near, far = about["depth"]
-    layers = [int(layer) for layer in about["layers"]]
-    sized = MIN_RESOLUTION <= int(about["resolution"]) <= MAX_RESOLUTION and int(about["upsample"]) > 0
-    named = isinstance(about["weights_id"], str) and isinstance(about["backbone"], str)
-    known = not familiar.size or (familiar.ndim == 2 and about["familiar_limit"] > 0)
-    if not (sized and named and known and layers and min(layers) >= 0 and 0 <= near < far):
-        raise ValueError
+def _read(file: Path) -> tuple[dict, dict[str, torch.Tensor]]:
+    """The header and the weights of a file. Raises what safetensors raises, and ProbeError."""
+    if not file.is_file():
+        raise ProbeError("there is no such file")
+    if (size := file.stat().st_size) > MAX_BYTES:
+        raise ProbeError(f"it has {size / 1e6:,.0f} MB, a probe at most {MAX_BYTES / 1e6:g} MB")
+    with safetensors.safe_open(file, "pt") as opened:
+        # A measurement may be infinite, what the probe is made from may not: `check_about` looks at that.
+        about = parse_json(opened.metadata()["probe"], "its header", finite=False)
+        return about, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, it is no dictionary
+
+
+def check_about(about: dict) -> None:
+    """Raises ProbeError, half a sentence, for a header with values that `depth_heads.make` and `Probe` cannot use."""
+    for name, (low, high) in BOUNDS.items():
+        _check_number(name, about.get(name, 1 if name == "members" else None), low, high, int)
+    if about.get("head") not in depth_heads.HEADS:
+        raise ProbeError(f"head is one of {', '.join(depth_heads.HEADS)}, not {about.get('head')!r:.40}")
+    layers, metres = about.get("layers"), about.get("depth")
+    if not isinstance(layers, list) or not 1 <= len(layers) <= MAX_LAYERS:
+        raise ProbeError(f"layers is a list of 1 to {MAX_LAYERS} numbers")
+    for layer in layers:
+        _check_number("layers", layer, 0, MAX_LAYERS - 1, int)
+    if not isinstance(metres, list) or len(metres) != 2:
+        raise ProbeError("depth is a nearest and a farthest distance")
+    for value in metres:
+        _check_number("depth", value, 0, FARTHEST, int | float)
+    if not metres[0] < metres[1]:
+        raise ProbeError(f"depth has the nearest first, not {metres[0]:g} and {metres[1]:g} m")
+    if not isinstance(about.get("weights_id"), str) or not isinstance(about.get("backbone"), str):
+        raise ProbeError("it does not say whose features it reads (weights_id, backbone)")
+    told = [about.get(name, {}) for name in ("data", "metrics")]
+    if not all(isinstance(each, dict) for each in (*told, *(told[1].values() if isinstance(told[1], dict) else ()))):
+        raise ProbeError("data and metrics are named values")
+    if not all(isinstance(part.get("rmse", 0.0), int | float) for part in told[1].values()):
+        raise ProbeError("an error in metrics is no number")
+
+
+def _check_number(name: str, value: object, low: float, high: float, kind: type | UnionType) -> None:
+    if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:
+        what = "a whole number" if kind is int else "a number"
+        raise ProbeError(f"{name} is {what} from {low:g} to {high:g}, not {value!r:.40}")
+
+
+def _check_familiar(about: dict, familiar: np.ndarray) -> None:
+    if not familiar.size:
+        return
+    _check_number("familiar_limit", about.get("familiar_limit"), 1e-9, 2, int | float)  # of a cosine distance
+    if familiar.ndim != 2 or familiar.shape[1] * len(about["layers"]) != about["channels"]:
+        raise ProbeError("what it remembers of its training pictures is not of its layers")
+    if not np.isfinite(familiar).all():
+        raise ProbeError("what it remembers of its training pictures are no numbers")
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    return bool(tensor.isfinite().all())

@@ -1,6 +1,9 @@
 """Depth from features and a probe: heads against their formulas, files that can be trusted, and what cannot be used."""
 
 import json
+import math
+import os
+import time
 
 import numpy as np
 import pytest
@@ -200,6 +203,11 @@ def test_half_a_file_is_refused(file):
         {"layers": []}, {"layers": ["a"]}, {"layers": 3}, {"upsample": None}, {"upsample": 0}, {"resolution": "a"},
         {"weights_id": None},
         {"familiar_limit": 0}, {"familiar_limit": "a"}, {"cls": False},
+        {"members": 10**9}, {"members": 0}, {"upsample": 1000}, {"upsample": 10**400}, {"upsample": True},
+        {"resolution": math.inf}, {"resolution": math.nan}, {"resolution": 10**9}, {"depth": [0.5, math.inf]},
+        {"depth": [math.nan, 8.0]}, {"depth": [0.5, 10**400]}, {"depth": [-1, 8.0]}, {"layers": [math.inf]},
+        {"layers": list(range(10**4))}, {"layers": [0, 1, 10**9]}, {"familiar_limit": math.nan},
+        {"channels": -1}, {"data": [1]}, {"metrics": 3}, {"metrics": {"test": 3}}, {"metrics": {"test": {"rmse": "x"}}},
     ],
 )  # fmt: skip
 def test_a_header_that_lies_is_refused(lie, file):
@@ -208,8 +216,66 @@ def test_a_header_that_lies_is_refused(lie, file):
     safetensors.torch.save_file(
         safetensors.torch.load_file(file), file, metadata={"probe": json.dumps({**about, **lie})}
     )  # fmt: skip
+    start = time.monotonic()
+    with pytest.raises(ProbeError, match="holds no depth probe") as refused:
+        depth.open_probe(file)
+    assert time.monotonic() - start < 5
+    assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("lie", "named"),
+    [({"upsample": 1000}, "upsample"), ({"members": 10**9}, "members"), ({"resolution": math.inf}, "resolution")],
+)
+def test_what_a_header_lies_about_is_named(lie, named, file):
+    with safetensors.safe_open(file, "pt") as opened:
+        about = json.loads(opened.metadata()["probe"])
+    weights = safetensors.torch.load_file(file)
+    safetensors.torch.save_file(weights, file, metadata={"probe": json.dumps({**about, **lie})})
+    with pytest.raises(ProbeError, match=named):
+        depth.open_probe(file)
+
+
+@pytest.mark.parametrize("header", ["[" * 100_000, '{"a":' * 900 + "1" + "}" * 900, "[]", "null", "", "\x00"])
+def test_a_header_that_is_no_object_is_refused(header, file):
+    safetensors.torch.save_file(safetensors.torch.load_file(file), file, metadata={"probe": header})
     with pytest.raises(ProbeError, match="holds no depth probe"):
         depth.open_probe(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("head.each.0.joined.patch.weight", lambda value: value.fill_(math.nan)),
+        ("head.each.0.joined.deviation", lambda value: value.fill_(0)),
+        ("head.depths", lambda value: value.neg_()),
+        ("head.depths", lambda value: value.fill_(math.inf)),
+        ("familiar", lambda value: value.fill_(math.nan)),
+        ("familiar", lambda value: value[:, :7].contiguous()),
+    ],
+)
+def test_weights_that_are_no_numbers_are_refused(name, change, file):
+    with safetensors.safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    weights = safetensors.torch.load_file(file)
+    weights[name] = change(weights[name].clone())
+    safetensors.torch.save_file(weights, file, metadata=metadata)
+    with pytest.raises(ProbeError, match="holds no depth probe"):
+        depth.open_probe(file)
+
+
+def test_a_file_that_is_none_or_too_large_is_not_opened(file):
+    os.truncate(file, 10**12)
+    with pytest.raises(ProbeError, match="500 MB"):
+        depth.open_probe(file)
+    with pytest.raises(ProbeError, match="no such file"):
+        depth.open_probe("/dev/zero")
+
+
+def test_a_probe_of_other_channels_than_its_layers_have_is_refused(backbone, picture, about, tmp_path):
+    depth.save_probe(tmp_path / "a.safetensors", made("linear", channels=7), {**about, "channels": 7})
+    with pytest.raises(ProbeError, match="7 channels"):
+        depth.look(backbone.encode(picture, 112, (0, 2)), depth.open_probe(tmp_path / "a.safetensors"))
 
 
 def test_what_is_no_probe_is_refused(file, tmp_path):
