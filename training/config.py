@@ -131,7 +131,7 @@ class PretrainConfig(Config):
     solarise: float = setting(0.2, "probability of solarising the second global crop", group="crops", low=0, high=1)
 
     epochs: float = setting(
-        100.0, "passes over the data; a part of one will do", group="optimiser", low=0.001, knob=True
+        100.0, "passes over the data; a part of one will do", group="optimiser", low=0.001, high=1e6, knob=True
     )
     batch: int = setting(64, "images in a step, over all devices", group="optimiser", low=1, high=65536, knob=True)
     accumulate: int = setting(

@@ -273,10 +273,15 @@ def _reader(bench: Workbench, forms: dict[str, Form]) -> Callable[..., Order]:
             settings["teacher"] = teacher_of(bench, source, teacher)
             source = DepthSource(source, settings["teacher"])
         preset = (preset or "") if kind == "pretrain" else ""
+        limits = bench.settings.limits if bench.settings.public else None
         wanted = Order(kind, KINDS[kind].from_dict(settings), preset, (name or "").strip(), source, bool(keep))
+        if limits:
+            limits.check(kind, wanted.config, 0)
         if not checked:
             return wanted
         pictures = source.find()
+        if limits:
+            limits.check(kind, wanted.config, _count(wanted))
         if pictures is not None:
             check_broken(bench, pictures, *((MAX_BROKEN, "") if task == PROBE else (wanted.config.max_broken,)))
         return replace(wanted, name=check_name(wanted.name or _name_of_now(wanted)))

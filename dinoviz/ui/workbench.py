@@ -25,6 +25,7 @@ from dinoviz.cache import OnceCache
 from dinoviz.errors import DinovizError, Stopped
 from dinoviz.features import FeatureCache, Features, image_digest
 from dinoviz.images import PatchGrid, open_image
+from training.limits import Limits
 from training.runs import is_run_network, list_runs
 
 Made = TypeVar("Made")
@@ -60,12 +61,14 @@ class Settings:
 
     public: others than the owner of the machine can reach the page. train: whether one can train there.
     data_roots: folders of this machine whose pictures may be trained on. runs_at_once: how many; more wait.
+    limits: of the runs on a public page.
     """
 
     public: bool = False
     train: bool = True
     data_roots: tuple[Path, ...] = ()
     runs_at_once: int = 1
+    limits: Limits = field(default_factory=lambda: Limits.of(os.environ))
     cache_bytes: int = field(default_factory=_default_cache_bytes)
     temporary_bytes: int = field(default_factory=_temporary_bytes)  # on the disk; 0: by what is free
     models_kept: int = 3  # the one of the bar, and the two that are compared
