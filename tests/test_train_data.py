@@ -19,7 +19,7 @@ from dinoviz.ui.workbench import Job, Settings, Workbench
 from tests.training.test_distil import save_probe
 from tests.training.tiny_runs import refused, settings, write_images
 from training import pictures as pictures_module
-from training import unpack
+from training import zips
 from training.data import demo
 from training.pictures import find
 from training.pretrain import pretrain
@@ -500,10 +500,10 @@ def test_a_zip_that_no_probe_can_learn_from_is_told(files, told, tmp_path):
 
 
 def test_what_grows_too_much_in_all_is_not_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr(unpack, "GROWTH_FROM_BYTES", 1_000_000)
+    monkeypatch.setattr(zips, "GROWTH_FROM_BYTES", 1_000_000)
     files = {f"{kind}/{i}.{end}": bytes(100_000) for i in range(8) for kind, end in (("rgb", "png"), ("depth", "npy"))}
     file = zipped(tmp_path / "rooms.zip", files)
-    assert "which pictures with depth do not" in refused(DinovizError, DepthSource(uploads(file)).find)
+    assert "rooms.zip would grow" in refused(DinovizError, DepthSource(uploads(file)).find)
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip"])
