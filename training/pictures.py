@@ -134,6 +134,8 @@ Found = list[tuple[str, Where, str | None]]  # name, where, class
 
 def header_pixels(source: str | bytes) -> int:
     """Width times height, as a picture's header tells it; 0 for what is no picture, as `open_image` will say."""
+    if not isinstance(source, bytes) and not Path(source).is_file():  # to open a FIFO would wait for ever
+        return 0
     Image.init()
     try:
         known = [name for name in FORMATS if name in Image.OPEN]

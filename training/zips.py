@@ -79,11 +79,12 @@ def members(path: Path) -> dict[str, zipfile.ZipInfo]:
     inside = {}
     for info in found:
         steps = info.filename.replace("\\", "/")  # some programs write backslashes
+        # A / at its beginning is left out, as unzip does.
         if ".." in steps.split("/") or steps[1:3] == ":/":
             raise DataError(f"{path.name} names a file outside of itself, {info.filename[:80]!r}; it is not read.")
         parts = [
             part for part in steps.split("/") if part not in ("", ".")
-        ]  # a / at the begin is left out, as by unzip
+        ]
         if parts and not any(map(is_hidden, parts)):
             inside["/".join(parts)] = info
     return inside

@@ -1,6 +1,7 @@
 """Zip files that were made to fill the memory or the disk, read within bounds."""
 
 import io
+import os
 import struct
 import tracemalloc
 import zipfile
@@ -110,6 +111,12 @@ def test_threads_wait_for_memory_and_who_needs_more_than_all_gets_all():
         list(pool.map(work, [3, 2, 100, 1, 6, 0, 3, 5] * 10))
     assert max(most) <= 6
     assert len(most) == 80
+
+
+def test_what_is_no_file_is_not_opened(tmp_path, png):
+    (tmp_path / "a.png").write_bytes(png)
+    os.mkfifo(tmp_path / "b.png")
+    assert [name for name, _ in Decoded(find(tmp_path), 16).broken] == ["b.png"]
 
 
 def test_a_large_jpeg_is_decoded_at_the_size_that_is_needed(tmp_path, astronaut, monkeypatch):
