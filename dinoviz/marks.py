@@ -150,7 +150,9 @@ def by_picture(text: str | None) -> dict[str, list]:
     return found
 
 
-def _json(text: str) -> object:
+def _json(text: object) -> object:
+    if not isinstance(text, str):
+        raise DinovizError(f"The marks are JSON, not {_short(text)}.")
     if len(text) > MAX_TEXT:
         raise DinovizError(f"The marks are {len(text):,} characters long; at most {MAX_TEXT:,} are accepted.")
     try:

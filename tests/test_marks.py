@@ -226,7 +226,7 @@ def test_marks_come_by_picture():
     assert by_picture("") == by_picture(None) == {}
 
 
-@pytest.mark.parametrize("text", ["[]", '{"a": 5}', "{", '"a"'])
+@pytest.mark.parametrize("text", ["[]", '{"a": 5}', "{", '"a"', 5, ["a"]])
 def test_what_is_not_by_picture_is_refused(text):
     with pytest.raises(DinovizError):
         by_picture(text)
