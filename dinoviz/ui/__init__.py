@@ -18,6 +18,7 @@ from dinoviz.ui import (
     segment_tab,
     train_tab,
 )
+from dinoviz.ui.page import Page
 from dinoviz.ui.workbench import Settings, Workbench
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
@@ -27,7 +28,7 @@ DELETE_UPLOADS = (1800, 6 * 3600)  # look every half hour, forget uploads and re
 def build(settings: Settings) -> gr.Blocks:
     """The whole page, not yet served."""
     bench = Workbench(settings)
-    with gr.Blocks(title="dinoviz", delete_cache=DELETE_UPLOADS, analytics_enabled=False) as page:
+    with Page(title="dinoviz", delete_cache=DELETE_UPLOADS, analytics_enabled=False) as page:
         gr.HTML('<h1 class="dv-title">dinoviz <small>see what DINO sees</small></h1>')
         shared = bar.build(page, bench)
         notice = gr.HTML("", elem_id="going-on", padding=False)
