@@ -29,6 +29,10 @@ SUFFIXES = (
     *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".j2k", ".ico"),
 )
 
+# Blocks of 16 MB, as Pillow takes them, come from the heap of a thread, which keeps them; the C library gives back what
+# is larger than 32 MB.
+Image.core.set_block_size(64 * 2**20)
+
 ImageSource = str | os.PathLike | bytes | Image.Image | np.ndarray
 
 
@@ -36,13 +40,17 @@ class ImageError(DinovizError):
     """An image that cannot be used; the message names it and says why in one sentence."""
 
 
-def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, name: str | None = None) -> Image.Image:
+def open_image(
+    source: ImageSource, *, max_pixels: int = MAX_PIXELS, name: str | None = None, side: int | None = None
+) -> Image.Image:
     """Decode anything that users give us into an upright RGB picture.
 
     source: a path, the bytes of a file, a PIL image, or an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of
         uint8, uint16, bool or float.
     max_pixels: the largest H * W that is accepted, checked on the header, before decoding.
     name: what to call the image in error messages; by default the file's name.
+    side: pixels that its sides are needed to have. A JPEG file is then decoded at 1/2, 1/4 or 1/8 of its size, as long
+        as both keep as many; all others are decoded whole.
 
     Returns a PIL image of mode RGB: EXIF orientation applied, transparency composited on white, first frame
     of an animation. Integers deeper than 8 bits are divided by the smallest of 8, 10, 12, 14 and 16 bits that
@@ -84,6 +92,9 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, name: str |
             ) from None
         except Exception:  # decoders raise nearly everything on damaged headers
             raise ImageError(f"{name}: the header of the image is damaged.") from None
+        if side is not None:
+            _check_size(image.size, name, max_pixels)
+            image.draft(None, (side, side))
         return _to_rgb(image, name, max_pixels)
 
 

@@ -54,7 +54,8 @@ def centre_squares(
 
     def decode(i: int) -> torch.Tensor | str:
         try:
-            square = np.asarray(centre_square(pictures.open(i), size, share))
+            with pictures.opened(i) as picture:
+                square = np.asarray(centre_square(picture, size, share))
         except ImageError as error:
             return str(error)
         return torch.from_numpy(square.copy()).permute(2, 0, 1)

@@ -18,9 +18,11 @@ import gradio as gr
 import numpy as np
 from gradio.processing_utils import save_bytes_to_cache
 from PIL import Image
+from safetensors import SafetensorError
 
 from dinoviz import __version__, render
 from dinoviz.errors import DinovizError, Stopped
+from dinoviz.files import disk_error
 from dinoviz.images import PatchGrid
 from dinoviz.ui.guard import Live
 from dinoviz.ui.temporary_files import fresh_folder, session_folder
@@ -166,6 +168,10 @@ def told() -> Iterator[None]:
         raise gr.Error(html.escape(str(error), quote=False), print_exception=False) from None
     except Stopped:
         raise gr.Error("Stopped.", print_exception=False) from None
+    except (OSError, SafetensorError) as error:
+        if (refused := disk_error(error)) is None:
+            raise
+        raise gr.Error(str(refused), print_exception=False) from None
 
 
 def bar_owner(request: gr.Request) -> Hashable:
