@@ -19,6 +19,7 @@ from training.classifier import open_classifier, predict
 from training.runs import Run, RunError
 
 TOP = 5
+CLASSIFIER_BYTES = 2**28  # of its answer: one small square, about what a ViT-B takes for 384 px
 
 
 def build(bench: Workbench, bar: Bar, chosen: gr.Radio, ripe: gr.State, token: gr.BrowserState) -> None:
@@ -98,7 +99,9 @@ def _hub(on_space: bool) -> tuple:
 def _ask(bench: Workbench, run: Run, image: str) -> list[tuple[str, float]]:
     stamp = weights_stamp(str(run.folder))
     classifier = bench.derived(("classifier", str(run.folder), stamp), lambda: open_classifier(run.folder))
-    return predict(classifier, [bench.picture(image).image], top=TOP)[0]
+    picture = bench.picture(image).image
+    with bench.turn(CLASSIFIER_BYTES):
+        return predict(classifier, [picture], top=TOP)[0]
 
 
 def _files(run: Run) -> list[tuple[str, bytes]]:
