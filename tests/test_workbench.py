@@ -21,7 +21,7 @@ from dinoviz.backbone import Backbone
 from dinoviz.errors import DinovizError, Stopped
 from dinoviz.features import image_digest
 from dinoviz.images import ImageError, PatchGrid
-from dinoviz.ui import bar, parts, workbench
+from dinoviz.ui import bar, parts, pca_tab, workbench
 from dinoviz.ui.targets import Targets
 from dinoviz.ui.workbench import Job, Picture, Settings, Workbench
 
@@ -522,6 +522,17 @@ def test_a_pass_that_needs_more_than_there_is_is_refused(monkeypatch, model, cat
     with pytest.raises(DinovizError, match="GB of memory"):
         bench.look(cat, model, 784)
     assert encodes == [224]
+
+
+def test_a_joint_basis_of_more_than_may_be_kept_is_refused_before_it_is_encoded(
+    monkeypatch, bench, model, cat, cup, encodes
+):
+    one = bench.look(cat, model, 224).features.nbytes
+    small = Workbench(Settings(cache_bytes=int(1.5 * one)))
+    with pytest.raises(DinovizError, match="2 pictures at 224 px"):
+        pca_tab._looks(small, small.look, [cat, cup], model, "224")
+    assert encodes == [224, 224]
+    assert len(pca_tab._looks(bench, bench.look, [cat, cup], model, "224")[0]) == 2
 
 
 def test_room_for_features_is_made_before_the_pass(bench, model, cat, cup, monkeypatch):

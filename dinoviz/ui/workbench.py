@@ -201,7 +201,7 @@ def _asking() -> tuple[Hashable, Callable[[str], None]]:
     if job:
         return job.session, job.tell
     request = LocalContext.request.get(None)
-    return request and request.session_hash, lambda said: None
+    return getattr(request, "session_hash", None), lambda said: None
 
 
 class Workbench:

@@ -17,10 +17,17 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 from PIL import Image
+
+from dinoviz.features import encode_bytes
+from dinoviz.images import decode_bytes
+from dinoviz.ui.admission import give_back
+from dinoviz.ui.parts import follow
+from dinoviz.ui.workbench import Settings, Workbench
 
 MB = 2**20
 LARGE = 7071  # squared the 50 million pixels that are accepted
@@ -61,13 +68,16 @@ class Peak:
         return self.process.memory_info().rss - self.before
 
 
+def page(bench: Workbench, path: str, side: int) -> None:
+    """Ask for a picture as a page does, and keep nothing of it."""
+    job = bench.start_encode((path, "bar"), [path], "embedded", side)
+    for _ in follow(bench, (path, "bar"), job):
+        pass
+    job.result()
+
+
 def measure(what: str, side: int) -> dict[str, float]:
     """One row, in MB; the process must be fresh."""
-    from dinoviz.features import encode_bytes
-    from dinoviz.images import decode_bytes
-    from dinoviz.ui.admission import give_back
-    from dinoviz.ui.workbench import Settings, Workbench
-
     os.environ["DINOVIZ_DEVICE"] = "cpu"
     bench = Workbench(Settings())
     backbone = bench.backbone("embedded")
@@ -90,11 +100,8 @@ def measure(what: str, side: int) -> dict[str, float]:
             elif what == "encode":
                 bench.look(paths[0], "embedded", side)
             else:
-                jobs = [bench.start_encode((i, "bar"), [p], "embedded", side) for i, p in enumerate(paths)]
-                for job in jobs:
-                    for _ in job.watch():
-                        pass
-                    job.result()
+                with ThreadPoolExecutor(PAGES) as pool:
+                    list(pool.map(lambda path: page(bench, path, side), paths))
         kept = bench.features_cache.nbytes + bench._pictures.total + bench._pixels.total
         sizes = {"estimate": estimate, "peak": peak.bytes, "left": peak.left, "kept": kept}
         return {**{name: size / MB for name, size in sizes.items()}, "seconds": time.monotonic() - began}
