@@ -156,6 +156,7 @@ class Backbone:
         if not pictures:
             return []
         pixels = torch.stack([_to_tensor(p, g.model_size) for p, g in zip(pictures, grids, strict=True)])
+        del pictures  # decoded copies, not needed while the network runs
         capture = _Capture(layer_indices(layers, self.layers), on_block)
         with self._lock, torch.inference_mode():
             output = self._forward(pixels, capture)
