@@ -32,6 +32,7 @@ SUFFIXES = (
 # Blocks of 16 MB, as Pillow takes them, come from the heap of a thread, which keeps them; the C library gives back what
 # is larger than 32 MB.
 Image.core.set_block_size(64 * 2**20)
+ORIENTATION = 0x0112  # EXIF's number of the tag
 
 ImageSource = str | os.PathLike | bytes | Image.Image | np.ndarray
 
@@ -98,6 +99,20 @@ def open_image(
         return _to_rgb(image, name, max_pixels)
 
 
+def decode_bytes(path: str | os.PathLike) -> int:
+    """About the memory that `open_image` takes at its peak for a file, by its header; 0 where that cannot be read."""
+    try:
+        if not Path(path).is_file():
+            return 0
+        with Path(path).open("rb") as stream, Image.open(stream, formats=_formats()) as image:
+            pixels = image.width * image.height
+            # Decoded, and as RGB, at 4 bytes a pixel each; with transparency, or deeper than 8 bits, on the way more.
+            plain = image.mode in ("1", "L", "RGB", "CMYK", "YCbCr") and not image.has_transparency_data
+            return pixels * (8 if plain else 24) + Path(path).stat().st_size
+    except Exception:  # `open_image` says what is wrong with it
+        return 0
+
+
 def _formats() -> list[str]:
     # Pillow stumbles over a name that it has no plugin for, and some builds lack AVIF or JPEG 2000.
     Image.init()
@@ -141,7 +156,8 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(image)
+        # exif_transpose copies also what stands upright: 200 MB of a picture of 50 million pixels.
+        return image if image.getexif().get(ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
     except Exception:  # a broken EXIF block is no reason to refuse the pixels
         return image
 

@@ -23,6 +23,7 @@ from dinoviz.exits import status
 from dinoviz.files import disk_error
 from dinoviz.ui.page import Page
 from dinoviz.ui.parts import ViewImage, told
+from dinoviz.ui.temporary_files import TemporaryFiles
 
 NOISE = np.random.default_rng(0).integers(0, 255, (240, 320, 3), dtype=np.uint8)
 APP = Path(__file__).resolve().parent.parent / "app.py"
@@ -83,8 +84,9 @@ def test_handlers_tell_what_the_disk_refuses_and_no_path(tmp_path):
         (tmp_path / "nothing").read_bytes()
 
 
-def test_what_gradio_writes_after_a_handler_is_told_too():
-    with Page() as page:
+def test_what_gradio_writes_after_a_handler_is_told_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    with Page(files=TemporaryFiles(parent=tmp_path)) as page:
         view, button = ViewImage(), gr.Button()
         button.click(lambda: Image.fromarray(NOISE), None, view)
     with full_disk(), pytest.raises(gr.Error, match="disk is full"):

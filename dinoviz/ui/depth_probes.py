@@ -17,6 +17,7 @@ from training.runs import list_runs
 
 PUBLISHED = "published by Meta"
 MOST_BYTES = 10**9  # of a probe's file; three heads on four layers of a giant network have 0.4 GB
+PUBLISHED_BYTES = 2**29  # of a pass at 480 px, about
 NONE_HERE = (
     "There is no depth probe for {model}: a probe reads the features of one network and no other's. "
     "Train one in the Train tab (Depth probe), on pictures with depth or on your own with a teacher that tells it"
@@ -87,7 +88,7 @@ def read(bench: Workbench, look: Look, chosen: str, above: bool = False, job: Jo
 
     def make() -> Reading:
         if is_published(chosen):
-            return _published(look, chosen, job)
+            return _published(bench, look, chosen, job)
         probe = _opened(bench, chosen)
         probe.check(look.backbone.weights_id, look.backbone.name)
         return _read(look, _features(bench, look, probe, above) or _encode(bench, look, probe, job), probe)
@@ -130,10 +131,7 @@ def _encode(bench: Workbench, look: Look, probe: Probe, job: Job | None) -> Feat
         if job:
             job.tell(f"Encoding at {resolution} px, as the probe was trained", done / of)
 
-    picture = look.picture
-    return bench.features_cache.encode(
-        look.backbone, picture.image, resolution, probe.layers, digest=picture.digest, on_block=blocks
-    )
+    return bench.features(look.backbone, look.picture, resolution, probe.layers, blocks)
 
 
 def _resolution(bench: Workbench, look: Look, probe: Probe) -> int:
@@ -165,7 +163,7 @@ def _within(about: dict, *keys: str) -> Any:
     return found
 
 
-def _published(look: Look, name: str, job: Job | None) -> Reading:
+def _published(bench: Workbench, look: Look, name: str, job: Job | None) -> Reading:
     if job:
         job.tell(f"Loading {name}")
     network = published_depth.load(name)
@@ -175,7 +173,8 @@ def _published(look: Look, name: str, job: Job | None) -> Reading:
             job.tell(f"{name} looks at the picture", done / of)
 
     grid = replace(look.features.grid, image_size=look.picture.shown.size)
-    metres = network.predict(look.picture.shown, network.short_side, on_block=blocks)
+    with bench.turn(PUBLISHED_BYTES):
+        metres = network.predict(look.picture.shown, network.short_side, on_block=blocks)
     raw = grid.to_patches(metres)
     source = (
         f"<b>{html.escape(network.name)}</b>, a network of its own, which saw the picture at {network.short_side} px: "

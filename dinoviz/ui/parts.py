@@ -208,7 +208,7 @@ def follow(bench: Workbench, owner: Hashable, job: Job) -> Iterator[str]:
 
 def picture_point(look: Look, index: Sequence[float]) -> np.ndarray:
     """The centre of the pixel of the shown copy that was clicked, in pixels of the uploaded picture, x first."""
-    return (np.asarray(index, dtype=float) + 0.5) * np.divide(look.picture.image.size, look.picture.shown.size)
+    return (np.asarray(index, dtype=float) + 0.5) * np.divide(look.picture.size, look.picture.shown.size)
 
 
 def bundle(name: str, files: Mapping[str, bytes] | Iterable[tuple[str, bytes]], about: Mapping) -> str:

@@ -21,6 +21,7 @@ from training.runs import Run, RunError
 TOP = 5
 # What a Space has in its environment if its README says `hf_oauth: true`; Gradio's login does not start without.
 LOGIN = ("OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_SCOPES", "OPENID_PROVIDER_URL")
+CLASSIFIER_BYTES = 2**28  # of its answer: one small square, about what a ViT-B takes for 384 px
 
 
 def build(bench: Workbench, bar: Bar, chosen: gr.Radio, ripe: gr.State, token: gr.BrowserState) -> None:
@@ -107,7 +108,9 @@ def _hub(login: bool) -> tuple:
 def _ask(bench: Workbench, run: Run, image: str) -> list[tuple[str, float]]:
     stamp = weights_stamp(str(run.folder))
     classifier = bench.derived(("classifier", str(run.folder), stamp), lambda: open_classifier(run.folder))
-    return predict(classifier, [bench.picture(image).image], top=TOP)[0]
+    picture = bench.picture(image).image
+    with bench.turn(CLASSIFIER_BYTES):
+        return predict(classifier, [picture], top=TOP)[0]
 
 
 def _files(run: Run) -> list[tuple[str, bytes]]:
