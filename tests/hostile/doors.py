@@ -229,39 +229,39 @@ TINY_RUN = (
     *("--snapshot-every", "0", "--name", "hostile"),
 )
 COMMANDS: dict[str, Door] = {
-    "attention": dinoviz_command("attention", "{it}", *VIEW),
-    "pca": dinoviz_command("pca", "{it}", *VIEW),
-    "depth": dinoviz_command("depth", "{it}", *VIEW, "--probe", "{good}/probe.safetensors", "--ply"),
-    "compare": dinoviz_command("compare", "{it}", "--out", "{out}", "--models", "{good}/model", "{good}/model",
+    "dinoviz attention": dinoviz_command("attention", "{it}", *VIEW),
+    "dinoviz pca": dinoviz_command("pca", "{it}", *VIEW),
+    "dinoviz depth": dinoviz_command("depth", "{it}", *VIEW, "--probe", "{good}/probe.safetensors", "--ply"),
+    "dinoviz compare": dinoviz_command("compare", "{it}", "--out", "{out}", "--models", "{good}/model", "{good}/model",
                                "--resolution", "56", "--device", "cpu"),
-    "segment": dinoviz_command("segment", "{it}", *VIEW, "--reference", "{good}/picture.png", "--mask",
+    "dinoviz segment": dinoviz_command("segment", "{it}", *VIEW, "--reference", "{good}/picture.png", "--mask",
                                "{good}/mask.png", "--overlays", "--cutouts"),
-    "segment coco": dinoviz_command("segment", "{it}", *VIEW, "--reference", "{good}/picture.png", "--mask",
+    "dinoviz segment coco": dinoviz_command("segment", "{it}", *VIEW, "--reference", "{good}/picture.png", "--mask",
                                     "{good}/mask.png", "--format", "coco"),
-    "segment --reference": dinoviz_command("segment", "{good}/picture.png", *VIEW, "--reference", "{it}", "--mask",
+    "dinoviz segment --reference": dinoviz_command("segment", "{good}/picture.png", *VIEW, "--reference", "{it}", "--mask",
                                            "{good}/mask.png"),
-    "segment --mask": dinoviz_command("segment", "{good}/picture.png", *VIEW, "--reference", "{good}/picture.png",
+    "dinoviz segment --mask": dinoviz_command("segment", "{good}/picture.png", *VIEW, "--reference", "{good}/picture.png",
                                       "--mask", "{it}"),
-    "video": dinoviz_command("video", "{it}", *VIEW, "--mask", "{good}/mask.png"),
-    "video --mask": dinoviz_command("video", "{good}/clip.mp4", *VIEW, "--mask", "{it}"),
-    "attention --model": dinoviz_command("attention", "{good}/picture.png", "--out", "{out}", "--model", "{it}",
+    "dinoviz video": dinoviz_command("video", "{it}", *VIEW, "--mask", "{good}/mask.png"),
+    "dinoviz video --mask": dinoviz_command("video", "{good}/clip.mp4", *VIEW, "--mask", "{it}"),
+    "dinoviz attention --model": dinoviz_command("attention", "{good}/picture.png", "--out", "{out}", "--model", "{it}",
                                          "--resolution", "56", "--device", "cpu"),
-    "compare --models": dinoviz_command("compare", "{good}/picture.png", "--out", "{out}", "--models", "{good}/model",
+    "dinoviz compare --models": dinoviz_command("compare", "{good}/picture.png", "--out", "{out}", "--models", "{good}/model",
                                         "{it}", "--resolution", "56", "--device", "cpu"),
-    "depth --probe": dinoviz_command("depth", "{good}/picture.png", *VIEW, "--probe", "{it}"),
-    "evaluate": training_command("evaluate", "{it}", "--model", "{good}/model", "--size", "28", "--no-linear",
+    "dinoviz depth --probe": dinoviz_command("depth", "{good}/picture.png", *VIEW, "--probe", "{it}"),
+    "training evaluate": training_command("evaluate", "{it}", "--model", "{good}/model", "--size", "28", "--no-linear",
                                  "--device", "cpu"),
-    "pretrain": training_command("pretrain", "{it}", *TINY_RUN),
-    "finetune": training_command("finetune", "{it}", "--model", "{good}/model", "--size", "28", "--epochs", "1",
+    "training pretrain": training_command("pretrain", "{it}", *TINY_RUN),
+    "training finetune": training_command("finetune", "{it}", "--model", "{good}/model", "--size", "28", "--epochs", "1",
                                  "--name", "hostile", *SHORT),
-    "probe": training_command("probe", "{it}", "--model", "{good}/model", "--head", "linear", "--epochs", "1",
+    "training probe": training_command("probe", "{it}", "--model", "{good}/model", "--head", "linear", "--epochs", "1",
                               "--resolution", "56", "--name", "hostile", *SHORT),
-    "finetune --model": training_command("finetune", "--demo", "--model", "{it}", "--size", "28", "--epochs", "1",
+    "training finetune --model": training_command("finetune", "--demo", "--model", "{it}", "--size", "28", "--epochs", "1",
                                          "--name", "hostile", *SHORT),
-    "pretrain --config": training_command("pretrain", "--demo", "--config", "{it}", "--save-config", "{out}.json"),
-    "list": training_command("list", "{runs}"),
-    "stop": training_command("stop", "{name}", "{runs}"),
-    "export": training_command("export", "{name}", "--out", "{out}", "{runs}"),
+    "training pretrain --config": training_command("pretrain", "--demo", "--config", "{it}", "--save-config", "{out}.json"),
+    "training list": training_command("list", "{runs}"),
+    "training stop": training_command("stop", "{name}", "{runs}"),
+    "training export": training_command("export", "{name}", "--out", "{out}", "{runs}"),
 }  # fmt: skip
 
 LIBRARY: dict[str, Door] = {
@@ -271,31 +271,60 @@ LIBRARY: dict[str, Door] = {
 }  # fmt: skip
 ALL: dict[str, Door] = {**LIBRARY, **COMMANDS}
 
-# Doors by group of cases: of the library, of the command line, and endpoints of the app, see `tests.hostile.app`.
-DOORS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
-    "image": (("open_image", "image_bytes", "mask"), ("attention", "pca", "depth", "compare", "segment", "segment --reference"),
-              ("encode", "attention", "patch_pca", "depth", "segment", "compare")),
-    "name": (("open_image",), ("attention", "segment", "segment coco"), ("encode",)),
-    "mask": (("mask", "open_image"), ("segment --mask", "video --mask"), ("segment_video mask",)),
-    "clip": (("clip",), ("video",), ("segment_video",)),
-    "archive": (("pictures", "streamed", "unpack"), ("evaluate", "pretrain", "finetune", "probe"), ("look_at_data",)),
-    "pictures": (("pictures", "streamed"), ("evaluate", "pretrain", "finetune", "attention"), ()),
-    "list": (("pictures", "streamed"), ("evaluate", "pretrain"), ("look_at_data",)),
-    "model": (("model",), ("attention --model", "compare --models", "finetune --model"), ()),
-    "probe": (("probe",), ("depth --probe",), ()),
-    "run": (("run", "run_page"), ("list", "stop", "export"), ()),
-    "rgbd": (("rgbd",), ("probe",), ()),
-    "rgbd_zip": (("unpack", "pictures"), ("probe",), ("look_at_data",)),
-    "marks": (("marks", "marks_of_pages"), (), ("segment marks",)),
-    "settings": ((), ("pretrain --config",), ()),
-}  # fmt: skip
-# Where what is right by itself may be refused all the same: a photograph is no mask, a mask not of this size.
-EITHER: dict[str, tuple[str, ...]] = {
-    "image": ("mask", "segment --reference"),
-    "name": ("segment --reference",),
-    "mask": ("open_image", "segment --mask"),
-    "archive": ("unpack", "probe", "evaluate", "finetune"),
-    "pictures": ("evaluate", "finetune"),
-    "list": ("evaluate",),
-    "rgbd_zip": ("pictures",),
+
+@dataclass(frozen=True)
+class Doors:
+    """Those of a group of cases: of the library, commands, and endpoints of the app (see `tests.hostile.app`).
+
+    either: where what is right by itself may be refused all the same, as a photograph that is given as a mask.
+    """
+
+    library: tuple[str, ...] = ()
+    commands: tuple[str, ...] = ()
+    endpoints: tuple[str, ...] = ()
+    either: tuple[str, ...] = ()
+
+
+VIEWS = ("attention", "pca", "depth", "compare", "segment", "segment --reference")
+DOORS: dict[str, Doors] = {
+    "image": Doors(
+        ("open_image", "image_bytes", "mask"),
+        tuple(f"dinoviz {view}" for view in VIEWS),
+        ("encode", "attention", "patch_pca", "depth", "segment", "compare"),
+        either=("mask", "dinoviz segment --reference"),
+    ),
+    "name": Doors(
+        ("open_image",), ("dinoviz attention", "dinoviz segment", "dinoviz segment coco"), ("encode", "segment")
+    ),
+    "mask": Doors(
+        ("mask", "open_image"),
+        ("dinoviz segment --mask", "dinoviz video --mask"),
+        ("encode",),
+        either=("open_image", "dinoviz segment --mask", "http encode"),
+    ),
+    "clip": Doors(("clip",), ("dinoviz video",), ("segment_video",)),
+    "archive": Doors(
+        ("pictures", "streamed", "unpack"),
+        ("training evaluate", "training pretrain", "training finetune", "training probe"),
+        ("look_at_data",),
+        either=("unpack", "training evaluate", "training finetune", "training probe"),
+    ),
+    "pictures": Doors(
+        ("pictures", "streamed"),
+        ("training evaluate", "training pretrain", "training finetune", "dinoviz attention"),
+        either=("training evaluate", "training finetune"),
+    ),
+    "list": Doors(
+        ("pictures", "streamed"),
+        ("training evaluate", "training pretrain"),
+        ("look_at_data",),
+        either=("training evaluate", "http look_at_data"),
+    ),
+    "model": Doors(("model",), ("dinoviz attention --model", "dinoviz compare --models", "training finetune --model")),
+    "probe": Doors(("probe",), ("dinoviz depth --probe",)),
+    "run": Doors(("run", "run_page"), ("training list", "training stop", "training export"), ("run",)),
+    "rgbd": Doors(("rgbd",), ("training probe",)),
+    "rgbd_zip": Doors(("unpack", "pictures"), ("training probe",), ("look_at_data",), either=("pictures",)),
+    "marks": Doors(("marks", "marks_of_pages"), (), ("segment",)),
+    "settings": Doors((), ("training pretrain --config",)),
 }

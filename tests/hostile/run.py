@@ -26,14 +26,15 @@ from queue import Empty, Queue
 
 import psutil
 
-from tests.hostile.doors import COMMANDS, DOORS, EITHER, LIBRARY
+from tests.hostile.doors import COMMANDS, DOORS, LIBRARY, Doors
 from tests.hostile.generate import KINDS, SEED, Case, Corpus, generate
 
 ROOT = Path(__file__).resolve().parents[2]
 OUTCOMES = ("right", "sentence", "wrong", "traceback", "hang", "memory")
 DEFECTS = OUTCOMES[2:]
-# A file may take so many seconds of a core, and so many on the clock of a busy machine.
-CPU_SECONDS, SECONDS = 20.0, 60.0
+# A file may take so many seconds of a core, and so many on the clock of a busy machine; a worker that does nothing for
+# so long waits for what never comes.
+CPU_SECONDS, SECONDS, IDLE_SECONDS = 20.0, 90.0, 10.0
 START_SECONDS = 300.0  # for a worker to be ready and to have imported what a door needs
 MOST_GROWTH = 1_500_000_000  # bytes of memory that one file may take
 STOP_GROWTH = 2 * MOST_GROWTH  # where a worker is ended before the machine suffers
@@ -102,6 +103,7 @@ class Worker:
 
     def _ask(self, asked: dict, cpu_seconds: float, seconds: float, before: int) -> dict:
         begun, cpu = time.monotonic(), self._cpu()
+        worked, used = begun, cpu  # when it was last seen at work
         self.process.stdin.write(json.dumps(asked) + "\n")
         self.process.stdin.flush()
         while True:
@@ -113,8 +115,11 @@ class Worker:
                 return self._ended("traceback", f"the worker died with status {self.process.returncode}")
             if self._memory() - before > STOP_GROWTH:
                 return self._ended("memory", f"ended at {STOP_GROWTH / 1e6:,.0f} MB more than before")
-            if time.monotonic() - begun > seconds or self._cpu() - cpu > cpu_seconds:
-                return self._ended("hang", f"ended after {time.monotonic() - begun:.0f} s")
+            now, used_now = time.monotonic(), self._cpu()
+            if used_now > used:
+                worked, used = now, used_now
+            if now - begun > seconds or used - cpu > cpu_seconds or now - worked > IDLE_SECONDS:
+                return self._ended("hang", f"ended after {now - begun:.0f} s, {used - cpu:.0f} s of a core")
 
     def _ended(self, outcome: str, detail: str) -> dict:
         self.close()
@@ -146,14 +151,18 @@ def feed(corpus: Corpus, doors: Sequence[str] | None = None, log: Path | None = 
 
 def pairs(cases: Iterable[Case], doors: Sequence[str] | None = None) -> list[tuple[Case, str]]:
     """Each case with each door of its kind, door by door, so that a worker imports little at a time."""
-    found = [(case, door) for case in cases for part in DOORS[case.group][:2] for door in part]
+    found = [(case, door) for case in cases for door in _inner(DOORS[case.group])]
     order = {name: place for place, name in enumerate((*LIBRARY, *COMMANDS))}
     return sorted(((c, d) for c, d in found if doors is None or d in doors), key=lambda each: order[each[1]])
 
 
+def _inner(doors: Doors) -> tuple[str, ...]:
+    return (*doors.library, *doors.commands)
+
+
 def judged(case: Case, door: str, outcome: str, detail: str, seconds: float, growth: int) -> Result:
     """The outcome, "wrong" if it is not as the case expects."""
-    expected = "either" if door in EITHER.get(case.group, ()) else case.expected
+    expected = "either" if door in DOORS[case.group].either else case.expected
     if outcome in ("right", "sentence") and expected not in ("either", outcome):
         outcome, detail = "wrong", f"{outcome} where it should be {case.expected}: {detail}"
     return Result(door, case.name, case.kind, outcome, detail, seconds, growth)

@@ -101,7 +101,9 @@ def rewritten(packed: tuple[str, bytes], size: int, copies: int = 1) -> bytes:
         other = f"{name[:-4]}{copy:04}.png" if copy else name
         entry = struct.pack("<HHHHHHIIIHHHHHII", 20, 20, 0, 8, 0, 33, 0, len(data), size, len(other), 0, 0, 0, 0, 0, 0)
         directory += b"PK\x01\x02" + entry + other.encode()
-    return start + directory + b"PK\x05\x06" + struct.pack("<HHHHIIH", 0, 0, copies, copies, len(directory), len(start), 0)
+    return (
+        start + directory + b"PK\x05\x06" + struct.pack("<HHHHIIH", 0, 0, copies, copies, len(directory), len(start), 0)
+    )
 
 
 def _names(corpus: Corpus, picture_file: bytes) -> None:
@@ -126,7 +128,9 @@ def _members(corpus: Corpus, picture_file: bytes, good: bytes) -> None:
     link.create_system, link.external_attr = 3, 0o120777 << 16
     corpus.add("archive", "link.zip", zipped({**classes(picture_file), link: b"/etc/passwd"}))
     encrypted = good.replace(b"PK\x01\x02\x14\x03\x14\0\0\0", b"PK\x01\x02\x14\x03\x14\0\x01\0")
-    corpus.add("archive", "encrypted.zip", encrypted.replace(b"PK\x03\x04\x14\0\0\0", b"PK\x03\x04\x14\0\x01\0"), "sentence")
+    corpus.add(
+        "archive", "encrypted.zip", encrypted.replace(b"PK\x03\x04\x14\0\0\0", b"PK\x03\x04\x14\0\x01\0"), "sentence"
+    )
     corpus.add("archive", "packing-99.zip", good.replace(b"\x14\0\0\0\x08\0", b"\x14\0\0\0\x63\0"), "sentence")
     for name, packing in (("bzip2", zipfile.ZIP_BZIP2), ("lzma", zipfile.ZIP_LZMA), ("stored", zipfile.ZIP_STORED)):
         corpus.add("archive", f"packing-{name}.zip", zipped(classes(picture_file), packing), "right")

@@ -53,7 +53,14 @@ def write(corpus: Corpus) -> None:
     corpus.path("picture").write_bytes(image)
     corpus.path("depth").write_bytes(good)
 
-    def folder(name: str, depth: bytes | None = None, ending: str = "npy", expected="either", meta: str | None = None, rgb: bytes = image) -> Path:
+    def folder(
+        name: str,
+        depth: bytes | None = None,
+        ending: str = "npy",
+        expected="either",
+        meta: str | None = None,
+        rgb: bytes = image,
+    ) -> Path:
         """PAIRS pictures; the depth of the first is as given."""
         made = corpus.folder("rgbd", name, expected)
         (made / "rgb").mkdir()
@@ -170,9 +177,21 @@ def _zips(corpus: Corpus, image: bytes, depth: bytes) -> None:
     add("rgbd_zip", "up-meta.zip", zipped({**files(), "../meta.json": b"{}"}))
     add("rgbd_zip", "meta-deep.zip", zipped({**files(), "meta.json": deep().encode()}))
     add("rgbd_zip", "meta-bomb.zip", zipped({**files(), "meta.json": b'{"a": "' + b" " * 150_000_000 + b'"}'}))
-    add("rgbd_zip", "array-object.zip", zipped({**files(), "depth/room0a.npy": npy_saying(said("(72, 96)", "'|O'"), evil_pickle(corpus))}))
-    add("rgbd_zip", "bomb.zip", zipped({**files(), "depth/room0a.npy": npy_saying(said("(72, 96)"), bytes(150_000_000))}))
-    add("rgbd_zip", "many-bombs.zip", zipped({**files(), **{f"depth/room{i}a.npy": bytes(100_000_000) for i in range(PAIRS)}}))
+    add(
+        "rgbd_zip",
+        "array-object.zip",
+        zipped({**files(), "depth/room0a.npy": npy_saying(said("(72, 96)", "'|O'"), evil_pickle(corpus))}),
+    )
+    add(
+        "rgbd_zip",
+        "bomb.zip",
+        zipped({**files(), "depth/room0a.npy": npy_saying(said("(72, 96)"), bytes(150_000_000))}),
+    )
+    add(
+        "rgbd_zip",
+        "many-bombs.zip",
+        zipped({**files(), **{f"depth/room{i}a.npy": bytes(100_000_000) for i in range(PAIRS)}}),
+    )
     add("rgbd_zip", "lying.zip", lying("rgb/a.jpg", image, 2**31))
     add("rgbd_zip", "one-zeros.zip", rewritten(packed_zeros("rgb/a.png", 300_000_000), 5000), "sentence")
     for name, part in cuts(zipped(files()), (0.2, 0.9)).items():

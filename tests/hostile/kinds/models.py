@@ -55,7 +55,9 @@ def write(corpus: Corpus) -> None:
     config = json.loads((good / "config.json").read_text())
     weights = (good / WEIGHTS).read_bytes()
 
-    def model(name: str, expected="either", *, settings: dict | str | bytes | None = None, content: bytes | None = weights) -> Path:
+    def model(
+        name: str, expected="either", *, settings: dict | str | bytes | None = None, content: bytes | None = weights
+    ) -> Path:
         folder = corpus.folder("model", name, expected)
         text = settings if isinstance(settings, str | bytes) else json.dumps({**config, **(settings or {})})
         (folder / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())

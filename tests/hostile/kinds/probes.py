@@ -38,7 +38,9 @@ def write(corpus: Corpus) -> None:
     good = (corpus.root / "good" / "probe.safetensors").read_bytes()
     arrays, header = safetensors.numpy.load(good), about(corpus.model)
 
-    def probe(name: str, header: object = None, expected="either", changed: dict | None = None, text: str | None = None) -> None:
+    def probe(
+        name: str, header: object = None, expected="either", changed: dict | None = None, text: str | None = None
+    ) -> None:
         text = json.dumps(header) if text is None else text
         content = safetensors.numpy.save({**arrays, **(changed or {})}, {"probe": text})
         corpus.add("probe", f"{name}.safetensors", content, expected)

@@ -80,6 +80,7 @@ def _files(run) -> None:
 
     for name, called in {"abc": "step-abc", "empty": "step-", "digits": "step-" + "9" * 200, "negative": "step--4", "arabic": "step-\u0664", "square": "step-\u00b2", "real": "step-1.5", "newline": "step-\n4",
                          "not-utf8": os.fsdecode(b"step-\xff"), "html": "step-<b>"}.items():  # fmt: skip
+
         def snapshot(folder: Path, called: str = called) -> None:
             (folder / "snapshots" / called / "export").mkdir(parents=True)
             (folder / "snapshots" / called / "export" / "config.json").write_text("{}")
@@ -95,6 +96,7 @@ def _files(run) -> None:
     run("export-empty", change=replaced("export/config.json", lambda path: path.write_text("")))
     run("export-deep", change=replaced("export/config.json", lambda path: path.write_text(deep())))
     for name, text in {"text": "no JSON", "deep": deep(), "list": "[]", "paths": '{"files": {"../../config.json": "0"}}', "numbers": '{"step": 4, "files": 7, "sha256": []}'}.items():  # fmt: skip
+
         def checkpoint(folder: Path, text: str = text) -> None:
             for step in ("step-00000004", "step-abc"):
                 (folder / "checkpoints" / step).mkdir()

@@ -18,7 +18,9 @@ FORMATS = {"mp4": ("mp4", "libx264"), "mkv": ("matroska", "libx264"), "webm": ("
 TITLE = "A title that is here to be replaced"
 
 
-def clip(ending: str = "mp4", frames: int = 8, size: tuple[int, int] = (96, 72), title: str = "", **options: str) -> bytes:
+def clip(
+    ending: str = "mp4", frames: int = 8, size: tuple[int, int] = (96, 72), title: str = "", **options: str
+) -> bytes:
     """A cat that moves to the right."""
     container_format, codec = FORMATS[ending]
     still = np.asarray(picture(*size))
@@ -71,8 +73,14 @@ def _metadata(corpus: Corpus) -> None:
     """Its text need not be UTF-8; cameras of the world write what they please, and the pictures are sound."""
     for ending in ("mp4", "mkv", "avi", "mov"):
         titled = clip(ending, title=TITLE)
-        for name, text in (("latin", b"Caf\xe9 \xff\xfe\x81"), ("null", b"a\0b"), ("html", b"<script>alert(1)</script>")):
-            corpus.add("clip", f"title-{name}.{ending}", titled.replace(TITLE.encode(), text.ljust(len(TITLE))), "right")
+        for name, text in (
+            ("latin", b"Caf\xe9 \xff\xfe\x81"),
+            ("null", b"a\0b"),
+            ("html", b"<script>alert(1)</script>"),
+        ):
+            corpus.add(
+                "clip", f"title-{name}.{ending}", titled.replace(TITLE.encode(), text.ljust(len(TITLE))), "right"
+            )
     corpus.add("clip", "fragments.mp4", clip(movflags="+frag_keyframe+empty_moov"), "right")
 
 
@@ -106,7 +114,12 @@ def _none(corpus: Corpus) -> None:
         corpus.add("clip", f"none-{name}", content, "sentence")
     os.mkfifo(corpus.add("clip", "fifo.mp4", None, "sentence"))
     corpus.folder("clip", "folder.mp4", "sentence")
-    for name, target in (("zero", "/dev/zero"), ("random", "/dev/urandom"), ("none", "nothing"), ("loop", "link-loop.mp4")):
+    for name, target in (
+        ("zero", "/dev/zero"),
+        ("random", "/dev/urandom"),
+        ("none", "nothing"),
+        ("loop", "link-loop.mp4"),
+    ):
         corpus.add("clip", f"link-{name}.mp4", None, "sentence").symlink_to(target)
     with corpus.add("clip", "sparse.mp4", b"", "sentence").open("wb") as file:
         file.truncate(2**33)
@@ -121,12 +134,24 @@ def _frames(corpus: Corpus) -> None:
     corpus.add("clip", "gif-1e5.gif", b"GIF89a\x10\0\x10\0\x80\0\0\0\0\0\xff\xff\xff" + frame * 20_000 + b";")
     corpus.add("clip", "gif-huge.gif", b"GIF89a\xff\xff\xff\xff\x80\0\0\0\0\0\xff\xff\xff" + frame * 3 + b";")
     other = picture(50, 90)
-    frames = [encoded(picture(), "png"), encoded(other, "png"), b"", encoded(picture(), "jpg")[:400], encoded(picture(), "png")]
+    frames = [
+        encoded(picture(), "png"),
+        encoded(other, "png"),
+        b"",
+        encoded(picture(), "jpg")[:400],
+        encoded(picture(), "png"),
+    ]
     for name, contents in {"folder-sizes": frames[:2], "folder-damaged": frames[::2], "folder-first-damaged": frames[3:],
                            "folder-all-damaged": frames[2:4], "folder-empty": []}.items():  # fmt: skip
         folder = corpus.folder("clip", name)
         for number, content in enumerate(contents):
             (folder / f"{number}.png").write_bytes(content)
     names = corpus.folder("clip", "folder-names")
-    for name in (b"9" * 200 + b".png", b"\xff\xfe.png", b"two\nlines.png", "\u0663.png".encode(), "\u00b2.png".encode()):
+    for name in (
+        b"9" * 200 + b".png",
+        b"\xff\xfe.png",
+        b"two\nlines.png",
+        "\u0663.png".encode(),
+        "\u00b2.png".encode(),
+    ):
         (names / os.fsdecode(name)).write_bytes(frames[0])
