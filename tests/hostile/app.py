@@ -222,6 +222,11 @@ def _ask(page: Page, case: Case, door: str, good: Path, runs: Path) -> None:
 
 def _controls(picture: dict) -> dict:
     return {
-        "Picture": picture, "Model": "embedded", "Resolution": RESOLUTION, "A": "embedded", "B": "embedded",
-        "Resolution of A": RESOLUTION, "Resolution of B": RESOLUTION,
-    }  # fmt: skip
+        "Picture": picture,
+        "Model": "embedded",
+        "Resolution": RESOLUTION,
+        "A": "embedded",
+        "B": "embedded",
+        "Resolution of A": RESOLUTION,
+        "Resolution of B": RESOLUTION,
+    }

@@ -85,7 +85,7 @@ def probe(path: Path, room: Room) -> None:
     from dinoviz import depth
 
     opened = depth.open_probe(path)
-    opened.check(room.backbone.key, room.backbone.name)
+    opened.check(room.backbone.weights_id, room.backbone.name)
     assert np.isfinite(depth.predict(room.features, opened)).all(), "depth that is not finite"
 
 
@@ -232,43 +232,110 @@ COMMANDS: dict[str, Door] = {
     "dinoviz attention": dinoviz_command("attention", "{it}", *VIEW),
     "dinoviz pca": dinoviz_command("pca", "{it}", *VIEW),
     "dinoviz depth": dinoviz_command("depth", "{it}", *VIEW, "--probe", "{good}/probe.safetensors", "--ply"),
-    "dinoviz compare": dinoviz_command("compare", "{it}", "--out", "{out}", "--models", "{good}/model", "{good}/model",
-                               "--resolution", "56", "--device", "cpu"),
-    "dinoviz segment": dinoviz_command("segment", "{it}", *VIEW, "--reference", "{good}/picture.png", "--mask",
-                               "{good}/mask.png", "--overlays", "--cutouts"),
-    "dinoviz segment coco": dinoviz_command("segment", "{it}", *VIEW, "--reference", "{good}/picture.png", "--mask",
-                                    "{good}/mask.png", "--format", "coco"),
-    "dinoviz segment --reference": dinoviz_command("segment", "{good}/picture.png", *VIEW, "--reference", "{it}", "--mask",
-                                           "{good}/mask.png"),
-    "dinoviz segment --mask": dinoviz_command("segment", "{good}/picture.png", *VIEW, "--reference", "{good}/picture.png",
-                                      "--mask", "{it}"),
+    "dinoviz compare": dinoviz_command(
+        "compare",
+        "{it}",
+        "--out",
+        "{out}",
+        "--models",
+        "{good}/model",
+        "{good}/model",
+        "--resolution",
+        "56",
+        "--device",
+        "cpu",
+    ),
+    "dinoviz segment": dinoviz_command(
+        "segment",
+        "{it}",
+        *VIEW,
+        "--reference",
+        "{good}/picture.png",
+        "--mask",
+        "{good}/mask.png",
+        "--overlays",
+        "--cutouts",
+    ),
+    "dinoviz segment coco": dinoviz_command(
+        "segment", "{it}", *VIEW, "--reference", "{good}/picture.png", "--mask", "{good}/mask.png", "--format", "coco"
+    ),
+    "dinoviz segment --reference": dinoviz_command(
+        "segment", "{good}/picture.png", *VIEW, "--reference", "{it}", "--mask", "{good}/mask.png"
+    ),
+    "dinoviz segment --mask": dinoviz_command(
+        "segment", "{good}/picture.png", *VIEW, "--reference", "{good}/picture.png", "--mask", "{it}"
+    ),
     "dinoviz video": dinoviz_command("video", "{it}", *VIEW, "--mask", "{good}/mask.png"),
     "dinoviz video --mask": dinoviz_command("video", "{good}/clip.mp4", *VIEW, "--mask", "{it}"),
-    "dinoviz attention --model": dinoviz_command("attention", "{good}/picture.png", "--out", "{out}", "--model", "{it}",
-                                         "--resolution", "56", "--device", "cpu"),
-    "dinoviz compare --models": dinoviz_command("compare", "{good}/picture.png", "--out", "{out}", "--models", "{good}/model",
-                                        "{it}", "--resolution", "56", "--device", "cpu"),
+    "dinoviz attention --model": dinoviz_command(
+        "attention", "{good}/picture.png", "--out", "{out}", "--model", "{it}", "--resolution", "56", "--device", "cpu"
+    ),
+    "dinoviz compare --models": dinoviz_command(
+        "compare",
+        "{good}/picture.png",
+        "--out",
+        "{out}",
+        "--models",
+        "{good}/model",
+        "{it}",
+        "--resolution",
+        "56",
+        "--device",
+        "cpu",
+    ),
     "dinoviz depth --probe": dinoviz_command("depth", "{good}/picture.png", *VIEW, "--probe", "{it}"),
-    "training evaluate": training_command("evaluate", "{it}", "--model", "{good}/model", "--size", "28", "--no-linear",
-                                 "--device", "cpu"),
+    "training evaluate": training_command(
+        "evaluate", "{it}", "--model", "{good}/model", "--size", "28", "--no-linear", "--device", "cpu"
+    ),
     "training pretrain": training_command("pretrain", "{it}", *TINY_RUN),
-    "training finetune": training_command("finetune", "{it}", "--model", "{good}/model", "--size", "28", "--epochs", "1",
-                                 "--name", "hostile", *SHORT),
-    "training probe": training_command("probe", "{it}", "--model", "{good}/model", "--head", "linear", "--epochs", "1",
-                              "--resolution", "56", "--name", "hostile", *SHORT),
-    "training finetune --model": training_command("finetune", "--demo", "--model", "{it}", "--size", "28", "--epochs", "1",
-                                         "--name", "hostile", *SHORT),
-    "training pretrain --config": training_command("pretrain", "--demo", "--config", "{it}", "--save-config", "{out}.json"),
+    "training finetune": training_command(
+        "finetune", "{it}", "--model", "{good}/model", "--size", "28", "--epochs", "1", "--name", "hostile", *SHORT
+    ),
+    "training probe": training_command(
+        "probe",
+        "{it}",
+        "--model",
+        "{good}/model",
+        "--head",
+        "linear",
+        "--epochs",
+        "1",
+        "--resolution",
+        "56",
+        "--name",
+        "hostile",
+        *SHORT,
+    ),
+    "training finetune --model": training_command(
+        "finetune", "--demo", "--model", "{it}", "--size", "28", "--epochs", "1", "--name", "hostile", *SHORT
+    ),
+    "training pretrain --config": training_command(
+        "pretrain", "--demo", "--config", "{it}", "--save-config", "{out}.json"
+    ),
     "training list": training_command("list", "{runs}"),
     "training stop": training_command("stop", "{name}", "{runs}"),
     "training export": training_command("export", "{name}", "--out", "{out}", "{runs}"),
-}  # fmt: skip
+}
 
 LIBRARY: dict[str, Door] = {
     door.__name__: door
-    for door in (open_image, image_bytes, mask, clip, model, probe, marks, marks_of_pages, pictures, streamed, rgbd,
-                 unpack, run, run_page)
-}  # fmt: skip
+    for door in (
+        open_image,
+        image_bytes,
+        mask,
+        clip,
+        model,
+        probe,
+        marks,
+        marks_of_pages,
+        pictures,
+        streamed,
+        rgbd,
+        unpack,
+        run,
+        run_page,
+    )
+}
 ALL: dict[str, Door] = {**LIBRARY, **COMMANDS}
 
 

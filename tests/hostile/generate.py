@@ -24,8 +24,21 @@ SEED = 12
 # What a door should make of a file. "either": a result or a sentence, whichever the reader prefers.
 Expected = Literal["right", "sentence", "either"]
 
-KINDS = ("images", "names", "masks", "archives", "lists", "videos", "models", "probes", "runs", "depth_data", "marks",
-         "settings", "real_life")  # fmt: skip
+KINDS = (
+    "images",
+    "names",
+    "masks",
+    "archives",
+    "lists",
+    "videos",
+    "models",
+    "probes",
+    "runs",
+    "depth_data",
+    "marks",
+    "settings",
+    "real_life",
+)
 
 
 @dataclass(frozen=True)

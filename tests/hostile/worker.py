@@ -81,8 +81,11 @@ def _sentence(text: str, alone: str = "") -> tuple[str, str]:
 
 def _where(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [f for f in frames if "site-packages" not in f.filename and "/lib/python" not in f.filename
-            and "hostile" not in f.filename]  # fmt: skip
+    ours = [
+        f
+        for f in frames
+        if "site-packages" not in f.filename and "/lib/python" not in f.filename and "hostile" not in f.filename
+    ]
     last = (ours or frames)[-1]
     text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
     return f"{text} ({Path(last.filename).name}:{last.lineno} {last.name})"

@@ -55,12 +55,23 @@ def _no_zips(corpus: Corpus, picture_file: bytes) -> None:
     with tarfile.open(fileobj=tar, mode="w:gz") as archive:
         archive.addfile(tarfile.TarInfo("a.png"))
     for name, content in {
-        "empty": b"", "text": b"PK no zip", "nothing": zipped({}), "tar": tar.getvalue(), "picture": picture_file,
+        "empty": b"",
+        "text": b"PK no zip",
+        "nothing": zipped({}),
+        "tar": tar.getvalue(),
+        "picture": picture_file,
         "directory-alone": b"PK\x05\x06" + struct.pack("<HHHHIIH", 0, 0, 60000, 60000, 2**32 - 1, 0, 0),
-        "no-pictures": zipped({"readme.txt": b"hello", "run.exe": b"MZ"}), "only-system": zipped({"__MACOSX/._a.png": b"x"}),
-        "only-folders": zipped({"cat.png/": b""}), "millions": b"PK\x06\x06" + struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, 2**40, 2**40, 2**40, 0)
-        + b"PK\x06\x07" + struct.pack("<IQI", 0, 0, 1) + b"PK\x05\x06" + b"\xff" * 16 + b"\0\0",
-    }.items():  # fmt: skip
+        "no-pictures": zipped({"readme.txt": b"hello", "run.exe": b"MZ"}),
+        "only-system": zipped({"__MACOSX/._a.png": b"x"}),
+        "only-folders": zipped({"cat.png/": b""}),
+        "millions": b"PK\x06\x06"
+        + struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, 2**40, 2**40, 2**40, 0)
+        + b"PK\x06\x07"
+        + struct.pack("<IQI", 0, 0, 1)
+        + b"PK\x05\x06"
+        + b"\xff" * 16
+        + b"\0\0",
+    }.items():
         corpus.add("archive", f"none-{name}.zip", content, "sentence")
 
 
@@ -108,12 +119,23 @@ def rewritten(packed: tuple[str, bytes], size: int, copies: int = 1) -> bytes:
 
 def _names(corpus: Corpus, picture_file: bytes) -> None:
     for name, inside in {
-        "up": "../../evil.png", "up-deep": "cat/../../../../../../tmp/hostile-evil.png", "absolute": "/tmp/hostile-evil.png",
-        "drive": "C:\\hostile-evil.png", "backslashes": "..\\..\\hostile-evil.png", "share": "\\\\host\\share\\evil.png",
-        "newline": "cat/two\nlines.png", "html": "<img src=x onerror=alert(1)>/a.png", "long": "x" * 60_000 + ".png",
-        "deep": "/".join("abcdefgh"[i % 8] for i in range(20_000)) + "/a.png", "emoji": "\U0001f408/\U0001f408.png",
-        "bidi": "\u202egnp.png", "dash": "-rf.png", "device": "cat/NUL.png", "empty": "cat/ .png", "dots": "cat/....png",
-    }.items():  # fmt: skip
+        "up": "../../evil.png",
+        "up-deep": "cat/../../../../../../tmp/hostile-evil.png",
+        "absolute": "/tmp/hostile-evil.png",
+        "drive": "C:\\hostile-evil.png",
+        "backslashes": "..\\..\\hostile-evil.png",
+        "share": "\\\\host\\share\\evil.png",
+        "newline": "cat/two\nlines.png",
+        "html": "<img src=x onerror=alert(1)>/a.png",
+        "long": "x" * 60_000 + ".png",
+        "deep": "/".join("abcdefgh"[i % 8] for i in range(20_000)) + "/a.png",
+        "emoji": "\U0001f408/\U0001f408.png",
+        "bidi": "\u202egnp.png",
+        "dash": "-rf.png",
+        "device": "cat/NUL.png",
+        "empty": "cat/ .png",
+        "dots": "cat/....png",
+    }.items():
         corpus.add("archive", f"name-{name}.zip", zipped({**classes(picture_file), inside: picture_file}))
     raw = zipped({**classes(picture_file), "cat/AAAA.png": picture_file})
     corpus.add("archive", "name-not-utf8.zip", raw.replace(b"AAAA", b"\xff\xfe\xe9\x81"))

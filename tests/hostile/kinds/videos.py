@@ -13,8 +13,14 @@ from tests.hostile.generate import Corpus, cuts, picture, spoilt
 from tests.hostile.kinds.images import encoded
 
 # By ending: the container and the codec.
-FORMATS = {"mp4": ("mp4", "libx264"), "mkv": ("matroska", "libx264"), "webm": ("webm", "libvpx"), "avi": ("avi", "mpeg4"),
-           "mov": ("mov", "mpeg4"), "ts": ("mpegts", "mpeg2video")}  # fmt: skip
+FORMATS = {
+    "mp4": ("mp4", "libx264"),
+    "mkv": ("matroska", "libx264"),
+    "webm": ("webm", "libvpx"),
+    "avi": ("avi", "mpeg4"),
+    "mov": ("mov", "mpeg4"),
+    "ts": ("mpegts", "mpeg2video"),
+}
 TITLE = "A title that is here to be replaced"
 
 
@@ -87,30 +93,50 @@ def _metadata(corpus: Corpus) -> None:
 def _headers(corpus: Corpus, good: dict[str, bytes]) -> None:
     mp4, avi = good["mp4"], good["avi"]
     for name, content in {
-        "rate-0.avi": patched(avi, b"avih", 4, bytes(4)), "rate-stream-0.avi": patched(avi, b"strh", 24, bytes(8)),
-        "rate-most.avi": patched(avi, b"strh", 24, struct.pack("<II", 1, 2**32 - 1)), "rate-0.mp4": patched(mp4, b"mdhd", 12, bytes(4)),
-        "rate-all-0.mp4": patched(mp4, b"mvhd", 12, bytes(4)), "length-0.mp4": patched(mp4, b"mvhd", 16, bytes(4)),
-        "length-most.mp4": patched(mp4, b"mvhd", 16, b"\x7f" + b"\xff" * 3), "steps-0.mp4": patched(mp4, b"stts", 4, bytes(4)),
-        "steps-most.mp4": patched(mp4, b"stts", 8, b"\x7f\xff\xff\xff\x7f\xff\xff\xff"), "size-65535.mp4": patched(mp4, b"avc1", 24, b"\xff" * 4),
-        "size-0.mp4": patched(mp4, b"avc1", 24, bytes(4)), "size-30000.avi": patched(avi, b"strf", 8, struct.pack("<ii", 30000, 30000)),
-        "size-most.avi": patched(avi, b"strf", 8, struct.pack("<ii", 2**31 - 1, 2**31 - 1)), "codec.mp4": patched(mp4, b"stsd", 12, b"xxxx"),
-        "codec.avi": avi.replace(b"FMP4", b"XXXX"), "samples-most.mp4": patched(mp4, b"stsz", 8, b"\x7f\xff\xff\xff"),
-        "offsets-most.mp4": patched(mp4, b"stco", 8, b"\xff" * 4), "chunks-most.mp4": patched(mp4, b"stsc", 4, b"\x7f\xff\xff\xff"),
-        "matrix-0.mp4": patched(mp4, b"tkhd", 40, bytes(36)), "matrix-most.mp4": patched(mp4, b"tkhd", 40, b"\x7f\xff\xff\xff" * 9),
-        "box-0.mp4": patched(mp4, b"ftyp", -8, bytes(4)), "box-most.mp4": patched(mp4, b"moov", -8, b"\xff" * 4), "no-index.mp4": mp4.replace(b"moov", b"free"),
-        "entry-sizes.mkv": good["mkv"].replace(b"\x16\x54\xae\x6b", b"\x16\x54\xae\x6b\x01"), "brand.mp4": patched(mp4, b"ftyp", 0, b"\xff\xfe\xe9\x81"),
-    }.items():  # fmt: skip
+        "rate-0.avi": patched(avi, b"avih", 4, bytes(4)),
+        "rate-stream-0.avi": patched(avi, b"strh", 24, bytes(8)),
+        "rate-most.avi": patched(avi, b"strh", 24, struct.pack("<II", 1, 2**32 - 1)),
+        "rate-0.mp4": patched(mp4, b"mdhd", 12, bytes(4)),
+        "rate-all-0.mp4": patched(mp4, b"mvhd", 12, bytes(4)),
+        "length-0.mp4": patched(mp4, b"mvhd", 16, bytes(4)),
+        "length-most.mp4": patched(mp4, b"mvhd", 16, b"\x7f" + b"\xff" * 3),
+        "steps-0.mp4": patched(mp4, b"stts", 4, bytes(4)),
+        "steps-most.mp4": patched(mp4, b"stts", 8, b"\x7f\xff\xff\xff\x7f\xff\xff\xff"),
+        "size-65535.mp4": patched(mp4, b"avc1", 24, b"\xff" * 4),
+        "size-0.mp4": patched(mp4, b"avc1", 24, bytes(4)),
+        "size-30000.avi": patched(avi, b"strf", 8, struct.pack("<ii", 30000, 30000)),
+        "size-most.avi": patched(avi, b"strf", 8, struct.pack("<ii", 2**31 - 1, 2**31 - 1)),
+        "codec.mp4": patched(mp4, b"stsd", 12, b"xxxx"),
+        "codec.avi": avi.replace(b"FMP4", b"XXXX"),
+        "samples-most.mp4": patched(mp4, b"stsz", 8, b"\x7f\xff\xff\xff"),
+        "offsets-most.mp4": patched(mp4, b"stco", 8, b"\xff" * 4),
+        "chunks-most.mp4": patched(mp4, b"stsc", 4, b"\x7f\xff\xff\xff"),
+        "matrix-0.mp4": patched(mp4, b"tkhd", 40, bytes(36)),
+        "matrix-most.mp4": patched(mp4, b"tkhd", 40, b"\x7f\xff\xff\xff" * 9),
+        "box-0.mp4": patched(mp4, b"ftyp", -8, bytes(4)),
+        "box-most.mp4": patched(mp4, b"moov", -8, b"\xff" * 4),
+        "no-index.mp4": mp4.replace(b"moov", b"free"),
+        "entry-sizes.mkv": good["mkv"].replace(b"\x16\x54\xae\x6b", b"\x16\x54\xae\x6b\x01"),
+        "brand.mp4": patched(mp4, b"ftyp", 0, b"\xff\xfe\xe9\x81"),
+    }.items():
         corpus.add("clip", f"header-{name}", content)
 
 
 def _none(corpus: Corpus) -> None:
     for name, content in {
-        "empty.mp4": b"", "text.mp4": b"no video at all\n" * 9, "random.mp4": corpus.random.bytes(5000), "sound.mp4": sound(),
-        "playlist.mp4": b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n", "concat.mp4": b"ffconcat version 1.0\nfile /etc/passwd\n",
-        "session.mp4": b"v=0\no=- 0 0 IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\n", "picture.mp4": encoded(picture(), "png"),
-        "dash.mp4": b'<?xml version="1.0"?><MPD><BaseURL>file:///etc/passwd</BaseURL></MPD>', "boxes.mp4": b"\0\0\x10\0moov" * 400,
-        "deep.mp4": b"".join(struct.pack(">I", 8 * (5000 - i)) + b"moov" for i in range(5000)), "subtitles.avi": b"1\n00:00:00,0 --> 00:00:01,0\nhi\n",
-    }.items():  # fmt: skip
+        "empty.mp4": b"",
+        "text.mp4": b"no video at all\n" * 9,
+        "random.mp4": corpus.random.bytes(5000),
+        "sound.mp4": sound(),
+        "playlist.mp4": b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n",
+        "concat.mp4": b"ffconcat version 1.0\nfile /etc/passwd\n",
+        "session.mp4": b"v=0\no=- 0 0 IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\n",
+        "picture.mp4": encoded(picture(), "png"),
+        "dash.mp4": b'<?xml version="1.0"?><MPD><BaseURL>file:///etc/passwd</BaseURL></MPD>',
+        "boxes.mp4": b"\0\0\x10\0moov" * 400,
+        "deep.mp4": b"".join(struct.pack(">I", 8 * (5000 - i)) + b"moov" for i in range(5000)),
+        "subtitles.avi": b"1\n00:00:00,0 --> 00:00:01,0\nhi\n",
+    }.items():
         corpus.add("clip", f"none-{name}", content, "sentence")
     os.mkfifo(corpus.add("clip", "fifo.mp4", None, "sentence"))
     corpus.folder("clip", "folder.mp4", "sentence")
@@ -141,8 +167,13 @@ def _frames(corpus: Corpus) -> None:
         encoded(picture(), "jpg")[:400],
         encoded(picture(), "png"),
     ]
-    for name, contents in {"folder-sizes": frames[:2], "folder-damaged": frames[::2], "folder-first-damaged": frames[3:],
-                           "folder-all-damaged": frames[2:4], "folder-empty": []}.items():  # fmt: skip
+    for name, contents in {
+        "folder-sizes": frames[:2],
+        "folder-damaged": frames[::2],
+        "folder-first-damaged": frames[3:],
+        "folder-all-damaged": frames[2:4],
+        "folder-empty": [],
+    }.items():
         folder = corpus.folder("clip", name)
         for number, content in enumerate(contents):
             (folder / f"{number}.png").write_bytes(content)
