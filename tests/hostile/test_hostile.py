@@ -1,14 +1,16 @@
 """No hostile file makes a traceback, hangs or takes the memory; see `python -m tests.hostile`."""
 
+from pathlib import Path
+
 import pytest
 
 from dinoviz import embedded
 from tests.hostile import load
 from tests.hostile.app import feed as feed_app
-from tests.hostile.generate import generate, size_of
+from tests.hostile.generate import Case, generate, size_of
 from tests.hostile.run import defects, feed, table
 
-QUICK = {"images": 4, "masks": 2, "marks": 3}  # of how many files of a kind one is taken
+QUICK = {"images": 6, "masks": 2, "marks": 3}  # of how many files of a kind one is taken
 QUICK_DOORS = ("open_image", "mask", "marks")
 
 
@@ -17,12 +19,15 @@ def everything(tmp_path_factory):
     return generate(tmp_path_factory.mktemp("hostile") / "corpus")
 
 
+def _some(cases: list[Case], kind: str, step: int) -> list[Case]:
+    """Every so many of a kind, without pictures that are right and take seconds."""
+    return [case for case in cases if case.kind == kind and "/large-" not in case.name][::step]
+
+
 def test_a_part_of_the_files_at_the_doors_of_the_library(tmp_path):
     corpus = generate(tmp_path / "corpus", QUICK, models=False)
-    corpus.cases = [
-        case for kind, step in QUICK.items() for case in [c for c in corpus.cases if c.kind == kind][::step]
-    ]
-    results = [result for result in feed(corpus, QUICK_DOORS) if result.seconds < 60]
+    corpus.cases = [case for kind, step in QUICK.items() for case in _some(corpus.cases, kind, step)]
+    results = list(feed(corpus, QUICK_DOORS))
     assert len(results) > 60
     assert not defects(results), table(results)
 
@@ -31,8 +36,8 @@ def test_the_same_seed_gives_the_same_files(tmp_path):
     first, second = (generate(tmp_path / name, ["masks", "marks"], models=False) for name in "ab")
     for one, other in zip(first.cases, second.cases, strict=True):
         assert one.name == other.name
-        with open(one.path, "rb") as mine, open(other.path, "rb") as theirs:
-            assert mine.read() == theirs.read(), one.name
+        if Path(one.path).is_file():
+            assert Path(one.path).read_bytes() == Path(other.path).read_bytes(), one.name
 
 
 @pytest.mark.slow

@@ -74,8 +74,8 @@ def _sentence(text: str, alone: str = "") -> tuple[str, str]:
     """A refusal has to be one line that one can read."""
     if not text.strip() or len(text) > LONGEST or any(c in "\n\r\x1b\x07\x00" for c in text):
         return "traceback", f"no sentence on one line, {len(text)} characters: {text[:200]!r}"
-    if alone and len(alone.splitlines()) > 8:
-        return "traceback", f"{len(alone.splitlines())} lines on standard error: {alone[:300]!r}"
+    if alone.count("\n") > 8:
+        return "traceback", f"{alone.count(chr(10)) + 1} lines on standard error: {alone[:300]!r}"
     return "sentence", text[:300]
 
 

@@ -36,6 +36,13 @@ def encoded(image: Image.Image, ending: str, **options) -> bytes:
     return file.getvalue()
 
 
+def lab(image: Image.Image) -> Image.Image:
+    """In mode LAB, without the profile that Pillow adds, which tells the time."""
+    converted = image.convert("LAB")
+    converted.info.clear()
+    return converted
+
+
 def chunk(kind: bytes, content: bytes = b"") -> bytes:
     """A chunk of a PNG."""
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -232,7 +239,7 @@ def _modes(corpus: Corpus, image: Image.Image) -> None:
     for name, made, ending in (
         *(("cmyk", image.convert("CMYK"), "jpg"), ("cmyk", image.convert("CMYK"), "tif"), ("ycbcr", image, "jpg")),
         *(
-            ("lab", image.convert("LAB"), "tif"),
+            ("lab", lab(image), "tif"),
             ("grey", image.convert("L"), "png"),
             ("bit", image.convert("1"), "png"),
         ),

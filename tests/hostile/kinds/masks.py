@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from tests.hostile.generate import Corpus, cuts, picture
-from tests.hostile.kinds.images import encoded, png, zeros
+from tests.hostile.kinds.images import encoded, lab, png, zeros
 
 
 def write(corpus: Corpus) -> None:
@@ -41,7 +41,7 @@ def write(corpus: Corpus) -> None:
     mask("clear", Image.merge("RGBA", [Image.fromarray(object_)] * 3 + [Image.new("L", (96, 72))]))
     mask("alpha", Image.merge("LA", [Image.fromarray(object_)] * 2))
     mask("cmyk", image.convert("CMYK"), ending="tif")
-    mask("lab", image.convert("LAB"), ending="tif")
+    mask("lab", lab(image), ending="tif")
     mask("noise", random.integers(0, 256, (72, 96, 3), dtype=np.uint8))
     corpus.add("mask", "jpeg.jpg", encoded(Image.fromarray(object_), "jpg", quality=20))
     corpus.add("mask", "animated.gif", encoded(Image.fromarray(object_), "gif", save_all=True, append_images=[image]))
