@@ -265,6 +265,8 @@ def read_classes(path: str | os.PathLike) -> np.ndarray:
         )
         palette = image.mode == "P"
     values = values.astype(np.int32)
+    if values.min() < 0:
+        raise ImageError(f"{path.name}: the values of a mask are classes from 0, not {values.min()}.")
     if values.ndim == 3 and int(np.ptp(values, axis=2).max()) <= 8:  # grey but for JPEG's rounding
         values = values[..., 1]
     soft = values.ndim == 2 and not palette

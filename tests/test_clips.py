@@ -348,3 +348,9 @@ def test_a_photograph_is_no_mask(tmp_path, coffee):
     coffee.save(tmp_path / "photo.png")
     with pytest.raises(ImageError, match=r"photo\.png: a picture of [\d,]+ colours is no mask"):
         clips.read_mask(tmp_path / "photo.png")
+
+
+def test_a_mask_with_negative_values_is_refused(tmp_path):
+    Image.fromarray(np.array([[0, 1], [-5, 2]] * 8, np.int32).repeat(8, 1)).save(tmp_path / "negative.tif")
+    with pytest.raises(ImageError, match="-5"):
+        clips.read_mask(tmp_path / "negative.tif")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
+import re
 import threading
 import time
 import uuid
@@ -70,7 +72,7 @@ class Page:
                     if told["msg"] == "process_completed":
                         if not told["success"]:
                             raise Refused(told["output"].get("error"))
-                        return told["output"]["data"]
+                        return _without_error(told["output"]["data"])
                     if told["msg"] == "unexpected_error":
                         raise Refused(None)
         raise Refused(None)
@@ -82,6 +84,14 @@ class Page:
             if key in values:
                 return values[key]
         return props.get("value")
+
+
+def _without_error(outputs: list) -> list:
+    """The outputs; raises Refused with the text of a note that says what is wrong."""
+    for output in outputs:
+        if found := re.search(r'<div class="dv-note [^"]*dv-error">(.*?)</div>', str(output), re.DOTALL):
+            raise Refused(html.unescape(re.sub("<[^>]*>", "", found[1])))
+    return outputs
 
 
 def _detail(answer: httpx.Response) -> str | None:
