@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import inspect
 import math
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -109,7 +110,7 @@ def check_click(data: Any) -> None:
 
 def is_number(value: Any) -> bool:
     """A finite number that arithmetic can be done with."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and -1e15 < value < 1e15
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def short(value: Any) -> str:

@@ -52,7 +52,8 @@ class Page(gr.Blocks):
         except NotYours as error:
             raise refusal(str(error)) from None
         try:
-            return await super().preprocess_data(block_fn, inputs, state, explicit_call)
+            # Gradio would ask whether files lie in the folder of the process's newest page; what is above is stricter.
+            return await super().preprocess_data(block_fn, inputs, state, explicit_call=True)
         except gr.Error as error:  # Gradio's own, of a choice that is none: nothing for the log
             raise refusal(str(error.message)) from None
 

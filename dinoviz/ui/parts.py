@@ -104,9 +104,13 @@ def jpeg_file(picture: Image.Image) -> str:
         path.touch()  # the app forgets files by their age
     else:
         handle, temporary = tempfile.mkstemp(dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(temporary).replace(path)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            Path(temporary).replace(path)
+        except OSError:  # a full disk
+            Path(temporary).unlink(missing_ok=True)
+            raise
     return str(path)
 
 
