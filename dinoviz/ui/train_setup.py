@@ -156,9 +156,10 @@ def build(tab: gr.Tab, bench: Workbench, bar: Bar) -> Setup:
         label = gr.File(label=FILES_FOR_PROBE if task == PROBE else FILES)
         return label, dropdown, crops_part, *shown, *(values if choices else [gr.skip()] * len(forms["pretrain"].parts))
 
-    def use_preset(preset: str):
+    def use_preset(preset: str | None):
         with told():
-            return gr.update(info=PRESETS[preset].about), *forms["pretrain"].write(_preset_values(preset))
+            values = _preset_values(preset)  # raises for a name that is none
+            return gr.update(info=PRESETS[preset].about), *forms["pretrain"].write(values)
 
     def offer_teachers(model: str, teacher: str | None):
         """Those of now; one that is no more, or that is this model's own, gives way to the pictures' depth."""
