@@ -29,7 +29,7 @@ from tests.hostile.generate import Case, generate, picture
 from tests.hostile.kinds.images import encoded
 
 HOSTILE_SHARE = 0.1
-RESOLUTIONS = ("112", "160", "224")
+RESOLUTIONS = ("96", "128", "160", "224")
 HOSTILE_KINDS = ("images", "marks")
 SECONDS = 120.0  # on the clock: ten people share the cores
 WARM = 200  # requests after which memory and files are looked at for the first time
