@@ -29,10 +29,12 @@ from tests.hostile.generate import Case, generate, picture
 from tests.hostile.kinds.images import encoded
 
 HOSTILE_SHARE = 0.1
-RESOLUTIONS = ("112", "160", "224")
+RESOLUTIONS = ("96", "128", "160", "224")
+MALFORMED_SHARE = 0.2  # of the hostile ones
+CONTROLS, MALFORMED = ("Layer", "Query", "Map", "Opacity"), (None, [], {}, "x" * 1000, -1, 1e308, [[1]], True)
 HOSTILE_KINDS = ("images", "marks")
 SECONDS = 120.0  # on the clock: ten people share the cores
-WARM = 200  # requests after which memory and files are looked at for the first time
+WARM = 200  # requests between two looks at memory and files; the first ones fill the caches
 # Beyond what there was then: caches are full by then, and 256 MB of features is what this app may keep.
 MOST_GROWTH, MOST_FILES = 700_000_000, 300_000_000
 
@@ -96,20 +98,21 @@ class Client:
         self.figures.add(f"{what} {after}", outcome, detail, took if what == "attention" else None)
 
     def _hostile(self) -> None:
+        """A hostile file, marks that are none, or a control that holds what no page would send."""
         case = self.random.choice(self.hostile)
         content = Path(case.path).read_bytes()
+        if self.random.random() < MALFORMED_SHARE:
+            control, wrong = self.random.choice(CONTROLS), self.random.choice(MALFORMED)
+            what, ask = f"{control} = {wrong!r:.20}", lambda: self._ask("attention", **{control: wrong})
+        elif case.group == "marks":
+            what, ask = case.name, lambda: self._ask("segment", marks=content.decode(errors="replace"))
+        else:
+            what = case.name
+            ask = lambda: self._ask("encode", Picture=self.page.upload(Path(case.path).name, content))  # noqa: E731
+        self.figures.add(f"hostile {what}", *self._outcome(ask))
 
-        def ask() -> None:
-            if case.group == "marks":
-                self.page.call("segment", **self.controls, marks=content.decode(errors="replace"))
-            elif self.random.random() < 0.2:
-                wrong = self.random.choice((None, [], {}, "x" * 1000, -1, 1e308, [[1]], True))
-                self.page.call("attention", **{**self.controls, self.random.choice(("Layer", "Query", "Map")): wrong})
-            else:
-                file = self.page.upload(Path(case.path).name, content)
-                self.page.call("encode", **{**self.controls, "Picture": file})
-
-        self.figures.add(f"hostile {case.name}", *self._outcome(ask))
+    def _ask(self, handler: str, **values: object) -> None:
+        self.page.call(handler, **{**self.controls, **values})
 
     @staticmethod
     def _outcome(ask) -> tuple[str, str]:
@@ -152,8 +155,7 @@ def run(requests: int, clients: int, folder: Path) -> dict:
 
         with ThreadPoolExecutor(clients) as pool:
             looked()
-            for share in (min(WARM, requests), *[200] * ((requests - WARM) // 200)) if requests > WARM else (requests,):
-                until = figures.done + share
+            for until in (*range(WARM, requests, WARM), requests):
 
                 def work(client: Client, until: int = until) -> None:
                     while figures.done < until:

@@ -37,6 +37,7 @@ DEFECTS = OUTCOMES[2:]
 CPU_SECONDS, SECONDS, IDLE_SECONDS = 20.0, 90.0, 10.0
 START_SECONDS = 300.0  # for a worker to be ready and to have imported what a door needs
 MOST_GROWTH = 1_500_000_000  # bytes of memory that one file may take
+LARGE = 2  # times that much for a picture of 49 million pixels, which commands draw at its full size
 STOP_GROWTH = 2 * MOST_GROWTH  # where a worker is ended before the machine suffers
 
 
@@ -60,18 +61,21 @@ class Worker:
         self.good, self.log, self.process = good, log, None
         self._warm: set[str] = set()
 
-    def feed(self, door: str, path: str) -> tuple[str, str, float, int]:
-        """-> outcome, detail, seconds, growth. The first call of a door includes its imports."""
+    def feed(self, door: str, path: str, scale: float = 1) -> tuple[str, str, float, int]:
+        """-> outcome, detail, seconds, growth. The first call of a door includes its imports.
+
+        scale: of the limits, for a file that is right and asks for more.
+        """
         if self.process is None:
             self._start()
         first = door not in self._warm
         self._warm.add(door)
-        limits = (START_SECONDS, START_SECONDS) if first else (CPU_SECONDS, SECONDS)
+        limits = (START_SECONDS, START_SECONDS) if first else (scale * CPU_SECONDS, scale * SECONDS)
         begun, before = time.monotonic(), self._memory()
         answer = self._ask({"door": door, "path": path, "good": str(self.good)}, *limits, before)
         growth = max(0, answer.get("peak", 0) - before)
         outcome, detail = answer["outcome"], answer["detail"]
-        if growth > MOST_GROWTH and outcome in ("right", "sentence", "traceback"):
+        if growth > scale * MOST_GROWTH and outcome in ("right", "sentence", "traceback"):
             outcome, detail = "memory", f"{growth / 1e6:,.0f} MB more than before; {outcome}: {detail}"
         elif outcome == "memory":
             growth = max(growth, STOP_GROWTH)
@@ -149,7 +153,7 @@ def feed(corpus: Corpus, doors: Sequence[str] | None = None, log: Path | None = 
     worker = Worker(corpus.root / "good", log or corpus.root / "worker.log")
     try:
         for case, door in pairs(corpus.cases, doors):
-            yield judged(case, door, *worker.feed(door, case.path))
+            yield judged(case, door, *worker.feed(door, case.path, LARGE if "/large-" in case.name else 1))
     finally:
         worker.close()
 
