@@ -125,7 +125,7 @@ class Pretraining:
     def train(self) -> None:
         """All steps that are left. Raises Stopped, with a checkpoint made, when somebody asks for it."""
         if self.step == 0:
-            self._look(neighbours=True, snapshot=True)
+            self._look(neighbours=self.config.knn_every > 0, snapshot=True)
         clock = Clock(self.config.checkpoint_minutes)
         for images, aspects in batches(self.data, self._order(), workers=self._workers()):
             clock.got_data()
