@@ -193,7 +193,10 @@ def download_progress(name: str) -> str:
 
 
 def hub_answers(timeout: float = HUB_TIMEOUT) -> bool:
-    """Whether the Hugging Face Hub may be asked (HF_HUB_OFFLINE) and says a word within `timeout` seconds."""
+    """Whether the Hugging Face Hub may be asked (HF_HUB_OFFLINE) and gives a page within `timeout` seconds.
+
+    An error is no answer, whoever it is from: a proxy that lets nobody through says 403 or 407 in the Hub's place.
+    """
     import threading
 
     import httpx
@@ -205,7 +208,7 @@ def hub_answers(timeout: float = HUB_TIMEOUT) -> bool:
 
     def ask() -> None:
         try:
-            if httpx.head(f"{constants.ENDPOINT}/facebook/dinov2-small", timeout=timeout).status_code < 500:
+            if httpx.head(f"{constants.ENDPOINT}/facebook/dinov2-small", timeout=timeout).status_code < 400:
                 answered.set()
         except (httpx.HTTPError, httpx.InvalidURL, ValueError):  # the last for a host name that cannot be one
             pass

@@ -171,6 +171,16 @@ def test_a_published_head_looks_by_itself(tmp_path, photo, out, capsys):
         assert "spread" not in arrays
 
 
+def test_a_published_head_looks_at_the_size_that_it_was_trained_at(tmp_path, photo, out):
+    folder = tiny_dpt.save(tmp_path / "tiny-kitti")
+    assert run("depth", photo, "--probe", folder, "--out", out, "--device", "cpu") == 0
+    with np.load(out / "cat-depth.npz") as arrays:
+        assert arrays["model_size"][1] == 378  # of 375, in whole patches
+        np.testing.assert_allclose(
+            arrays["metres"], published_depth.load(folder, device="cpu").predict(photo, 375), atol=1e-5
+        )
+
+
 def test_the_shipped_probe_is_for_the_embedded_weights(embedded_backbone, photo, out, capsys):
     if not depth.SHIPPED.is_file():
         pytest.skip("the shipped probe is not there yet")

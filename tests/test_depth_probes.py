@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from dinoviz import depth, depth_heads, published_depth
 from dinoviz.depth import ProbeError
 from dinoviz.ui import depth_probes
 from dinoviz.ui.workbench import Settings, Workbench
+from tests import tiny_dpt
 from training.runs import Run
 
 
@@ -122,22 +124,24 @@ def test_a_published_network_waits_to_be_asked(bench, look):
     assert "Train one in the Train tab" in depth_probes.none_here(look)
 
 
-def test_a_published_network_tells_depth_of_its_own(bench, look, monkeypatch):
-    class Network:
-        name, source, range, short_side = "facebook/x", "published <somewhere>", (0.001, 10.0), 224
-
-        def predict(self, image, resolution, *, on_block):
-            assert resolution == 224
-            on_block(1, 2)
-            return np.full((image.height, image.width), 3.0, np.float32)
-
-    monkeypatch.setattr(published_depth, "load", lambda name: Network())
-    reading = depth_probes.read(bench, look, "facebook/dpt-dinov2-small-nyu")
+def test_a_published_network_predicts_depth_of_its_own(bench, look, monkeypatch, tmp_path):
+    name = "facebook/dpt-dinov2-small-kitti"  # trained on pictures whose short side has 375 pixels
+    tiny_dpt.in_the_hubs_cache(monkeypatch, tiny_dpt.save(tmp_path / "tiny"), name, tmp_path / "hub")
+    reading = depth_probes.read(bench, look, name)
+    metres = published_depth.load(name).predict(look.picture.shown, 375)
+    np.testing.assert_allclose(reading.depth.metres, metres, atol=1e-5)
+    assert metres.std() > 0.1  # it depends on the picture
     assert reading.depth.patches.shape == look.features.grid.shape
-    assert (reading.depth.patches == 3).all()
     assert reading.depth.spread is None
-    assert "&lt;somewhere&gt;" in reading.source
-    assert depth_probes.is_ready(bench, look, "facebook/dpt-dinov2-small-nyu")
+    assert reading.range == (0.001, 80.0)
+    assert "375 px" in reading.source
+    assert depth_probes.is_ready(bench, look, name)
+
+
+def test_what_a_published_network_says_of_itself_is_no_html(bench, look, monkeypatch, tmp_path):
+    network = published_depth.load(tiny_dpt.save(tmp_path / "tiny-nyu"))
+    monkeypatch.setattr(published_depth, "load", lambda name: replace(network, source="published <somewhere>"))
+    assert "&lt;somewhere&gt;" in depth_probes.read(bench, look, "facebook/dpt-dinov2-small-nyu").source
 
 
 def spoil(path, **values) -> None:

@@ -286,8 +286,12 @@ def test_an_endpoint_that_is_no_address_is_no_hub(endpoint, monkeypatch):
     assert not models.hub_answers(timeout=1)
 
 
-@pytest.mark.parametrize(("status", "answers"), [(200, True), (401, True), (404, True), (503, False)])
-def test_any_word_of_a_working_hub_is_an_answer(status, answers, monkeypatch):
+@pytest.mark.parametrize(
+    ("status", "answers"),
+    # 403 and 407 are what a proxy says that lets nobody through to the Hub.
+    [(200, True), (307, True), (401, False), (403, False), (404, False), (407, False), (503, False)],
+)
+def test_the_hub_answers_where_it_has_the_model_that_it_is_asked_for(status, answers, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer():

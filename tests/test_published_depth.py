@@ -183,17 +183,13 @@ def test_a_head_of_the_hub_without_the_hub_is_one_sentence_at_once(name, monkeyp
 
 def test_a_head_in_the_hub_s_cache_needs_no_hub(monkeypatch, tmp_path, folder, chelsea, published):
     name = "facebook/dpt-dinov2-small-kitti"
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    repository = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
-    shutil.copytree(folder, repository / "snapshots" / ("1" * 40))
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("1" * 40)
+    snapshot = tiny_dpt.in_the_hubs_cache(monkeypatch, folder, name, tmp_path / "hub")
     assert published_depth.is_cached(name)
     network = published_depth.load(name, device="cpu")
     assert network.name == name
     assert network.source == "published by Meta with DINOv2, trained on KITTI (street, to 80 m)"
     np.testing.assert_array_equal(network.predict(chelsea, 224), published.predict(chelsea, 224))
-    weights = repository / "snapshots" / ("1" * 40) / "model.safetensors"
+    weights = snapshot / "model.safetensors"
     torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
     weights.unlink()
     assert not published_depth.is_cached(name)

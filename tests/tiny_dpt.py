@@ -1,8 +1,10 @@
 """A DPT depth head on a DINOv2 backbone, tiny and random, in a folder as transformers saves it."""
 
+import shutil
 from pathlib import Path
 
 import torch
+from huggingface_hub import constants
 from transformers import Dinov2Config, DPTConfig, DPTForDepthEstimation
 from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
 
@@ -40,3 +42,14 @@ def save(folder: Path, **settings) -> Path:
     model.save_pretrained(folder)
     processor().save_pretrained(folder)
     return folder
+
+
+def in_the_hubs_cache(monkeypatch, folder: Path, name: str, cache: Path) -> Path:
+    """Have the Hub's cache be a new one that holds what is in the folder under a name; returns where its files are."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    commit = "1" * 40
+    repository = cache / f"models--{name.replace('/', '--')}"
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    return repository / "snapshots" / commit

@@ -49,17 +49,18 @@ class Clock:
         return steps * sum(total for _, total in self._steps) / len(self._steps)
 
     def beat_due(self) -> bool:
-        return self._passed("_last_beat", BEAT)
+        """Whether the last heart beat was written BEAT seconds ago or more."""
+        return time.perf_counter() - self._last_beat >= BEAT
+
+    def beat_written(self) -> None:
+        self._last_beat = time.perf_counter()
 
     def checkpoint_due(self) -> bool:
-        return self._passed("_last_checkpoint", self._checkpoint_seconds)
+        """Whether the last checkpoint was saved `checkpoint_minutes` ago or more."""
+        return time.perf_counter() - self._last_checkpoint >= self._checkpoint_seconds
 
-    def _passed(self, name: str, seconds: float) -> bool:
-        now = time.perf_counter()
-        if now - getattr(self, name) < seconds:
-            return False
-        setattr(self, name, now)
-        return True
+    def checkpoint_saved(self) -> None:
+        self._last_checkpoint = time.perf_counter()
 
 
 def memory_mb(device: torch.device) -> float:

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from training.bars import Bar, Stages, shown
 
+HASH_DIGITS = 12  # of weights, which tell them from all others that one has
+
 
 def run_pretrain(options: argparse.Namespace) -> int | None:
     from training.config import PretrainConfig, pretrain_preset
@@ -265,7 +267,18 @@ def run_evaluate(options: argparse.Namespace) -> int | None:
 
 def _say(result: dict | None) -> None:
     if result:
-        print(json.dumps({k: v for k, v in result.items() if isinstance(v, int | float | str)}, indent=2))
+        print(json.dumps(_brief(result), indent=2))
+
+
+def _brief(result: dict) -> dict:
+    """What of a result fits on a screen: no lists, no figures of each class, and the first digits of a hash."""
+    found = {}
+    for key, value in result.items():
+        if isinstance(value, dict) and key != "per_class":
+            found[key] = _brief(value)
+        elif isinstance(value, int | float | str):
+            found[key] = value[:HASH_DIGITS] if key == "weights_id" else value
+    return found
 
 
 def _goodbye(run) -> None:

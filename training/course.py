@@ -20,6 +20,7 @@ from training.clock import BEAT
 from training.protocols import Progress
 from training.runs import Run, RunError
 from training.schedules import cosine
+from training.stopping import early_stop
 from training.task_config import FinetuneConfig
 from training.ways import Head, Network
 
@@ -89,6 +90,16 @@ class Course:
         with torch.no_grad():
             for name, p in self.weights.items():
                 p.copy_(self.best_weights[name])
+        if self.run is not None and self.stopped_early:
+            self.run.log(self.stopped_early)
+
+    @property
+    def stopped_early(self) -> str:
+        """Why the last epochs were left out, as a sentence; "" if none were."""
+        if self.epoch == self.config.rounds:
+            return ""
+        best = f"{100 * self.best['top1']:.1f} %"
+        return early_stop("validation accuracy", self.config.patience, best, self.best["epoch"])
 
     def _train_epoch(self) -> float:
         """Returns the mean loss over the epoch's images."""

@@ -24,6 +24,7 @@ from training.precision import autocast
 from training.protocols import Progress
 from training.runs import Run, RunError
 from training.schedules import cosine
+from training.stopping import early_stop
 from training.task_config import ProbeConfig
 
 WARMUP = 0.1  # share of the steps
@@ -149,7 +150,17 @@ class Course:
                                   "seconds": time.monotonic() - started})  # fmt: skip
             self._save()
         self.lesson.averaged.load_state_dict(self.kept)
+        if self.stopped_early:
+            self.run.log(self.stopped_early)
         return self.lesson.averaged
+
+    @property
+    def stopped_early(self) -> str:
+        """Why the last epochs were left out, as a sentence; "" if none were."""
+        if self.epoch == self.config.epochs:
+            return ""
+        best = f"{self.best['rmse']:.3f} m"
+        return early_stop("validation RMSE", self.config.patience, best, self.best["epoch"])
 
     def _validate(self) -> float:
         parts = self.validation.batches(self.config.batch)

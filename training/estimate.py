@@ -147,8 +147,9 @@ def _pretraining(config: PretrainConfig, images: int, tell: Tell) -> Estimate:
     snapshot = _snapshot(teacher, config, _Laps(tell, "Timing a snapshot", 0.8, 1.0))
     known = min(train, monitor.MOST_NEIGHBOURS) + held_out if held_out else 0
     neighbours = known * embedding / len(some)
-    evaluations = _looks(steps, config.knn_every * epoch) if held_out else 0
-    snapshots = _looks(steps, config.snapshot_every * epoch)
+    # Before the first step, at each multiple and after the last; k-NN with 0 is evaluated at the end alone.
+    evaluations = (1 + _periods(steps, config.knn_every * epoch) if config.knn_every else 1) if held_out else 0
+    snapshots = 1 + _periods(steps, config.snapshot_every * epoch)
     looks = f" and {evaluations} times k-NN of {_short(neighbours)}" if held_out else ""
     compiled = "; compiled, it may be less" if config.compile else ""
     return Estimate(
@@ -160,9 +161,9 @@ def _pretraining(config: PretrainConfig, images: int, tell: Tell) -> Estimate:
     )
 
 
-def _looks(steps: int, every: float) -> int:
-    """How often a run looks: before the first step, at each multiple of `every`, and after the last."""
-    return 1 + (int(np.ceil(steps / every)) if every else 1)
+def _periods(steps: int, every: float) -> int:
+    """How many periods of so many steps a run begins; without periods (0), the whole run is one."""
+    return int(np.ceil(steps / every)) if every else 1
 
 
 def _snapshot(teacher: Backbone, config: PretrainConfig, laps: _Laps) -> float:

@@ -65,7 +65,8 @@ def _work(config: FinetuneConfig, run: Run, progress: Progress, resumed: bool) -
             run.truncate_metrics(0)  # of an epoch that was killed before its checkpoint was written
         course.go()
         result = _result(task, course, way, run)
-        run.set_status("finished", step=course.step, steps=course.steps, eta=0, message=_in_words(result))
+        message = f"{course.stopped_early} {_in_words(result)}".strip()
+        run.set_status("finished", step=course.step, steps=course.steps, eta=0, message=message)
         return result
     return None
 

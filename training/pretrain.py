@@ -125,7 +125,7 @@ class Pretraining:
     def train(self) -> None:
         """All steps that are left. Raises Stopped, with a checkpoint made, when somebody asks for it."""
         if self.step == 0:
-            self._look(neighbours=True, snapshot=True)
+            self._look(neighbours=self.config.knn_every > 0, snapshot=True)
         clock = Clock(self.config.checkpoint_minutes)
         for images, aspects in batches(self.data, self._order(), workers=self._workers()):
             clock.got_data()
@@ -140,6 +140,7 @@ class Pretraining:
             stop, save = self._agreed(self.asked_to_stop() and not done, clock.checkpoint_due())
             if stop or done or save:
                 self._save()
+                clock.checkpoint_saved()
             if stop:
                 raise Stopped
             clock.ready()
@@ -200,6 +201,7 @@ class Pretraining:
         if self.main:
             eta = clock.eta(self.steps - self.step)
             self.run.set_status("running", step=self.step, steps=self.steps, eta=eta, message=message)
+        clock.beat_written()
 
     def _tell(self, record: dict) -> None:
         self.run.add_metrics(record)

@@ -110,8 +110,8 @@ def _work(config: ProbeConfig, run: Run, progress: Progress, resumed: bool) -> d
         with writing(result, RunError), whole(result) as part:
             part.write_text(json.dumps(about, indent=2), encoding="utf-8")
         shutil.rmtree(run.folder / "features", ignore_errors=True)
-        message = _in_words(about["metrics"])
-        run.log(message)
+        run.log(_in_words(about["metrics"]))
+        message = f"{course.stopped_early} {_in_words(about['metrics'])}".strip()
         run.set_status("finished", step=course.step, steps=course.steps, eta=0, message=message)
         return about
     return None

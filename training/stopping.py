@@ -51,6 +51,15 @@ def working(run: Run, *, writes: bool = True) -> Iterator[Callable[[], bool]]:
         raise
 
 
+def early_stop(measure: str, patience: int, best: str, epoch: int) -> str:
+    """Why there are fewer epochs than were asked for, as a sentence for the log and the summary.
+
+    measure: what got no better for `patience` epochs. best: its best value, with a unit, which was that of `epoch`.
+    """
+    epochs = "1 epoch" if patience == 1 else f"{patience} epochs"
+    return f"Stopped early: no better {measure} in {epochs}; best {best} at epoch {epoch}."
+
+
 def _is_orphan() -> bool:
     parent = os.environ.get(PARENT)
     return parent is not None and parent != str(os.getppid())

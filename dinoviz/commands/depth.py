@@ -92,7 +92,7 @@ def _published(options: argparse.Namespace) -> Reader:
         raise DinovizError(f"{options.probe} is a network of its own: leave --model out.")
     common.prepare(options)
     network = published_depth.load(options.probe, device=options.device)
-    resolution = options.resolution or network.short_side
+    resolution = options.resolution or network.trained.short_side
 
     def read(picture: Image.Image) -> tuple[Depth, dict]:
         grid = PatchGrid.fit(picture.size, resolution, network.patch_size)

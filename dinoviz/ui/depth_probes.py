@@ -173,11 +173,12 @@ def _published(bench: Workbench, look: Look, name: str, job: Job | None) -> Read
             job.tell(f"{name} looks at the picture", done / of)
 
     grid = replace(look.features.grid, image_size=look.picture.shown.size)
+    resolution = network.trained.short_side
     with bench.turn(PUBLISHED_BYTES):
-        metres = network.predict(look.picture.shown, network.short_side, on_block=blocks)
+        metres = network.predict(look.picture.shown, resolution, on_block=blocks)
     raw = grid.to_patches(metres)
     source = (
-        f"<b>{html.escape(network.name)}</b>, a network of its own, which saw the picture at {network.short_side} px: "
+        f"<b>{html.escape(network.name)}</b>, a network of its own, which saw the picture at {resolution} px: "
         f"{html.escape(network.source)}"
     )
     about = {"published": network.name, "source": network.source, "depth": list(network.range)}

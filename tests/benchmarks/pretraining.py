@@ -49,7 +49,8 @@ def raw_pixels(data: Path) -> dict[str, float]:
 def configuration(data: Path, **changes) -> PretrainConfig:
     """The preset on the scenes, with k-NN at the start and the end alone."""
     paths = {"data": (str(data / "train"),), "validation": str(data / "val")}
-    return PretrainConfig(**{**pretrain_preset(PRESET), **paths, "knn_every": 0.0, "snapshot_every": 0.0, **changes})
+    ends = {"knn_every": 1e9, "snapshot_every": 0.0}  # with 0 the untrained network would not be evaluated
+    return PretrainConfig(**{**pretrain_preset(PRESET), **paths, **ends, **changes})
 
 
 def step_seconds(config: PretrainConfig, folder: Path) -> float:

@@ -286,6 +286,21 @@ def test_what_cannot_be_done_is_answered_in_one_line(arguments, says, home, caps
     assert says in refusal(capsys, *arguments)
 
 
+def test_a_fine_tuning_says_how_good_it_is_and_why_it_ended(home, capsys, images, tiny_folders):
+    said = done(
+        capsys, "finetune", images, "--model", tiny_folders["dinov2"], "--size", 42, "--way", "linear",
+        "--lr", 1e-30, "--epochs", 50, "--patience", 1, "--name", "tuned", "--test", images,
+    )  # fmt: skip
+    shown = json.loads(re.search(r"^\{$.*^\}$", said, re.MULTILINE | re.DOTALL)[0])
+    kept = json.loads((Run.open("tuned").folder / "result.json").read_text())
+    for part in ("validation", "test"):
+        assert shown[part] == {name: kept[part][name] for name in ("n", "top1", "top5")}
+    assert shown["best"] == kept["best"]
+    assert shown["weights_id"] == kept["weights_id"][:12]
+    assert len(kept["weights_id"]) == 64
+    assert "no better validation accuracy in 1 epoch; best" in said
+
+
 def test_a_probe_learns_from_a_zip_file_and_teaches_another(home, capsys, tiny_folders):
     """Its run is named as the teacher, and found again wherever the other is resumed."""
     write_images(home / "photos", 16)
@@ -299,6 +314,8 @@ def test_a_probe_learns_from_a_zip_file_and_teaches_another(home, capsys, tiny_f
     model = ("--model", tiny_folders["dinov2"])
     said = done(capsys, "probe", "rooms.zip", *model, *settings, "--name", "first")
     assert "training: first is finished" in said
+    assert re.search(r'"rmse": \d+\.\d+', said)
+    assert re.search(r'"weights_id": "[0-9a-f]{12}"', said)
     first = Run.open("first")
     assert first.config["data"] == str(home / "runs" / "first" / "data" / "rooms")
     assert json.loads((first.folder / "result.json").read_text())["data"]["folder"] == "rooms"

@@ -95,6 +95,12 @@ def test_a_pretraining_takes_as_long_as_foretold(pretraining, tmp_path):
     assert agree(once)
 
 
+def test_with_0_one_knn_evaluation_and_two_snapshots_are_foretold(pretraining):
+    said = estimate(dataclasses.replace(pretraining, knn_every=0.0, snapshot_every=0.0), IMAGES)
+    assert " 1 times k-NN of " in said.how
+    assert " 2 snapshots of " in said.how
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["linear", "lora", "full"])
 def test_a_fine_tuning_takes_as_long_as_foretold(way, finetuning, tmp_path):

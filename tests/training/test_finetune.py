@@ -220,6 +220,16 @@ def test_it_stops_early_and_keeps_the_best(config, tmp_path):
     result = finetune(config, run)
     assert result["best"]["epoch"] in (1, 2, 3)  # rounding alone may seem better
     assert result["epochs"] == result["best"]["epoch"] + 2
+    best = result["best"]
+    why = f"no better validation accuracy in 2 epochs; best {100 * best['top1']:.1f} % at epoch {best['epoch']}"
+    assert why in (run.folder / "log.txt").read_text()
+    assert why in run.status()["message"]
+
+
+def test_who_trains_all_epochs_says_nothing_of_stopping_early(config, tmp_path):
+    run = begin(replace(config, patience=1, epochs=1), tmp_path)
+    finetune(replace(config, patience=1, epochs=1), run)
+    assert "early" not in (run.folder / "log.txt").read_text() + run.status()["message"]
 
 
 def test_rare_classes_can_weigh_more(config):

@@ -332,6 +332,10 @@ def test_it_stops_when_the_validation_gets_no_better(config, tmp_path):
     run = started(config, tmp_path)
     about = pb.probe(config, run)
     assert len(run.metrics()) == about["epoch"] + 2 < 50
+    best = min(record["validation_rmse"] for record in run.metrics())
+    why = f"no better validation RMSE in 2 epochs; best {best:.3f} m at epoch {about['epoch']}"
+    assert why in (run.folder / "log.txt").read_text()
+    assert why in run.status()["message"]
 
 
 def test_without_a_validation_all_train_for_all_epochs(config, tmp_path):
