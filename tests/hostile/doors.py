@@ -374,7 +374,7 @@ DOORS: dict[str, Doors] = {
         ("pictures", "streamed", "unpack"),
         ("training evaluate", "training pretrain", "training finetune", "training probe"),
         ("look_at_data",),
-        either=("unpack", "training evaluate", "training finetune", "training probe"),
+        either=("unpack", "training evaluate", "training finetune", "training probe", "http look_at_data"),
     ),
     "pictures": Doors(
         ("pictures", "streamed"),
@@ -391,7 +391,9 @@ DOORS: dict[str, Doors] = {
     "probe": Doors(("probe",), ("dinoviz depth --probe",)),
     "run": Doors(("run", "run_page"), ("training list", "training stop", "training export"), ("run",)),
     "rgbd": Doors(("rgbd",), ("training probe",)),
-    "rgbd_zip": Doors(("unpack", "pictures"), ("training probe",), ("look_at_data",), either=("pictures",)),
-    "marks": Doors(("marks", "marks_of_pages"), (), ("segment",)),
+    "rgbd_zip": Doors(
+        ("unpack", "pictures"), ("training probe",), ("look_at_data",), either=("pictures", "http look_at_data")
+    ),
+    "marks": Doors(("marks", "marks_of_pages"), (), ("segment",), either=("http segment",)),
     "settings": Doors((), ("training pretrain --config",)),
 }

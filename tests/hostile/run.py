@@ -86,10 +86,18 @@ class Worker:
             self.process.kill()
             self.process.wait()
             self.process = None
+            self._work.cleanup()
             self._warm.clear()
 
     def _start(self) -> None:
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        self._work = tempfile.TemporaryDirectory(prefix="hostile-work-")  # of a worker that is ended nothing stays
+        environment = {
+            **os.environ,
+            "TMPDIR": self._work.name,
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONWARNINGS": "ignore",
+        }
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.hostile.worker"],
