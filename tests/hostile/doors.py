@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,11 +50,12 @@ def open_image(path: Path, room: Room) -> None:
 
 
 def image_bytes(path: Path, room: Room) -> None:
-    """As an upload's or a zip's bytes; files that have no end are for paths alone."""
+    """As an upload's or a zip's bytes; what is no regular file, or sparse, is for paths alone."""
     from dinoviz import images
 
-    if path.is_file() and path.stat().st_size < 10**8:
-        images.open_image(path.read_bytes())
+    status = path.lstat()
+    plain = stat.S_ISREG(status.st_mode) and status.st_size < 10**8
+    images.open_image(path.read_bytes() if plain else path)
 
 
 def mask(path: Path, room: Room) -> None:
