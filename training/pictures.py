@@ -45,6 +45,7 @@ class Memory:
 # Of a process, whatever its number of threads: a picture of the largest size, or five of a telephone.
 DECODED = Memory(64_000_000)  # pixels, at about 8 bytes each
 FILES = Memory(zips.MAX_MEMBER_BYTES)  # read from zip files
+MOST_LIST_BYTES = 500_000_000  # five million paths of a hundred characters
 REDUCED_FROM = 16_000_000  # pixels; smaller pictures are resized from all of theirs
 
 
@@ -214,6 +215,8 @@ def _in_zip(path: Path) -> Found:
 
 def _in_list(path: Path) -> Found:
     try:
+        if path.stat().st_size > MOST_LIST_BYTES:
+            raise DataError(f"{path.name} is no list: it has more than {MOST_LIST_BYTES / 1e6:g} MB.")
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise DataError(f"{path.name} is not a list: it is not text in UTF-8.") from None

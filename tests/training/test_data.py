@@ -180,6 +180,13 @@ def test_a_zip_file_that_goes_away_breaks_its_pictures(tmp_path, crops):
         found.open(0)
 
 
+def test_a_list_that_is_larger_than_any_is_not_read(tmp_path):
+    with (tmp_path / "sparse.txt").open("wb") as file:
+        file.truncate(8 * 10**9)
+    with pytest.raises(DataError, match="500 MB"):
+        find([tmp_path / "sparse.txt"])
+
+
 def test_a_list_is_relative_to_itself_and_keeps_its_order(tmp_path, crops):
     flat(tmp_path / "pictures", crops[:3])
     path = tmp_path / "curated.txt"
