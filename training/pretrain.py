@@ -16,7 +16,6 @@ from dinoviz.errors import Stopped
 from dinoviz.files import writing
 from dinoviz.images import open_image
 from training import advice, distributed, health, monitor
-from training.augment import GLOBALS
 from training.checkpoints import Checkpoint
 from training.clock import BEAT, Clock, memory_mb
 from training.config import SCHEDULES, PretrainConfig
@@ -124,7 +123,7 @@ class Pretraining:
         self.window: dict[str, list[torch.Tensor]] = {}  # since the last record
         # The step after which a prototype was the strongest of a target; 0 for never.
         self.used = torch.zeros(config.prototypes, dtype=torch.int64, device=self.accelerator.device)
-        self.watch = health.Watch(config.prototypes, GLOBALS * config.batch, self.steps)
+        self.watch = health.Watch(config, self.steps)
         self.alarm: str | None = None  # the last one
         self.neighbours = self._neighbours()
         self.probes = self._probes()
