@@ -97,6 +97,7 @@ class Jobs:
         if kind not in KINDS:
             raise JobError(f"There is no kind of run {kind!r}; there are {', '.join(KINDS)}.")
         settings = KINDS[kind].from_dict(config if isinstance(config, dict) else config.to_dict())
+        settings.check_new()
         run = Run.create(name, kind, absolute(settings).to_dict(), root=self.root, state="queued")
         try:
             if before is not None:

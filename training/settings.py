@@ -57,6 +57,9 @@ class Config:
     def check(self) -> None:
         """Raises ConfigError where settings do not go together."""
 
+    def check_new(self) -> None:
+        """Raises ConfigError where no new run should begin so; one that began with an earlier version goes on."""
+
     def to_dict(self) -> dict:
         """Plain values that JSON can hold; `from_dict` takes them back."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}

@@ -208,6 +208,7 @@ def test_names_of_now_are_never_taken(home, capsys, tiny, monkeypatch):
         (["two", "--batch", 2, "--preset", "adapt"], "freeze_layers (6) would keep random weights as they are: name a"),
         (["two", "--batch", 2, "--probe-images", "gone.png"], "gone.png"),
         (["two", "--batch", 2, "--save-config", "nowhere/a.json"], "nowhere/a.json cannot be written"),
+        (["two", "--epochs", 5, "--warmup-epochs", 10], "warmup_epochs (10) does not fit into a run of 5 epochs"),
     ],
 )
 def test_what_cannot_be_pretrained_is_answered_in_one_line(arguments, says, home, capsys):
