@@ -34,7 +34,8 @@ def pictures() -> tuple:
         "flower, turned and darker.png": ImageEnhance.Brightness(flower.rotate(25)).enhance(0.6),
         "flower, in grey.png": flower.convert("L").convert("RGB"),
     }
-    others = [shared_copy(file) for file in example_files() if Path(file).stem in ("coffee", "rocket", "china", "chelsea")]
+    without = ("coffee", "rocket", "china", "chelsea")
+    others = [shared_copy(file) for file in example_files() if Path(file).stem in without]
     targets = [_kept(name, picture) for name, picture in made.items()]
     return file, _marked(flower, FLOWER), [*targets, *others], ALL
 
