@@ -3,9 +3,13 @@
 import argparse
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from dinoviz.errors import DinovizError
+from dinoviz.exits import status
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
@@ -13,11 +17,12 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 def main() -> None:
     """Build the page and serve it."""
     options = _arguments()
+    on_space = "SPACE_ID" in os.environ
+    host = options.host or ("0.0.0.0" if on_space else "127.0.0.1")
+    _check_address(host, options.port)
     from dinoviz.ui import build, door, launch_options
     from dinoviz.ui.workbench import Settings
 
-    on_space = "SPACE_ID" in os.environ
-    host = options.host or ("0.0.0.0" if on_space else "127.0.0.1")
     public = on_space or options.share or host not in ("127.0.0.1", "localhost", "::1")
     settings = Settings(
         public=public,
@@ -33,15 +38,36 @@ def main() -> None:
         allowed=[*(options.allowed_host or []), *os.environ.get("DINOVIZ_ALLOWED_HOSTS", "").split(",")],
         shared=lambda: urlsplit(page.share_url or "").hostname,
     )
-    page.launch(
-        app_kwargs={"middleware": door.middleware(page, allowed)},
-        server_name=host,
-        server_port=options.port,
-        share=options.share,
-        inbrowser=options.open and _has_screen(),
-        mcp_server=options.mcp,
-        **launch_options(),
-    )
+    try:
+        page.launch(
+            app_kwargs={"middleware": door.middleware(page, allowed)},
+            server_name=host,
+            server_port=options.port,
+            share=options.share,
+            inbrowser=options.open and _has_screen(),
+            mcp_server=options.mcp,
+            **launch_options(),
+        )
+    except OSError as error:
+        if "port" not in str(error):  # gradio's own error has no number
+            raise
+        raise DinovizError("There is no free port from 7860 on: choose another with --port.") from None
+
+
+def _check_address(host: str, port: int | None) -> None:
+    """Raises DinovizError where nothing can listen; Gradio says so after a minute, or never."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as listener:
+            if os.name == "posix":  # as the server does, or the port of one that has just ended would seem taken
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+    except socket.gaierror:
+        raise DinovizError(f"--host {host}: there is no such address; 127.0.0.1 and 0.0.0.0 are usual.") from None
+    except (OSError, UnicodeError) as error:
+        where = f"{host}:{port}" if port else host
+        why = getattr(error, "strerror", None) or "this is no address"
+        raise DinovizError(f"The page cannot be served at {where}: {why}; choose another --port or --host.") from None
 
 
 def _folders_in(variable: str) -> list[str]:
@@ -53,10 +79,16 @@ def _has_screen() -> bool:
     return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
+def _port(text: str) -> int:
+    if not (text.isdecimal() and len(text) <= 5 and 1 <= int(text) <= 65535):
+        raise argparse.ArgumentTypeError(f"a port is a number from 1 to 65535, not {text[:20]!r}")
+    return int(text)
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--host", help="address to listen on; by default only this machine reaches the page")
-    parser.add_argument("--port", type=int, help="port to listen on; by default the first free one from 7860")
+    parser.add_argument("--port", type=_port, help="port to listen on; by default the first free one from 7860")
     parser.add_argument("--share", action="store_true", help="make a public link through Gradio's tunnel")
     parser.add_argument(
         "--data",
@@ -80,4 +112,4 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(status("app.py", main))

@@ -17,11 +17,12 @@ class OnceCache(Generic[Value]):
     """Values by key within a bound; two equal requests at once make the value once, the second waits for the first.
 
     bound: the largest sum of sizes. size: of a value, in the unit of the bound (bytes, or 1 each).
-    The newest value stays even if it alone exceeds the bound: somebody is looking at it.
+    newest_stays: even if it alone exceeds the bound, since somebody is looking at it; otherwise it is handed out only.
     """
 
-    def __init__(self, bound: int, size: Callable[[Value], int] = lambda value: 1):
+    def __init__(self, bound: int, size: Callable[[Value], int] = lambda value: 1, *, newest_stays: bool = True):
         self.bound = bound
+        self.newest_stays = newest_stays
         self.total = 0
         self._size = size
         self._values: OrderedDict[Hashable, Value] = OrderedDict()
@@ -56,6 +57,15 @@ class OnceCache(Generic[Value]):
             except Stopped:
                 continue
 
+    def make_room(self, size: int) -> None:
+        """Forget the least recently used until a value of this size fits: before it is made, so that both never are."""
+        with self._lock:
+            self._shrink(self.bound - size, 0)
+
+    def _shrink(self, bound: int, least: int) -> None:
+        while self.total > bound and len(self._values) > least:
+            self.total -= self._size(self._values.popitem(last=False)[1])
+
     def _make(self, key: Hashable, mine: Future, make: Callable[[], Value]) -> Value:
         try:
             value = make()
@@ -68,7 +78,6 @@ class OnceCache(Generic[Value]):
             del self._under_way[key]
             self._values[key] = value
             self.total += self._size(value)
-            while self.total > self.bound and len(self._values) > 1:
-                self.total -= self._size(self._values.popitem(last=False)[1])
+            self._shrink(self.bound, int(self.newest_stays))
         mine.set_result(value)
         return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -15,16 +16,22 @@ from PIL import Image
 
 from dinoviz.errors import DinovizError
 from dinoviz.files import whole
-from dinoviz.images import MAX_PIXELS, SUFFIXES, ImageError, open_image
+from dinoviz.images import SUFFIXES, ImageError, open_image
 from dinoviz.render import label_colours
 
 # Demuxers of plain files. FFmpeg knows playlists as well, which name other files and addresses, and whoever uploads a
 # video should not choose what else is read.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,ogg,asf,flv,apng,m4v,h264,hevc,ivf"
+MAX_FRAME_PIXELS = 36_000_000  # 8K, also of cinemas
+# Each thread that decodes holds a frame or more, so for large frames there are fewer of them.
+MAX_DECODED_PIXELS, MAX_THREADS = 64_000_000, 8
+RATES = Fraction(1, 100), Fraction(1000)  # frames a second; beyond, the header is wrong
 FOLDER_RATE = Fraction(25)  # frames a second, where nobody says; DAVIS is shown at 24
 # Headers may promise a few frames that an edit list hides; a file that was cut off lacks more.
 MISSING = 0.1
 CODECS = av.codecs_available
+# What PyAV raises for damaged files: FFmpeg's errors, and its own for numbers that fit nowhere.
+DAMAGE = (av.FFmpegError, OSError, ValueError, OverflowError, MemoryError, ZeroDivisionError)
 MAX_COLOURS = 64  # of a mask's picture; a photograph has thousands
 COLOUR = 1 << 24  # above all grey values: the classes of a mask in colours begin here
 
@@ -79,20 +86,20 @@ def open_clip(path: str | os.PathLike) -> Clip:
     if path.suffix.lower() in SUFFIXES and path.suffix.lower() != ".gif":
         raise ClipError(f"{path.name}: this is a picture, not a video; give the folder that holds the frames.")
     with _open(path) as container:
-        stream = container.streams.video[0]
-        rate = stream.average_rate or stream.guessed_rate or FOLDER_RATE
-        count = _expected(container)
+        rate, count = _rate(container.streams.video[0]), _expected(container)
     try:
         _, first = next(_video_frames(path, 1))
     except StopIteration:
         raise ClipError(f"{path.name}: the video has no frames.") from None
-    return Clip(path, first.size, Fraction(rate).limit_denominator(1001), count)
+    return Clip(path, first.size, rate, count)
 
 
 def _open(path: Path) -> av.container.InputContainer:
+    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file", "max_pixels": str(MAX_FRAME_PIXELS)}
     try:
-        container = av.open(str(path), options={"format_whitelist": CONTAINERS, "protocol_whitelist": "file"})
-    except (av.FFmpegError, OSError):
+        # Titles in other encodings than UTF-8 are no reason to refuse the pictures.
+        container = av.open(str(path), options=options, metadata_errors="replace")
+    except DAMAGE:
         empty = path.stat().st_size == 0
         why = "the file is empty" if empty else "this is not a video that can be read, or its end is missing"
         raise ClipError(f"{path.name}: {why}.") from None
@@ -101,35 +108,55 @@ def _open(path: Path) -> av.container.InputContainer:
         container.close()
         why = "its codec is unknown" if video else "there is only sound in it"
         raise ClipError(f"{path.name}: the video cannot be read, {why}.")
-    if video[0].width * video[0].height > MAX_PIXELS:
+    size = video[0].width, video[0].height
+    if math.prod(size) > MAX_FRAME_PIXELS:
         container.close()
-        raise ClipError(f"{path.name}: {video[0].width} x {video[0].height} pixels a frame are too many.")
+        raise ClipError(_too_large(path, size))
+    context = video[0].codec_context
+    context.thread_type = "AUTO"
+    context.thread_count = min(MAX_THREADS, os.cpu_count() or 1, MAX_DECODED_PIXELS // max(1, math.prod(size)))
+    context.options = {"max_pixels": options["max_pixels"]}  # a stream may tell another size than its container
     return container
 
 
+def _too_large(path: Path, size: tuple[int, int]) -> str:
+    return (
+        f"{path.name}: {size[0]} x {size[1]} pixels a frame are too many; at most {MAX_FRAME_PIXELS / 1e6:g} million "
+        "are accepted."
+    )
+
+
+def _rate(stream: av.VideoStream) -> Fraction:
+    """Frames a second by the header, or FOLDER_RATE where that is none that a camera or a program has."""
+    rate = Fraction(stream.average_rate or stream.guessed_rate or FOLDER_RATE)
+    return rate.limit_denominator(1001) if RATES[0] <= rate <= RATES[1] else FOLDER_RATE
+
+
 def _expected(container: av.container.InputContainer) -> int | None:
-    """How many frames there should be, by the header."""
+    """How many frames there should be, by the header; None where it tells none, or more than its file has bytes."""
     stream = container.streams.video[0]
-    if stream.frames:
-        return stream.frames
+    count = stream.frames
     alone = len(container.streams) == 1  # else the length may be that of the sound
-    return round(container.duration * stream.average_rate / av.time_base) if (
-        alone and container.duration and stream.average_rate
-    ) else None  # fmt: skip
+    if not count and alone and container.duration and stream.average_rate:
+        count = round(container.duration * stream.average_rate / av.time_base)
+    return count if 0 < count <= container.size else None
 
 
 def _video_frames(path: Path, every: int) -> Iterator[tuple[str, Image.Image]]:
     with _open(path) as container:
         stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
         seen = 0
         try:
             for frame in container.decode(stream):
+                if frame.width * frame.height > MAX_FRAME_PIXELS:
+                    raise ClipError(_too_large(path, (frame.width, frame.height)))
                 if seen % every == 0:
                     upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
                     yield f"{seen:06d}", Image.fromarray(np.ascontiguousarray(upright))
                 seen += 1
-        except av.FFmpegError:
+        except ClipError:
+            raise
+        except DAMAGE:
             reason = "is damaged or cut off" if seen else "cannot be decoded"
             raise ClipError(f"{path.name}: the video {reason} after {seen} frames.") from None
         expected = _expected(container)
@@ -199,14 +226,15 @@ class VideoWriter:
 
     def __exit__(self, kind, error, traceback) -> None:
         try:
-            if kind is None:
-                self._container.mux(self._stream.encode())
-        finally:
-            self._container.close()
+            try:
+                if kind is None:
+                    self._container.mux(self._stream.encode())
+            finally:
+                self._container.close()  # which writes the index, and fails where the disk is full
             if kind is None:
                 self._part.replace(self.path)
-            else:
-                self._part.unlink(missing_ok=True)
+        finally:
+            self._part.unlink(missing_ok=True)
 
 
 def read_mask(path: str | os.PathLike) -> np.ndarray:
@@ -237,6 +265,8 @@ def read_classes(path: str | os.PathLike) -> np.ndarray:
         )
         palette = image.mode == "P"
     values = values.astype(np.int32)
+    if values.min() < 0:
+        raise ImageError(f"{path.name}: the values of a mask are classes from 0, not {values.min()}.")
     if values.ndim == 3 and int(np.ptp(values, axis=2).max()) <= 8:  # grey but for JPEG's rounding
         values = values[..., 1]
     soft = values.ndim == 2 and not palette

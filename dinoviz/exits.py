@@ -6,7 +6,10 @@ import os
 import sys
 from collections.abc import Callable
 
+from safetensors import SafetensorError
+
 from dinoviz.errors import DinovizError
+from dinoviz.files import disk_error
 
 
 def status(program: str, work: Callable[[], int | None], interrupted: str = "stopped.") -> int:
@@ -22,6 +25,11 @@ def status(program: str, work: Callable[[], int | None], interrupted: str = "sto
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (OSError, SafetensorError) as error:
+        if (refused := disk_error(error)) is None:
+            raise
+        print(f"{program}: {refused}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"{program}: {interrupted}", file=sys.stderr)
         return 130

@@ -29,6 +29,11 @@ SUFFIXES = (
     *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".j2k", ".ico"),
 )
 
+# Blocks of 16 MB, as Pillow takes them, come from the heap of a thread, which keeps them; the C library gives back what
+# is larger than 32 MB.
+Image.core.set_block_size(64 * 2**20)
+ORIENTATION = 0x0112  # EXIF's number of the tag
+
 ImageSource = str | os.PathLike | bytes | Image.Image | np.ndarray
 
 
@@ -36,13 +41,17 @@ class ImageError(DinovizError):
     """An image that cannot be used; the message names it and says why in one sentence."""
 
 
-def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, name: str | None = None) -> Image.Image:
+def open_image(
+    source: ImageSource, *, max_pixels: int = MAX_PIXELS, name: str | None = None, side: int | None = None
+) -> Image.Image:
     """Decode anything that users give us into an upright RGB picture.
 
     source: a path, the bytes of a file, a PIL image, or an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of
         uint8, uint16, bool or float.
     max_pixels: the largest H * W that is accepted, checked on the header, before decoding.
     name: what to call the image in error messages; by default the file's name.
+    side: pixels that its sides are needed to have. A JPEG file is then decoded at 1/2, 1/4 or 1/8 of its size, as long
+        as both keep as many; all others are decoded whole.
 
     Returns a PIL image of mode RGB: EXIF orientation applied, transparency composited on white, first frame
     of an animation. Integers deeper than 8 bits are divided by the smallest of 8, 10, 12, 14 and 16 bits that
@@ -84,7 +93,24 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, name: str |
             ) from None
         except Exception:  # decoders raise nearly everything on damaged headers
             raise ImageError(f"{name}: the header of the image is damaged.") from None
+        if side is not None:
+            _check_size(image.size, name, max_pixels)
+            image.draft(None, (side, side))
         return _to_rgb(image, name, max_pixels)
+
+
+def decode_bytes(path: str | os.PathLike) -> int:
+    """About the memory that `open_image` takes at its peak for a file, by its header; 0 where that cannot be read."""
+    try:
+        if not Path(path).is_file():
+            return 0
+        with Path(path).open("rb") as stream, Image.open(stream, formats=_formats()) as image:
+            pixels = image.width * image.height
+            # Decoded, and as RGB, at 4 bytes a pixel each; with transparency, or deeper than 8 bits, on the way more.
+            plain = image.mode in ("1", "L", "RGB", "CMYK", "YCbCr") and not image.has_transparency_data
+            return pixels * (8 if plain else 24) + Path(path).stat().st_size
+    except Exception:  # `open_image` says what is wrong with it
+        return 0
 
 
 def _formats() -> list[str]:
@@ -130,7 +156,8 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(image)
+        # exif_transpose copies also what stands upright: 200 MB of a picture of 50 million pixels.
+        return image if image.getexif().get(ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
     except Exception:  # a broken EXIF block is no reason to refuse the pixels
         return image
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -18,9 +19,14 @@ from dinoviz.errors import DinovizError
 MAX_TEXT = 8_000_000  # characters; a day's drawing has less
 MAX_PICTURES = 1000
 MAX_ACTIONS = 1000
-MAX_STROKE_POINTS = 200_000  # of all strokes on one picture
+MAX_STROKE_POINTS = 50_000  # of all strokes on one picture: ten minutes of drawing without a pause
+MAX_LEVELS = 8  # of JSON; marks by picture have six
+# Pixels that the strokes of one picture may fill, one point after the other: some tenths of a second. A brush of a
+# tenth of a picture of 50 million pixels gets there after 500 points, one of the page's size after 20,000.
+MAX_FILLED = 1_000_000_000
 FAR = 4  # times the long side; a stroke may leave the picture, but nobody draws out here
 SHIFT = 6  # binary digits after the point in OpenCV's coordinates
+UNTOUCHED = 2  # where no stroke went, beside 0 and 1
 
 
 @dataclass(frozen=True)
@@ -82,11 +88,26 @@ class Marks:
         return Marks(tuple(map(moved, self.actions)))
 
     def paint(self, mask: np.ndarray) -> np.ndarray:
-        """The mask (H, W) bool with the strokes over it: the brush forces True, the eraser False."""
-        canvas = mask.astype(np.uint8)
+        """The mask (H, W) bool with the strokes over it: the brush forces True, the eraser False.
+
+        Strokes that would fill more than MAX_FILLED pixels are drawn smaller, so that they do not, and enlarged.
+        """
+        h, w = mask.shape
+        filled = sum(_filled(stroke, (w, h)) for stroke in self.strokes)
+        if filled <= MAX_FILLED:
+            canvas = mask.astype(np.uint8)
+            self._draw_on(canvas)
+            return canvas.astype(bool)
+        scale = math.sqrt(MAX_FILLED / filled)
+        small = max(1, round(w * scale)), max(1, round(h * scale))
+        canvas = np.full(small[::-1], UNTOUCHED, np.uint8)
+        self.scaled((w, h), small)._draw_on(canvas)
+        drawn = cv2.resize(canvas, (w, h), interpolation=cv2.INTER_NEAREST)
+        return np.where(drawn == UNTOUCHED, mask, drawn.astype(bool))
+
+    def _draw_on(self, canvas: np.ndarray) -> None:
         for stroke in self.strokes:
             _draw(canvas, stroke.points, stroke.radius, int(not stroke.erase))
-        return canvas.astype(bool)
 
 
 def parse(text: str | Sequence | None, size: tuple[int, int]) -> Marks:
@@ -129,13 +150,25 @@ def by_picture(text: str | None) -> dict[str, list]:
     return found
 
 
-def _json(text: str) -> object:
+def _json(text: object) -> object:
+    if not isinstance(text, str):
+        raise DinovizError(f"The marks are JSON, not {_short(text)}.")
     if len(text) > MAX_TEXT:
         raise DinovizError(f"The marks are {len(text):,} characters long; at most {MAX_TEXT:,} are accepted.")
     try:
-        return json.loads(text or "[]")
+        found = json.loads(text or "[]")
     except (ValueError, RecursionError):
         raise DinovizError("The marks are not valid JSON.") from None
+    level = [found]
+    for _ in range(MAX_LEVELS):
+        level = [inner for outer in level if isinstance(outer, list | dict) for inner in _inside(outer)]
+    if level:
+        raise DinovizError(f"The marks are lists in lists, deeper than the {MAX_LEVELS} levels that are accepted.")
+    return found
+
+
+def _inside(outer: list | dict) -> Iterable:
+    return outer.values() if isinstance(outer, dict) else outer
 
 
 def _action(action: object, size: tuple[int, int]) -> Point | Stroke:
@@ -144,20 +177,24 @@ def _action(action: object, size: tuple[int, int]) -> Point | Stroke:
         x, y = _number(action, "x"), _number(action, "y")
         if not (0 <= x <= size[0] and 0 <= y <= size[1]):
             raise DinovizError(f"The point {x:g}, {y:g} is outside the picture of {size[0]} x {size[1]}.")
-        if action.get("label") not in (0, 1):
+        if isinstance(action.get("label"), bool) or action.get("label") not in (0, 1):
             raise DinovizError(f"The label of a point is 1 or 0, not {_short(action.get('label'))}.")
         return Point(x, y, int(action["label"]))
     if kind == "stroke":
         radius = _number(action, "radius")
         if not 0 < radius <= max(size):
             raise DinovizError(f"The radius of a stroke is between 0 and {max(size)} pixels, not {radius:g}.")
-        return Stroke(_line(action.get("points"), FAR * max(size)), radius, bool(action.get("erase", False)))
+        erase = action.get("erase", False)
+        if not isinstance(erase, bool):
+            raise DinovizError(f"Whether a stroke erases is true or false, not {_short(erase)}.")
+        return Stroke(_line(action.get("points"), FAR * max(size)), radius, erase)
     raise DinovizError(f"A mark is a point or a stroke, not {_short(kind if isinstance(action, dict) else action)}.")
 
 
 def _number(action: dict, name: str) -> float:
     value = action.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    # Not by isfinite: it raises where a whole number is larger than any float.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise DinovizError(f"The {name} of a {action['kind']} is a number of pixels, not {_short(value)}.")
     return float(value)
 
@@ -165,11 +202,15 @@ def _number(action: dict, name: str) -> float:
 def _line(points: object, far: float) -> np.ndarray:
     if isinstance(points, list) and len(points) > MAX_STROKE_POINTS:
         raise DinovizError(f"A stroke has {len(points):,} points; at most {MAX_STROKE_POINTS:,} are accepted.")
+    # NumPy alone would read numbers in strings, and true as 1.
+    numbers = isinstance(points, list) and all(
+        isinstance(point, list) and len(point) == 2 and {*map(type, point)} <= {int, float} for point in points
+    )
     try:
-        line = np.asarray(points, dtype=float)
-    except (TypeError, ValueError, OverflowError):
+        line = np.array(points, dtype=float) if numbers else np.empty(0)
+    except OverflowError:  # a whole number larger than any float
         line = np.empty(0)
-    if line.ndim != 2 or line.shape[1] != 2 or not len(line) or not (np.abs(line) <= far).all():
+    if not len(line) or not (np.abs(line) <= far).all():
         raise DinovizError("The points of a stroke are a list of x, y in pixels.")
     return line
 
@@ -179,16 +220,24 @@ def _short(value: object) -> str:
     return text if len(text) <= 40 else f"{text[:40]}…"
 
 
+def _filled(stroke: Stroke, size: tuple[int, int]) -> float:
+    """Pixels of a picture of this size (width, height) that `_draw` fills, each as often as it is filled."""
+    disc = math.prod(min(2 * stroke.radius + 1, side) for side in size)
+    lengths = np.hypot(*np.diff(stroke.points, axis=0).T)
+    bars = np.minimum((2 * stroke.radius + 1) * lengths, math.prod(size))
+    return disc * len(stroke.points) + float(bars.sum())
+
+
 def _draw(canvas: np.ndarray, line: np.ndarray, radius: float, value: int) -> None:
     """Set the pixels whose centres lie within `radius` of the line; off by less than one pixel."""
     fixed = np.rint((line - 0.5) * 2**SHIFT).astype(np.int32)  # OpenCV's pixel 0 has its centre at 0
     radius = max(radius - 0.5, 0)  # what OpenCV fills it borders with a line of one pixel
-    for centre in np.unique(fixed, axis=0):
-        cv2.circle(canvas, centre.tolist(), round(radius * 2**SHIFT), value, cv2.FILLED, cv2.LINE_8, SHIFT)
+    for centre in np.unique(fixed, axis=0).tolist():
+        cv2.circle(canvas, centre, round(radius * 2**SHIFT), value, cv2.FILLED, cv2.LINE_8, SHIFT)
     steps = np.diff(line, axis=0)
     lengths = np.hypot(*steps.T)
-    for start, step, length in zip(line[:-1], steps, lengths, strict=True):
-        if length > 0:
-            side = np.array([-step[1], step[0]]) / length * radius
-            corners = np.array([start + side, start + step + side, start + step - side, start - side]) - 0.5
-            cv2.fillConvexPoly(canvas, np.rint(corners * 2**SHIFT).astype(np.int32), value, cv2.LINE_8, SHIFT)
+    start, step, length = line[:-1][lengths > 0], steps[lengths > 0], lengths[lengths > 0, None]
+    side = np.stack([-step[:, 1], step[:, 0]], axis=1) / length * radius
+    corners = np.stack([start + side, start + step + side, start + step - side, start - side], axis=1) - 0.5
+    for bar in np.rint(corners * 2**SHIFT).astype(np.int32):
+        cv2.fillConvexPoly(canvas, bar, value, cv2.LINE_8, SHIFT)

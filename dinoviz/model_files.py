@@ -48,6 +48,7 @@ BOUNDS = {
 # Beside those that its class declares, what a config.json may set; nothing else of it is handed on.
 COMMON = ("id2label", "label2id", "architectures", "out_indices", "out_features", "max_depth")
 SPARE = 10_000_000  # weights that files may lack: those that serve training only, or nothing
+MOST_WEIGHT = 1e6  # published ones stay below 1e3; products of larger ones leave float32
 MOST_MEAN = 1e4  # of pixels; published means and standard deviations are at most 255
 
 
@@ -223,8 +224,8 @@ def load_network(
         raise ModelError(f"{name}: {len(missing)} weights are missing from its files, {missing[0]} for one.")
     for key, tensor in model.state_dict().items():
         # A NaN is the least and the most of what it is among; isfinite() of each would take four times as long.
-        if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
-            raise ModelError(f"{name}: its weights hold NaN or infinity, {key} for one.")
+        if tensor.numel() and not (torch.stack(tensor.aminmax()).float().abs() <= MOST_WEIGHT).all():
+            raise ModelError(f"{name}: its weights hold NaN, infinity or more than {MOST_WEIGHT:g}, {key} for one.")
     model.config.name_or_path = os.fspath(folder)
     return model
 

@@ -20,6 +20,7 @@ from dinoviz.camera import Camera
 # The calibration of the pictures at scikit-image's size, in its words for `data.stereo_motorcycle`.
 FOCAL, CENTRE, SHIFT, BASELINE = 994.978, (311.193, 254.877), 31.086, 0.193001  # pixels, the baseline metres
 CAMERA = Camera(FOCAL, FOCAL, *CENTRE, source="measured with the picture")
+SIZE = (741, 500)  # of the picture
 SAME = 8  # of 255, on average: JPEG at a quality of 30 changes 6, and another picture tens
 
 
@@ -35,7 +36,7 @@ def measured(picture: Image.Image | np.ndarray) -> np.ndarray | None:
     None for every picture but the motorcycle's, at its own size. It is known by its content, be it saved as JPEG.
     """
     size = picture.size if isinstance(picture, Image.Image) else picture.shape[1::-1]
-    found = _data() if tuple(size) == (741, 500) else None
+    found = _data() if tuple(size) == SIZE else None
     if found is None:
         return None
     left, metres = found

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from dinoviz.ui import build, door, launch_options
-from dinoviz.ui.guard import GuardedBlocks
+from dinoviz.ui.page import Page
 from dinoviz.ui.workbench import Settings, Workbench
 
 SECRET = "a secret that nobody uploaded"
@@ -26,7 +26,7 @@ FILE_INPUTS = (gr.File, gr.Image, gr.Video, gr.Gallery)
 class Served:
     """A page, its address, and a client that speaks plain HTTP."""
 
-    page: GuardedBlocks
+    page: Page
     url: str
     client: httpx.Client = field(repr=False)
 

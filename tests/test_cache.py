@@ -188,3 +188,19 @@ def test_of_many_who_wait_for_a_stopped_maker_one_makes_it():
         first.result(PATIENCE)
     assert [other.result(PATIENCE) for other in others] == ["the second's"] * 3
     assert second.calls == 1
+
+
+def test_where_the_newest_need_not_stay_what_exceeds_the_bound_is_only_handed_out():
+    cache = OnceCache(10, size=len, newest_stays=False)
+    assert cache.get("large", lambda: "x" * 50) == "x" * 50
+    assert (cache.peek("large"), cache.total) == (None, 0)
+
+
+def test_room_is_made_from_what_was_used_longest_ago():
+    cache = OnceCache(10, size=len)
+    for text in ("aaaa", "bbbb"):
+        cache.get(text[0], lambda text=text: text)
+    cache.make_room(6)
+    assert (cache.peek("a"), cache.peek("b"), cache.total) == (None, "bbbb", 4)
+    cache.make_room(50)
+    assert (len(cache), cache.total) == (0, 0)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 # What is found
+
+
+def test_a_target_whose_name_is_not_utf8_is_in_the_table(taught, scene):
+    (scene / "t" / "mirrored.png").rename(scene / "t" / os.fsdecode(b"\xff.png"))
+    out = scene / "out"
+    assert run(*taught, "--out", out) == 0
+    assert {row["file"]: row["present"] for row in table(out)} == {"home/cat.png": "false", r"\udcff.png": "true"}
 
 
 def test_a_mirrored_flower_is_found_and_a_cat_is_not(taught, scene, capsys):

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,12 @@ def test_masks_overlay_and_areas_are_written(tiny_model, tiny_backbone, folder, 
         assert line == f"{tracked.index:05d},{tracked.area[0]}"
     assert clips.open_clip(out / "cup-overlay.mp4").size == (122, 98)
     assert len(list(clips.open_clip(out / "cup-overlay.mp4").frames())) == COUNT
+
+
+def test_frames_whose_names_are_not_utf8_are_in_the_table(tiny_model, folder, mask, out):
+    (folder / "00007.png").rename(folder / os.fsdecode(b"\xff.png"))
+    assert run("video", folder, "--mask", mask, "--out", out, *tiny_model) == 0
+    assert r"\udcff," in (out / "cup-areas.csv").read_text()
 
 
 def test_a_video_file_of_odd_size_works(tiny_model, tmp_path, mask, out):

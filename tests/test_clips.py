@@ -77,6 +77,58 @@ def test_a_telephones_rotation_is_applied(tmp_path):
     assert (pixels[20, 220] - pixels[20, 20])[0] > 80  # the red corner is at the top right: turned clockwise
 
 
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi"])
+def test_a_title_that_is_no_utf8_is_no_damage(tmp_path, name):
+    title = b"a title that is replaced"
+    path = tmp_path / name
+    codec, pixels, size = KINDS[name]
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = title.decode()
+        stream = container.add_stream(codec, rate=10)
+        stream.width, stream.height, stream.pix_fmt = *size, pixels
+        for frame in film(size):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    content = path.read_bytes()
+    assert title in content
+    path.write_bytes(content.replace(title, b"Caf\xe9 \xff\xfe".ljust(len(title))))
+    assert len(list(clips.open_clip(path).frames())) == 6
+
+
+def avi(path: Path, chunk: bytes, offset: int, field: int) -> Path:
+    """A video with a wrong number in its header, so many bytes behind the name of a chunk."""
+    content = write(path, film((64, 48)), "mjpeg", "yuvj420p").read_bytes()
+    at = content.index(chunk) + len(chunk) + 4 + offset
+    path.write_bytes(content[:at] + field.to_bytes(4, "little") + content[at + 4 :])
+    return path
+
+
+@pytest.mark.parametrize("rate", [0, 2**32 - 1])
+def test_a_rate_that_no_camera_has_is_not_taken(tmp_path, rate):
+    clip = clips.open_clip(avi(tmp_path / "a.avi", b"strh", 24, rate))
+    assert 0.01 <= clip.rate <= 1000
+    assert len(list(clip.frames())) == 6
+
+
+def test_a_number_of_frames_that_the_file_cannot_hold_is_not_believed(tmp_path):
+    clip = clips.open_clip(avi(tmp_path / "a.avi", b"strh", 32, 2**31 - 1))
+    assert clip.count is None
+    assert len(list(clip.frames())) == 6
+
+
+def test_frames_that_would_fill_the_memory_are_not_decoded(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.mp4", film((320, 240)))
+    monkeypatch.setattr(clips, "MAX_FRAME_PIXELS", 320 * 240 - 1)
+    with pytest.raises(ClipError, match="320 x 240"):
+        clips.open_clip(path)
+    # The container may say less than the stream in it needs.
+    content = path.read_bytes()
+    at = content.index(b"avc1", content.index(b"stsd")) + 4 + 24
+    path.write_bytes(content[:at] + b"\0\x20\0\x20" + content[at + 4 :])
+    with pytest.raises(ClipError):
+        list(clips.open_clip(path).frames())
+
+
 def test_every_third_frame_keeps_its_number(tmp_path):
     clip = clips.open_clip(write(tmp_path / "a.mp4", film((64, 48), 8)))
     assert [name for name, _ in clip.frames(every=3)] == ["000000", "000003", "000006"]
@@ -296,3 +348,9 @@ def test_a_photograph_is_no_mask(tmp_path, coffee):
     coffee.save(tmp_path / "photo.png")
     with pytest.raises(ImageError, match=r"photo\.png: a picture of [\d,]+ colours is no mask"):
         clips.read_mask(tmp_path / "photo.png")
+
+
+def test_a_mask_with_negative_values_is_refused(tmp_path):
+    Image.fromarray(np.array([[0, 1], [-5, 2]] * 8, np.int32).repeat(8, 1)).save(tmp_path / "negative.tif")
+    with pytest.raises(ImageError, match="-5"):
+        clips.read_mask(tmp_path / "negative.tif")

@@ -105,9 +105,9 @@ def test_an_upload_is_its_sessions_own(served):
     assert served.ask(preview, [{"path": path}], session=None).status_code == 500
 
 
-def test_the_page_notices_that_a_session_ends(served):
-    files = served.page.files
-    with served.client.stream("GET", "/gradio_api/heartbeat/visitor") as beat:
+def test_the_page_notices_that_a_session_ends(local):
+    files = local.page.files
+    with local.client.stream("GET", "/gradio_api/heartbeat/visitor") as beat:
         next(beat.iter_lines())
         assert files._connections == {"visitor": 1}
     deadline = time.monotonic() + 30

@@ -1,9 +1,13 @@
 """What is offered to tell depth, to whom, and what is refused."""
 
+import json
+import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import safetensors
+import safetensors.torch
 
 from dinoviz import depth, depth_heads, published_depth
 from dinoviz.depth import ProbeError
@@ -138,3 +142,59 @@ def test_what_a_published_network_says_of_itself_is_no_html(bench, look, monkeyp
     network = published_depth.load(tiny_dpt.save(tmp_path / "tiny-nyu"))
     monkeypatch.setattr(published_depth, "load", lambda name: replace(network, source="published <somewhere>"))
     assert "&lt;somewhere&gt;" in depth_probes.read(bench, look, "facebook/dpt-dinov2-small-nyu").source
+
+
+def spoil(path, **values) -> None:
+    """Write other values into the header of a probe's file."""
+    with safetensors.safe_open(path, "pt") as opened:
+        weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, it is no dictionary
+        about = json.loads(opened.metadata()["probe"])
+    safetensors.torch.save_file(weights, path, metadata={"probe": json.dumps(about | values)})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"resolution": float("inf")},
+        {"resolution": 10**400},
+        {"weights_id": []},
+        {"depth": ["a", "b"]},
+        {"upsample": 1e9},
+    ],
+)
+def test_a_bad_probe_takes_no_other_from_the_list(values, bench, look):
+    spoil(make_run("bad", look.backbone.weights_id), **values)
+    mine = make_run("mine", look.backbone.weights_id)
+    assert depth_probes.offers(bench, look) == [("mine (trained here)", mine)]
+    assert depth_probes.read(bench, look, mine).range == (0.5, 8.0)
+    with pytest.raises(ProbeError):
+        depth_probes.read(bench, look, mine.replace("mine", "bad"))
+
+
+@pytest.mark.parametrize("values", [{"metrics": [1]}, {"metrics": {"test": {"rmse": "<b>"}}}, {"data": "rooms"}])
+def test_what_a_header_says_of_its_training_may_be_anything(values, bench, look, tmp_path):
+    path = write_probe(tmp_path / "a.safetensors", look.backbone.weights_id)
+    spoil(path, **values)
+    try:
+        source = depth_probes.read(bench, look, path).source
+    except ProbeError:  # the file may be refused as a whole, too
+        return
+    assert "linear probe</b> on layers" in source
+    assert "<b>," not in source
+
+
+@pytest.mark.timeout(10)
+def test_what_is_no_file_is_not_read(bench, look, tmp_path):
+    """A FIFO would wait for ever, a device has no end, and 2 GB are no probe."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(2 * 10**9)
+    for path in ("/dev/zero", tmp_path / "fifo", tmp_path / "loop", tmp_path / "large", tmp_path, "a\0b"):
+        for ask in (depth_probes.read, depth_probes.is_ready, lambda *asked: depth_probes.key(*asked[1:])):
+            with pytest.raises(ProbeError):
+                ask(bench, look, str(path))
+        assert not depth_probes.fits(bench, look, str(path))
+    public = Workbench(Settings(public=True))
+    with pytest.raises(ProbeError, match="no such probe here"):
+        depth_probes.is_ready(public, look, write_probe(tmp_path / "a.safetensors", look.backbone.weights_id))

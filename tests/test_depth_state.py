@@ -23,7 +23,7 @@ FOCAL = 200.0
 def scene(metres: np.ndarray, choice: Choice | None = None, *, spread=None, unfamiliarity=None, exif=None) -> Scene:
     """A picture of 240 x 160, shown at half its size, of which a head said `metres` (16, 24)."""
     image = Image.fromarray(np.arange(160 * 240 * 3, dtype=np.uint32).reshape(160, 240, 3).astype(np.uint8))
-    picture = SimpleNamespace(image=image, shown=image.resize((120, 80)), digest="d")
+    picture = SimpleNamespace(image=image, size=image.size, shown=image.resize((120, 80)), digest="d")
     look = SimpleNamespace(picture=picture, features=SimpleNamespace(grid=GRID))
     patches = metres.reshape(8, 2, 12, 2).mean((1, 3))
     told = Depth(metres.astype(np.float32), spread, patches.astype(np.float32), unfamiliarity, GRID)

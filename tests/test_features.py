@@ -1,3 +1,4 @@
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,7 +8,8 @@ from PIL import Image
 
 import dinoviz
 from dinoviz.errors import DinovizError, Stopped
-from dinoviz.features import FeatureCache, Features, image_digest, layer_index, layer_indices
+from dinoviz.features import FeatureCache, Features, features_bytes, image_digest, layer_index, layer_indices
+from tests.benchmarks import memory
 
 ROOMY = 1 << 30
 
@@ -239,3 +241,26 @@ def test_layer_index_counts_as_a_python_list(layer, index):
 @pytest.mark.parametrize(("wanted", "indices"), [("all", (0, 1, 2)), ((-1,), (2,)), ((2, 0, -1), (0, 2)), ((), ())])
 def test_layer_indices_are_sorted_and_unique(wanted, indices):
     assert layer_indices(wanted, 3) == indices
+
+
+@pytest.mark.parametrize("layers", ["all", (-1,), (0, 1)])
+def test_the_size_of_features_is_known_before_there_are_any(tiny, astronaut, layers):
+    features = tiny.backbone.encode(astronaut, 224, layers)
+    estimate = features_bytes(tiny.backbone, features.grid.patches, layers)
+    # What is not counted is small: norms, CLS tokens, and the last layer's patches where that was not asked for.
+    assert 0.6 * features.nbytes < estimate < 1.05 * features.nbytes
+
+
+@pytest.mark.slow  # a process of its own, in which nothing was freed before
+@pytest.mark.parametrize(("what", "side"), [("decode", 7071), ("encode", 518), ("encode", 1036)])
+def test_the_estimates_of_memory_are_near_what_is_measured(embedded_backbone, what, side):
+    row = memory.in_fresh_process(what, side)
+    # Below, and what waits for its turn would exceed the budget; far above, and it would wait for nothing.
+    assert 0.8 * row["peak"] < row["estimate"] < 2 * row["peak"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc is asked to give memory back")
+def test_what_was_freed_after_a_pass_is_given_back(embedded_backbone):
+    row = memory.in_fresh_process("encode", 1036)
+    assert row["left"] < row["kept"] + 0.2 * row["peak"]

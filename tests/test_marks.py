@@ -1,8 +1,10 @@
 """What was marked: read from JSON with limits, and made pixels."""
 
 import json
+import time
 from itertools import pairwise
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -119,6 +121,30 @@ def test_the_largest_picture_does_not_overflow():
     assert drawn.sum() == pytest.approx(20 * 50_000, rel=0.1)
 
 
+def test_a_stroke_of_huge_discs_costs_no_more_than_a_page_allows():
+    """As drawn on a picture of 50 million pixels, where it took 22 seconds."""
+    size = (7071, 7071)
+    points = np.random.default_rng(0).uniform(0, 7071, (6000, 2)).tolist()
+    marks = parse([stroke(points, 7071), stroke([(3000, 3000)], 500, erase=True)], size)
+    mask = np.zeros(size[::-1], dtype=bool)
+    began = time.process_time()
+    drawn = marks.paint(mask)
+    assert time.process_time() - began < 3
+    assert not drawn[2700:3300, 2700:3300].any()
+    assert drawn[:2000].all()
+
+
+def test_what_is_drawn_smaller_lies_where_it_would_lie(monkeypatch):
+    marks = parse([stroke([(40, 60), (160, 70)], 25), stroke([(100, 60)], 10, erase=True)], SIZE)
+    exact = marks.paint(empty())
+    monkeypatch.setattr(marking, "MAX_FILLED", 3000)
+    smaller = marks.paint(empty())
+    outline = cv2.morphologyEx(exact.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((9, 9), np.uint8)).astype(bool)
+    assert (smaller != exact).any()
+    assert (smaller == exact)[~outline].all()
+    assert marks.paint(~empty())[110, 190], "what no stroke went over stays"
+
+
 # What is refused
 
 
@@ -146,6 +172,16 @@ def test_the_largest_picture_does_not_overflow():
         ('[{"kind": "stroke", "points": [[1, NaN]], "radius": 5}]', "list of x, y"),
         ('[{"kind": "stroke", "points": 7, "radius": 5}]', "list of x, y"),
         ('[{"kind": "stroke", "points": [[1e7, 2]], "radius": 5}]', "list of x, y"),
+        ('[{"kind": "stroke", "points": [["1", "2"]], "radius": 5}]', "list of x, y"),
+        ('[{"kind": "stroke", "points": [[true, 2]], "radius": 5}]', "list of x, y"),
+        ('[{"kind": "stroke", "points": [[null, 2]], "radius": 5}]', "list of x, y"),
+        ('[{"kind": "stroke", "points": [[[1], 2]], "radius": 5}]', "list of x, y"),
+        (f'[{{"kind": "stroke", "points": [[{10**400}, 2]], "radius": 5}}]', "list of x, y"),
+        ('[{"kind": "stroke", "points": [[1, 2]], "radius": 5, "erase": "false"}]', "true or false"),
+        (f'[{{"kind": "point", "x": {10**400}, "y": 2, "label": 1}}]', "x of a point is a number"),
+        ('[{"kind": "point", "x": 1, "y": 2, "label": true}]', "1 or 0, not True"),
+        ('[{"kind": "point", "x": 1e308, "y": 2, "label": 1}]', "outside the picture"),
+        (f'[{{"kind": "point", "x": {"9" * 5000}, "y": 2, "label": 1}}]', "not valid JSON"),
     ],
 )
 def test_what_is_no_mark_is_one_sentence(text, sentence):
@@ -161,10 +197,19 @@ def test_a_click_outside_is_refused(x, y):
         parse([point(x, y)], SIZE)
 
 
+def test_lists_in_lists_are_refused_where_nobody_looks():
+    """What is kept of marks is written as JSON again, deeper in the program, where that would be too deep."""
+    unread = json.dumps({**point(), "more": 0})[:-2] + "[" * 100 + "]" * 100 + "}"
+    with pytest.raises(DinovizError, match="8 levels"):
+        listed(f"[{unread}]")
+    with pytest.raises(DinovizError, match="8 levels"):
+        by_picture(f'{{"a": [{unread}]}}')
+
+
 def test_more_than_a_person_can_draw_is_refused(monkeypatch):
     with pytest.raises(DinovizError, match="at most 1,000"):
         parse([point()] * (MAX_ACTIONS + 1), SIZE)
-    with pytest.raises(DinovizError, match="at most 200,000"):
+    with pytest.raises(DinovizError, match=f"at most {MAX_STROKE_POINTS:,}"):
         parse([stroke([(1, 1)] * (MAX_STROKE_POINTS + 1))], SIZE)
     with pytest.raises(DinovizError, match="The strokes have"):
         parse([stroke([(1, 1)] * (MAX_STROKE_POINTS // 2))] * 3, SIZE)
@@ -181,7 +226,7 @@ def test_marks_come_by_picture():
     assert by_picture("") == by_picture(None) == {}
 
 
-@pytest.mark.parametrize("text", ["[]", '{"a": 5}', "{", '"a"'])
+@pytest.mark.parametrize("text", ["[]", '{"a": 5}', "{", '"a"', 5, ["a"]])
 def test_what_is_not_by_picture_is_refused(text):
     with pytest.raises(DinovizError):
         by_picture(text)

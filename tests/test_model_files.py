@@ -215,13 +215,13 @@ def test_a_config_names_no_other_file_and_no_code(folder, tiny_folders):
     assert dinoviz.load(folder, device="cpu").weights_id == expected
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e38])
 def test_weights_that_are_no_numbers_are_refused(bad, folder):
     weights = load_file(folder / WEIGHTS)
     name = next(name for name in weights if "norm1.weight" in name)
     weights[name][-1] = bad
     save_file(weights, folder / WEIGHTS, {"format": "pt"})
-    assert "NaN or infinity" in refused(folder)
+    assert "NaN" in refused(folder)
 
 
 def test_a_file_that_is_larger_than_the_memory_is_not_loaded(folder):

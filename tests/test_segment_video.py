@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from dinoviz import clips
+from dinoviz.backbone import Backbone
 from dinoviz.errors import DinovizError
 from dinoviz.ui import segment_video
 from dinoviz.ui.segment_state import Choice, Search
@@ -50,6 +51,21 @@ def test_an_odd_sized_clip_is_followed_to_the_end(bench, odd_clip):
         assert (mask > 0).mean() == pytest.approx(done.areas[2])
         assert json.loads(archive.read("about.json"))["clip"]["name"] == "odd.mp4"
         assert any(name.startswith("overlay.") for name in archive.namelist())
+
+
+def test_every_frame_takes_a_turn_of_its_own(bench, odd_clip, monkeypatch):
+    search = marked(bench, odd_clip)
+    running, forward = [], Backbone._forward
+
+    def watched(self, *args):
+        running.append(tuple(bench._passes._running))
+        return forward(self, *args)
+
+    monkeypatch.setattr(Backbone, "_forward", watched)
+    segment_video.follow_through(search, odd_clip, every=2, turn=segment_video.turns(bench, search.look))
+    assert [len(turns) for turns in running] == [1, 1]
+    assert len(set(running)) == 2
+    assert not bench._passes._running
 
 
 def test_only_every_second_frame(bench, odd_clip):

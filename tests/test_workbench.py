@@ -2,8 +2,9 @@ import io
 import json
 import os
 import threading
+import time
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from queue import Queue
@@ -19,8 +20,9 @@ from dinoviz import __version__, models
 from dinoviz.backbone import Backbone
 from dinoviz.errors import DinovizError, Stopped
 from dinoviz.features import image_digest
-from dinoviz.images import PatchGrid
-from dinoviz.ui import bar, parts, workbench
+from dinoviz.images import ImageError, PatchGrid
+from dinoviz.ui import bar, parts, pca_tab, workbench
+from dinoviz.ui.targets import Targets
 from dinoviz.ui.workbench import Job, Picture, Settings, Workbench
 
 PATIENCE = 20  # seconds after which a thread that should have ended counts as hanging
@@ -371,7 +373,7 @@ def test_no_picture_is_said_in_words(bench, model):
 
 def picture_of(size: tuple[int, int]) -> Picture:
     image = Image.new("RGB", size)
-    return Picture(image, image, image_digest(image), "strip.png")
+    return Picture(size, image, image_digest(image), "strip.png", lambda: image)
 
 
 @pytest.mark.parametrize("size", [(3000, 1000), (1000, 3000), (2000, 200)])
@@ -417,6 +419,172 @@ def test_a_bad_picture_among_good_ones_is_left_out_only_where_asked(bench, model
     assert encode(skip_bad=True) == ["cat.png", "cup.png"]
     with pytest.raises(DinovizError, match=r"bad\.png: this is not an image"):
         encode()
+
+
+# Memory that pictures take while they are decoded and encoded
+
+
+def heard(job: Job, sentence: str) -> bool:
+    """Whether the job comes to say this; without a watch, whose end would stop it."""
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until and sentence_now(job) != sentence:
+        time.sleep(0.01)
+    return sentence_now(job) == sentence
+
+
+def test_who_waits_for_a_pass_is_told_the_place(bench, model, cat, cup, encodes):
+    with bench.turn(1):
+        first = bench.start_encode(("a page", "bar"), [cat], model, 224)
+        assert heard(first, "Busy, place 1 …")
+        second = bench.start_encode(("another", "bar"), [cup], model, 280)
+        assert heard(second, "Busy, place 2 …")
+        assert encodes == []
+    for job in (first, second):
+        for _ in job.watch(0.01):
+            pass
+        job.result()
+    assert encodes == [224, 280]
+
+
+@pytest.mark.parametrize("leave", ["stop", "superseded"])
+def test_who_is_stopped_while_waiting_leaves_the_queue(bench, model, cat, cup, encodes, work, leave):
+    with bench.turn(1):
+        first = bench.start_encode("a page", [cat], model, 224)
+        assert heard(first, "Busy, place 1 …")
+        second = bench.start_encode("another", [cup], model, 280)
+        assert heard(second, "Busy, place 2 …")
+        if leave == "stop":
+            bench.stop("a page")
+        else:
+            bench.start("a page", "something else", work)
+        assert heard(second, "Busy, place 1 …")
+    for _ in second.watch(0.01):
+        pass
+    assert encodes == [280]
+
+
+def test_two_who_want_the_same_take_one_place(bench, model, cat, encodes):
+    with bench.turn(1):
+        first = bench.start_encode("a page", [cat], model, 224)
+        assert heard(first, "Busy, place 1 …")
+        same = bench.start_encode("another", [cat], model, 224)
+        third = bench.start_encode("a third", [cat], model, 280)
+        assert heard(third, "Busy, place 2 …")
+    for job in (first, same, third):
+        for _ in job.watch(0.01):
+            pass
+        job.result()
+    assert sorted(encodes) == [224, 280]
+
+
+def test_a_client_without_a_page_waits_its_turn(bench, model, cat):
+    look: Future = Future()
+    with bench.turn(1):
+        threading.Thread(target=lambda: look.set_result(bench.look(cat, model, 224)), daemon=True).start()
+        with pytest.raises(TimeoutError):
+            look.result(0.3)
+    assert look.result(PATIENCE).features.grid.shape == (16, 24)
+
+
+def encoded_in_a_job(bench: Workbench, path: str, model: str) -> None:
+    job = bench.start_encode("page", [path], model, 224)
+    for _ in job.watch(0.01):
+        pass
+    job.result()
+
+
+@pytest.mark.parametrize(
+    "door",
+    [
+        lambda bench, path, model: bench.look(path, model, 224),
+        lambda bench, path, model: Targets(bench).get(path, model, "224"),
+        encoded_in_a_job,
+    ],
+    ids=["look", "target", "job"],
+)
+def test_every_pass_has_its_turn(bench, model, cat, monkeypatch, door):
+    running, forward = [], Backbone._forward
+
+    def watched(self, *args):
+        running.append(len(bench._passes._running))
+        return forward(self, *args)
+
+    bench.backbone(model)  # loading tries the network on four patches
+    monkeypatch.setattr(Backbone, "_forward", watched)
+    door(bench, cat, model)
+    assert running == [1]
+    assert not bench._passes._running
+
+
+def test_a_pass_that_needs_more_than_there_is_is_refused(monkeypatch, model, cat, encodes):
+    monkeypatch.setenv("DINOVIZ_DEVICE", "cpu")
+    bench = Workbench(Settings(cache_bytes=ROOMY, job_bytes=40 * 2**20))
+    bench.look(cat, model, 224)
+    with pytest.raises(DinovizError, match="GB of memory"):
+        bench.look(cat, model, 784)
+    assert encodes == [224]
+
+
+def test_a_joint_basis_of_more_than_may_be_kept_is_refused_before_it_is_encoded(
+    monkeypatch, bench, model, cat, cup, encodes
+):
+    one = bench.look(cat, model, 224).features.nbytes
+    small = Workbench(Settings(cache_bytes=int(1.5 * one)))
+    with pytest.raises(DinovizError, match="2 pictures at 224 px"):
+        pca_tab._looks(small, small.look, [cat, cup], model, "224")
+    assert encodes == [224, 224]
+    assert len(pca_tab._looks(bench, bench.look, [cat, cup], model, "224")[0]) == 2
+
+
+def test_room_for_features_is_made_before_the_pass(bench, model, cat, cup, monkeypatch):
+    one = bench.look(cat, model, 224).features.nbytes
+    monkeypatch.setattr(bench.features_cache._cache, "bound", int(1.5 * one))
+    kept, encode = [], Backbone.encode
+    monkeypatch.setattr(
+        Backbone, "encode", lambda *args, **kwargs: kept.append(bench.features_cache.nbytes) or encode(*args, **kwargs)
+    )
+    bench.look(cup, model, 224)
+    assert kept == [0]
+    assert bench.peek(cup, model, 224) is not None
+
+
+def test_a_large_picture_keeps_only_what_is_shown_and_is_decoded_again(monkeypatch, tmp_path, chelsea):
+    large = chelsea.resize((1500, 1000))
+    large.save(tmp_path / "large.png")
+    bench = Workbench(Settings(cache_bytes=8 * 2 * 2**20))  # of which an eighth is for pixels, and these are 6 MB
+    picture = bench.picture(str(tmp_path / "large.png"))
+    assert (picture.size, max(picture.shown.size)) == ((1500, 1000), 1024)
+    assert bench._pixels.total == 0
+    assert image_digest(picture.image) == picture.digest == image_digest(large)
+
+
+def test_a_small_picture_is_decoded_once(bench, cat, monkeypatch):
+    picture = bench.picture(cat)
+    monkeypatch.setattr(workbench, "open_image", lambda path: pytest.fail("it is decoded again"))
+    assert image_digest(picture.image) == picture.digest
+
+
+def test_a_file_that_was_changed_since_is_not_taken_for_the_picture(monkeypatch, cat, coffee):
+    bench = Workbench(Settings(cache_bytes=1))
+    picture = bench.picture(cat)
+    coffee.save(cat)
+    with pytest.raises(ImageError, match=r"cat\.png.*changed"):
+        picture.image  # noqa: B018
+
+
+def test_a_pipe_in_place_of_a_picture_keeps_nobody_waiting(bench, tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    asked: Future = Future()
+
+    def ask() -> None:
+        try:
+            asked.set_result(bench.picture(str(tmp_path / "pipe.png")))
+        except BaseException as error:
+            asked.set_exception(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    with pytest.raises(ImageError, match=r"pipe\.png"):
+        asked.result(PATIENCE)
 
 
 # Who may load what
@@ -521,22 +689,28 @@ def test_nothing_is_said_where_the_size_is_not_known(hub_folder, name):
 # Files for the page
 
 
-def test_a_shown_picture_is_a_file_named_by_its_content(tmp_path, astronaut, chelsea):
-    path = parts.jpeg_file(astronaut, str(tmp_path))
+@pytest.fixture(autouse=True)
+def temporary_folder(tmp_path, monkeypatch):
+    """Where what the page makes goes."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+
+
+def test_a_shown_picture_is_a_file_named_by_its_content(astronaut, chelsea):
+    path = parts.jpeg_file(astronaut)
     opened = Image.open(path)
     assert (opened.format, opened.size) == ("JPEG", astronaut.size)
     # JPEG at quality 90 is a few levels off at most places.
     assert np.abs(np.asarray(opened, float) - np.asarray(astronaut, float)).mean() < 3
-    assert parts.jpeg_file(astronaut.copy(), str(tmp_path)) == path
-    assert parts.jpeg_file(chelsea, str(tmp_path)) != path
+    assert parts.jpeg_file(astronaut.copy()) == path
+    assert parts.jpeg_file(chelsea) != path
 
 
-def test_a_file_that_a_browser_may_be_reading_is_never_written_again(tmp_path, astronaut):
-    path = Path(parts.jpeg_file(astronaut, str(tmp_path)))
+def test_a_file_that_a_browser_may_be_reading_is_never_written_again(astronaut):
+    path = Path(parts.jpeg_file(astronaut))
     os.utime(path, (1000, 1000))
     before = path.stat()
     content = path.read_bytes()
-    parts.jpeg_file(astronaut, str(tmp_path))
+    parts.jpeg_file(astronaut)
     after = path.stat()
     assert (after.st_ino, after.st_size) == (before.st_ino, before.st_size)
     assert path.read_bytes() == content
@@ -545,17 +719,17 @@ def test_a_file_that_a_browser_may_be_reading_is_never_written_again(tmp_path, a
 
 def test_many_at_once_leave_one_whole_file(tmp_path, astronaut):
     with ThreadPoolExecutor(8) as pool:
-        paths = list(pool.map(lambda _: parts.jpeg_file(astronaut, str(tmp_path)), range(16)))
+        paths = list(pool.map(lambda _: parts.jpeg_file(astronaut), range(16)))
     assert len(set(paths)) == 1
     assert [str(path) for path in tmp_path.rglob("*") if path.is_file()] == paths[:1]
     Image.open(paths[0]).load()
 
 
-def test_raw_patches_stay_sharp_in_colour(tmp_path):
+def test_raw_patches_stay_sharp_in_colour():
     halves = np.zeros((64, 64, 3), dtype=np.uint8)
     halves[:, :33] = (200, 30, 30)  # the edge is inside a block of the coder
     halves[:, 33:] = (30, 30, 200)
-    opened = np.asarray(Image.open(parts.jpeg_file(Image.fromarray(halves), str(tmp_path))), dtype=int)
+    opened = np.asarray(Image.open(parts.jpeg_file(Image.fromarray(halves))), dtype=int)
     # Halved colour, JPEG's default, is off by 60 to 100 levels beside the edge.
     assert np.abs(opened - halves)[:, 32:34].max() < 30
 

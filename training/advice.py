@@ -26,7 +26,7 @@ def typical_side(pictures: Pictures) -> int:
 def store_size(config: PretrainConfig, side: int) -> int:
     """Pixels of the squares that images are kept as: twice the global crops, or what they have if that is less.
 
-    Twice, because then even the whole image is made smaller by 2 at most, which bilinear sampling does well.
+    Twice, because then a crop of a quarter of the image is not enlarged.
     """
     return config.store_size or min(2 * config.global_size, max(side, config.global_size // 2))
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from dinoviz.json_files import read_json
 from dinoviz.models import run_name
 from training.command_line import KINDS, command_line
-from training.runs import Run
+from training.run_files import checked, number, text, whole
+from training.runs import Run, RunError
 from training.settings import ConfigError
 
 KIND_NAMES = {"pretrain": "self-distillation (DINO)", "finetune": "image classification", "probe": "depth probe"}
@@ -27,6 +30,10 @@ FIGURES = {
     "validation_rmse": ("validation RMSE", "of the depth, in metres", 1, " m"),
 }
 MOST_CLASSES = 60
+MOST_RESULT = 32_000_000  # bytes of result.json: a thousand classes make four million, of pairs that are confused
+SHARE = number(0, 1)
+SCORES = {"top1": SHARE, "top5": SHARE, "n": whole(0, 10**9)}
+DEPTHS = {name: number() for name in ("rmse", "abs_rel", "log10", "silog", "delta1", "delta2", "delta3")}
 
 
 def card(run: Run, repository: str = "") -> str:
@@ -46,7 +53,7 @@ def card(run: Run, repository: str = "") -> str:
         f"**From** {_plain(_model(start)) if start else 'random weights'}.  \n"
         f"**Seed** {config.get('seed', 0)}.  \n**Time** {_minutes(run)}.",
         *_figures(run),
-        *(_depths(run) if run.kind == "probe" else _scores(run)),
+        *_result(run),
         "## The same again",
         f"```sh\n{_command(run, names)}\n```",
         "## To open it",
@@ -65,18 +72,53 @@ def hub_card(run: Run, repository: str = "") -> str:
 
 
 def result(run: Run) -> dict[str, Any]:
-    """What a fine-tuning or a probe wrote at its end; {} if there is nothing yet."""
-    try:
-        found = json.loads((run.folder / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """What a fine-tuning or a probe wrote at its end; {} if there is nothing yet. Raises RunError if it is damaged."""
+    path = run.folder / "result.json"
+    if not path.exists():
         return {}
-    return found if isinstance(found, dict) else {}
+    found = read_json(path, RunError, max_bytes=MOST_RESULT, finite=False)
+    for part in ("validation", "test"):
+        if run.kind == "finetune" and found.get(part):
+            _check_scores(found[part], part)
+    if run.kind == "probe" and found.get("metrics"):
+        _check_depths(found)
+    return found
+
+
+def _check_scores(scores: Any, part: str) -> None:
+    """Raises RunError unless they are as `training.scores` makes them."""
+    if not isinstance(scores, dict):
+        raise RunError(f"result.json: {part} holds no scores.")
+    checked(scores, SCORES, "result.json", ("top1", "n"), RunError)
+    classes, confusion = scores.get("per_class"), scores.get("confusion")
+    if not isinstance(classes, dict) or not all(share is None or SHARE.holds(share) for share in classes.values()):
+        raise RunError("result.json: per_class is a share for each class.")
+    count, counts = len(classes), whole(0, 10**9).holds
+    rows = confusion if isinstance(confusion, list) else []
+    if len(rows) != count or not all(isinstance(row, list) and len(row) == count for row in rows):
+        raise RunError(f"result.json: confusion is a table of {count} x {count} numbers, one for each pair of classes.")
+    if not all(counts(value) for row in rows for value in row):
+        raise RunError("result.json: confusion holds what is no count.")
+
+
+def _check_depths(found: dict) -> None:
+    """Raises RunError unless the metrics are as `training.probe` writes them."""
+    parts, data = found["metrics"], found.get("data")
+    if not isinstance(parts, dict) or not isinstance(data, dict):
+        raise RunError("result.json: metrics and data are objects.")
+    checked(data, {"rule": text(1000)}, "result.json", ("rule",), RunError)
+    for scores in parts.values():
+        for of in (scores, scores.get("median_scaled")) if isinstance(scores, dict) else (None,):
+            if not isinstance(of, dict):
+                raise RunError("result.json: metrics holds no figures of depth.")
+            checked(of, DEPTHS, "result.json", tuple(DEPTHS), RunError)
+        checked(scores, {"images": whole(0, 10**9)}, "result.json", ("images",), RunError)
 
 
 def _figures(run: Run) -> list[str]:
     last: dict[str, Any] = {}
     for record in run.metrics():
-        last |= {key: value for key, value in record.items() if value is not None}
+        last |= {key: value for key, value in record.items() if isinstance(value, int | float)}
     known = [(FIGURES[key], last[key]) for key in FIGURES if key in last]
     if not known:
         return []
@@ -84,8 +126,15 @@ def _figures(run: Run) -> list[str]:
     return ["| figure | | of the last record |\n|---|---|---|\n" + "\n".join(rows)]
 
 
-def _scores(run: Run) -> list[str]:
-    found = result(run)
+def _result(run: Run) -> list[str]:
+    try:
+        found = result(run)
+    except RunError as error:
+        return [f"Its figures cannot be read: {_plain(str(error))}"]
+    return _depths(found) if run.kind == "probe" else _scores(found) if run.kind == "finetune" else []
+
+
+def _scores(found: dict) -> list[str]:
     lines = []
     for part in ("validation", "test"):
         scores = found.get(part)
@@ -104,8 +153,7 @@ def _scores(run: Run) -> list[str]:
     return lines
 
 
-def _depths(run: Run) -> list[str]:
-    found = result(run)
+def _depths(found: dict) -> list[str]:
     lines = []
     for part, scores in (found.get("metrics") or {}).items():
         rows = [
@@ -143,14 +191,20 @@ def _model(start: str) -> str:
 def _minutes(run: Run) -> str:
     """Of work, by the records' own clock where there is one: a run may have been stopped for days."""
     records = run.metrics()
-    seconds = sum(record.get("seconds") or 0 for record in records)
+    seconds = sum(_number(record, "seconds") for record in records)
     if not seconds:
-        steps = [record for record in records if record.get("speed")]
-        batch, before = run.config.get("batch", 0), 0
-        for record in steps:
-            seconds += (record["step"] - before) * batch / record["speed"]
-            before = record["step"]
-    return f"about {seconds / 60:.1f} minutes of training" if seconds else "not known"
+        batch, before = run.config.get("batch", 0), 0.0
+        for record in records:
+            if (speed := _number(record, "speed")) and (step := _number(record, "step")):
+                seconds += (step - before) * batch / speed
+                before = step
+    return f"about {seconds / 60:.1f} minutes of training" if seconds > 0 and math.isfinite(seconds) else "not known"
+
+
+def _number(record: dict, key: str) -> float:
+    """A number of a record; 0 where it has none."""
+    value = record.get(key)
+    return float(value) if isinstance(value, int | float) else 0.0
 
 
 def _command(run: Run, names: list[str]) -> str:

@@ -18,12 +18,19 @@ from safetensors import SafetensorError
 
 from dinoviz.errors import DinovizError
 from dinoviz.files import why
+from dinoviz.json_files import read_json
+from training.run_files import CHECKPOINT, CHECKPOINT_FILE, checked, opened
+from training.settings import shortened
 
+MOST_STATE = 64_000_000  # bytes of a state.json: it holds what was measured since the last record
 KEPT = 2  # the newest, and the one before in case the disk spoils the newest
 
 
 class CheckpointError(DinovizError):
     """Why a checkpoint cannot be written or read, without a full stop: part of a sentence."""
+
+    def __init__(self, reason: str):
+        super().__init__(reason.removesuffix("."))
 
 
 @dataclass(frozen=True)
@@ -158,22 +165,22 @@ def _is_good(folder: Path) -> bool:
 
 def _read(folder: Path, *, hashes: bool = True) -> Checkpoint:
     """hashes: whether to read every byte, about a second for a gigabyte, or to trust the sizes."""
-    try:
-        content = json.loads((folder / "state.json").read_bytes())
-        step, state, files = content["step"], content["state"], content["files"]
-        for name, about in files.items():
-            file = folder / name
-            if file.stat().st_size != about["size"]:
-                raise CheckpointError(f"{name} has {file.stat().st_size} bytes instead of {about['size']}")
-            if hashes and _sha256(file) != about["sha256"]:
-                raise CheckpointError(f"{name} is not as it was written")
-    except OSError as error:
-        raise CheckpointError(f"{Path(error.filename or folder).name}: {error.strerror or error}") from None
-    except CheckpointError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise CheckpointError("state.json is damaged") from None
-    return Checkpoint(step, folder, state)
+    about = read_json(folder / "state.json", CheckpointError, max_bytes=MOST_STATE, finite=False)
+    about = checked(about, CHECKPOINT, "state.json", tuple(CHECKPOINT), CheckpointError)
+    for name, written in about["files"].items():
+        if not re.fullmatch(r"[A-Za-z0-9_-]+\.safetensors", name) or not isinstance(written, dict):
+            raise CheckpointError(f"state.json names {shortened(name)}, which is no part of a checkpoint")
+        checked(written, CHECKPOINT_FILE, "state.json", tuple(CHECKPOINT_FILE), CheckpointError)
+        try:
+            with opened(folder / name) as file:
+                size = os.fstat(file.fileno()).st_size
+                if size != written["size"]:
+                    raise CheckpointError(f"{name} has {size} bytes instead of {written['size']}")
+                if hashes and hashlib.file_digest(file, "sha256").hexdigest() != written["sha256"]:
+                    raise CheckpointError(f"{name} is not as it was written")
+        except OSError as error:
+            raise CheckpointError(f"{name}: {error.strerror or error}") from None
+    return Checkpoint(about["step"], folder, about["state"])
 
 
 def _sha256(file: Path) -> str:

@@ -25,7 +25,7 @@ def run_pretrain(options: argparse.Namespace) -> int | None:
     from training.config import PretrainConfig, pretrain_preset
     from training.pretrain import pretrain
 
-    preset = pretrain_preset(options.preset) if options.preset else {}
+    preset = pretrain_preset(options.preset, getattr(options, "epochs", None)) if options.preset else {}
     return _start(options, PretrainConfig, "pretrain", shown(pretrain, Bar()), preset)
 
 
@@ -66,6 +66,7 @@ def _start(
     from training.settings import ConfigError
 
     config = settings_of(options, kind, preset)
+    config.check_new()
     if options.save_config:
         save(config, options.save_config)
         print(f"training: the settings are in {options.save_config}")

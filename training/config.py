@@ -6,9 +6,20 @@ dictionaries of the values that differ from the defaults.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from training.settings import Config, ConfigError, setting
+
+AUTO = -1.0  # epochs of a schedule that is fitted to the run
+# Of the schedules that end before the run does: the epochs in DINO's runs of 100 to 800 epochs, and the share of a
+# shorter run, which is that of 100 epochs; for the prototypes, which stand still for one epoch, of 10.
+SCHEDULES = {
+    "warmup_epochs": (10.0, 0.1),
+    "teacher_temperature_epochs": (30.0, 0.3),
+    "freeze_last_layer": (1.0, 0.1),
+}
+MOST_OF_RUN = 0.5  # that such a schedule may take
 
 
 @dataclass(frozen=True)
@@ -76,7 +87,9 @@ class PretrainConfig(Config):
     prototypes: int = setting(4096, "outputs of the head: more for more varied data", group="head", low=2, high=262144)
     head_hidden: int = setting(2048, "hidden width of the head", group="head", low=16, high=8192)
     head_bottleneck: int = setting(256, "width before the prototypes", group="head", low=8, high=2048)
-    freeze_last_layer: float = setting(1.0, "epochs for which the prototypes stand still", group="head", low=0)
+    freeze_last_layer: float = setting(
+        AUTO, "epochs for which the prototypes stand still; -1: a tenth of the run, at most 1", group="head", low=AUTO
+    )
 
     dino_weight: float = setting(1.0, "weight of the DINO loss on CLS tokens", group="loss", low=0)
     ibot_weight: float = setting(
@@ -92,7 +105,9 @@ class PretrainConfig(Config):
     teacher_temperature_start: float = setting(
         0.04, "of the teacher's softmax at the start", group="loss", low=0.005, high=10
     )
-    teacher_temperature_epochs: float = setting(30.0, "epochs from the one to the other", group="loss", low=0)
+    teacher_temperature_epochs: float = setting(
+        AUTO, "epochs from the one to the other; -1: three tenths of the run, at most 30", group="loss", low=AUTO
+    )
     centring: str = setting(
         "ema", "what keeps the teacher from one answer for all", group="loss", choices=("ema", "sinkhorn", "none")
     )
@@ -131,7 +146,7 @@ class PretrainConfig(Config):
     solarise: float = setting(0.2, "probability of solarising the second global crop", group="crops", low=0, high=1)
 
     epochs: float = setting(
-        100.0, "passes over the data; a part of one will do", group="optimiser", low=0.001, knob=True
+        100.0, "passes over the data; a part of one will do", group="optimiser", low=0.001, high=1e6, knob=True
     )
     batch: int = setting(64, "images in a step, over all devices", group="optimiser", low=1, high=65536, knob=True)
     accumulate: int = setting(
@@ -145,7 +160,12 @@ class PretrainConfig(Config):
         5e-4, "learning rate at a batch of 256; it grows linearly with the batch", group="optimiser", low=0, knob=True
     )
     lr_end: float = setting(1e-6, "learning rate at the end", group="optimiser", low=0)
-    warmup_epochs: float = setting(10.0, "epochs in which the learning rate rises", group="optimiser", low=0)
+    warmup_epochs: float = setting(
+        AUTO,
+        "epochs in which the learning rate rises; -1: a tenth of the run, at most 10",
+        group="optimiser",
+        low=AUTO,
+    )
     weight_decay: float = setting(0.04, "at the start", group="optimiser", low=0, high=10)
     weight_decay_end: float = setting(0.4, "at the end", group="optimiser", low=0, high=10)
     beta2: float = setting(0.999, "AdamW's second moment", group="optimiser", low=0, high=0.99999)
@@ -200,6 +220,26 @@ class PretrainConfig(Config):
         if self.batch % self.accumulate:
             raise ConfigError(f"batch ({self.batch}) must be a multiple of accumulate ({self.accumulate}).")
 
+    def check_new(self) -> None:
+        constant = self.teacher_temperature == self.teacher_temperature_start
+        for name in SCHEDULES:
+            if constant and name == "teacher_temperature_epochs":
+                continue
+            if getattr(self, name) > MOST_OF_RUN * self.epochs:
+                raise ConfigError(
+                    f"{name} ({getattr(self, name):g}) does not fit into a run of {self.epochs:g} epochs: at most "
+                    f"{MOST_OF_RUN * self.epochs:g}, half of them, or {AUTO:g} to fit it to the run."
+                )
+
+    def resolved(self) -> PretrainConfig:
+        """With the epochs that each schedule has in this run, where they were left to be chosen (-1)."""
+        chosen = {
+            name: min(published, share * self.epochs)
+            for name, (published, share) in SCHEDULES.items()
+            if getattr(self, name) < 0
+        }
+        return replace(self, **chosen)
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -221,7 +261,7 @@ PRESETS: dict[str, Preset] = {
     "micro": Preset("a CPU minute on the demo", {
         **_QUICK, "dim": 96, "depth": 4, "heads": 3, "global_size": 48, "local_size": 24, "local_crops": 4,
         "prototypes": 1024, "head_hidden": 512, "head_bottleneck": 128,
-        "lr": 8e-3, "epochs": 20.0, "warmup_epochs": 2.0, "knn_every": 5.0, "snapshot_every": 2.0,
+        "lr": 8e-3, "epochs": 20.0, "knn_every": 5.0, "snapshot_every": 2.0,
         "checkpoint_minutes": 0.1,
     }),
     "quarter-hour": Preset("a quarter of an hour on two cores, for a thousand or two small images", {
@@ -232,7 +272,7 @@ PRESETS: dict[str, Preset] = {
     "adapt": Preset("go on from a model (--start) with its lower half frozen, on a thousand images or more", {
         **_QUICK, "global_size": 98, "local_size": 42, "local_crops": 4, "patch": 14, "freeze_layers": 6,
         "layer_decay": 0.9, "prototypes": 2048, "head_hidden": 1024, "koleo_weight": 0.1,
-        "lr": 1.5e-3, "epochs": 10.0, "warmup_epochs": 1.0, "freeze_last_layer": 0.5, "knn_every": 2.0,
+        "lr": 1.5e-3, "epochs": 10.0, "freeze_last_layer": 0.5, "knn_every": 2.0,
         "snapshot_every": 2.0,
     }),
     "tiny": Preset("ViT-Tiny, DINO's settings at small sizes", {"dim": 192, "depth": 12, "heads": 3}),
@@ -243,8 +283,13 @@ PRESETS: dict[str, Preset] = {
 }  # fmt: skip
 
 
-def pretrain_preset(name: str) -> dict:
-    """The settings of a preset; raises ConfigError with the choices."""
+def pretrain_preset(name: str, epochs: float | None = None) -> dict:
+    """The settings of a preset; raises ConfigError with the choices.
+
+    epochs: of the run, where they are not the preset's; its schedules that do not fit into them are left to be fitted.
+    """
     if name not in PRESETS:
         raise ConfigError(f"There is no preset {name!r}. Known are {', '.join(PRESETS)}.")
-    return dict(PRESETS[name].values)
+    values = PRESETS[name].values
+    most = math.inf if epochs is None else MOST_OF_RUN * epochs
+    return {key: value for key, value in values.items() if key not in SCHEDULES or value <= most}

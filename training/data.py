@@ -192,8 +192,8 @@ class Decoded(torch.utils.data.Dataset):
             self.pictures = self.pictures.subset(kept)
 
     def _decode(self, i: int) -> tuple[np.ndarray, float]:
-        picture = self.pictures.open(i)
-        return squeezed(picture, self.size), picture.width / picture.height
+        with self.pictures.opened(i, 2 * self.size) as picture:  # resized by 2 at least, as a whole one would be
+            return squeezed(picture, self.size), picture.width / picture.height
 
     def _read(self, i: int) -> tuple[np.ndarray, float, list[tuple[int, str]]]:
         """Picture i or the next that can be read, with the indices and reasons of those passed over."""

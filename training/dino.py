@@ -50,12 +50,14 @@ class Seen:
 class Distillation:
     """Student, teacher, losses and optimiser.
 
-    config: what was asked for. steps, epoch: how many steps the run and one pass over the data have.
+    config: what was asked for; kept with its schedules resolved. steps, epoch: how many steps the run and one pass over
+    the data have.
 
     Raises ConfigError where the model to start from cannot do what the configuration asks for.
     """
 
     def __init__(self, config: PretrainConfig, accelerator: Accelerator, steps: int, epoch: int):
+        config = config.resolved()
         self.config, self.accelerator, self.device = config, accelerator, accelerator.device
         self.steps, self.epoch = steps, epoch
         torch.manual_seed(config.seed)
@@ -116,8 +118,7 @@ class Distillation:
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """The terms of the loss by name, without their weights, and the teacher's targets (G, B, K)."""
         config = self.config
-        warmup = round(config.teacher_temperature_epochs * self.epoch)
-        temperature = linear(step, warmup, config.teacher_temperature_start, config.teacher_temperature)
+        temperature = self.temperature(step)
         dino, targets = self.dino(said.cls, taught.cls, temperature)
         terms = {"dino": dino}
         if mask is not None:
@@ -125,6 +126,12 @@ class Distillation:
         if config.koleo_weight:
             terms["koleo"] = sum(self.koleo(tokens) for tokens in said.tokens)
         return terms, targets
+
+    def temperature(self, step: int) -> float:
+        """Of the teacher's softmax at a step."""
+        config = self.config
+        warmup = round(config.teacher_temperature_epochs * self.epoch)
+        return linear(step, warmup, config.teacher_temperature_start, config.teacher_temperature)
 
     def set_rates(self, step: int) -> None:
         """Learning rate and weight decay of each group of parameters at a step."""

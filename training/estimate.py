@@ -34,7 +34,7 @@ from training.depth_views import View, views_of
 from training.dino import Distillation
 from training.evaluate import embed_tensor, evaluation_size
 from training.finetune import HEAD_FIRST
-from training.pretrain import steps_in_epoch
+from training.pretrain import schedules_in_words, steps_in_epoch
 from training.rgbd import find_pairs, split
 from training.stopping import enough_memory
 from training.task_config import FinetuneConfig, ProbeConfig
@@ -75,6 +75,7 @@ def estimate(
         FinetuneConfig: ("finetune", _finetuning),
         ProbeConfig: ("probe", _probing),
     }[type(config)]
+    config.check_new()
     tell = tell or (lambda what, share: None)
     tell("Building the network", 0.0)
     try:
@@ -157,7 +158,7 @@ def _pretraining(config: PretrainConfig, images: int, tell: Tell) -> Estimate:
         step,
         steps,
         f"{steps:,} steps of {_short(step)}, {snapshots} snapshots of {_short(snapshot)}{looks}, timed on this "
-        f"machine; without reading the images{compiled}.",
+        f"machine; without reading the images{compiled}. Schedules: {schedules_in_words(config)}.",
     )
 
 

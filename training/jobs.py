@@ -6,6 +6,7 @@ alone, so that whoever opens that folder, also a later app, sees it and can stop
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -24,11 +25,15 @@ from dinoviz.errors import DinovizError
 from training import runs
 from training.command_line import KINDS
 from training.commands import absolute, check
+from training.limits import folder_bytes
+from training.run_files import anew, tail
 from training.runs import AT_WORK, Run, RunError, list_runs
 from training.settings import Config
 from training.stopping import PARENT
 
 POLL = 0.3  # seconds between looks at the processes
+OVERTIME = 60.0  # seconds that a run which reached a bound has to make a checkpoint
+LOOK = 5.0  # seconds between looks at the size of a run's folder
 GRACE = 5.0  # seconds that a process has to end after a signal
 NICE = 10  # of 19
 LONGEST = 300  # characters of a message
@@ -44,14 +49,26 @@ class _Job:
     run: Run
     keep: bool
     process: subprocess.Popen | None = None  # None while it is queued
+    began: float = 0.0  # by the monotonic clock
+    spent: float = 0.0  # seconds, before it began
+    looked: float = 0.0  # when the size of its folder was looked at
+    over: str = ""  # which bound it passed, as a sentence
+    over_since: float = 0.0
     ended_by_us: bool = False
 
 
 class Jobs:
     """Runs in processes of their own: at most `limit` at once, the others queue."""
 
-    def __init__(self, root: Path | None = None, limit: int = 1):
-        """root: the folder of runs, by default that of `training.runs.root`. limit: with 0, none is started."""
+    def __init__(
+        self, root: Path | None = None, limit: int = 1, *, minutes: float = math.inf, megabytes: float = math.inf
+    ):
+        """root: the folder of runs, by default that of `training.runs.root`. limit: with 0, none is started.
+
+        minutes: of work that a run may have, over all its resumptions. megabytes: that its folder may take. A run that
+        reaches a bound is asked to stop, which leaves a checkpoint, and its status says so.
+        """
+        self.minutes, self.megabytes = minutes, megabytes
         self.root = (runs.root() if root is None else Path(root)).absolute()
         self.limit = limit
         self._lock = threading.RLock()
@@ -80,6 +97,7 @@ class Jobs:
         if kind not in KINDS:
             raise JobError(f"There is no kind of run {kind!r}; there are {', '.join(KINDS)}.")
         settings = KINDS[kind].from_dict(config if isinstance(config, dict) else config.to_dict())
+        settings.check_new()
         run = Run.create(name, kind, absolute(settings).to_dict(), root=self.root, state="queued")
         try:
             if before is not None:
@@ -91,7 +109,7 @@ class Jobs:
         except BaseException as error:
             shutil.rmtree(run.folder, ignore_errors=True)
             if isinstance(error, OSError):
-                raise JobError(f"The run in {run.folder} cannot be written: {error.strerror or error}.") from None
+                raise JobError(f"The run {run.name} cannot be written: {error.strerror or error}.") from None
             raise
         return run
 
@@ -104,6 +122,8 @@ class Jobs:
                 raise JobError(f"{run.name} is {'queued' if state == 'queued' else 'at work'} already.")
             if state == "finished":
                 raise JobError(f"{run.name} is finished: there is nothing left to do.")
+            if run.status().get("spent", 0) >= 60 * self.minutes:
+                raise JobError(f"{run.name} has had the {self.minutes:g} minutes that a run may take here.")
             self._check_open()
             run.clear_stop()
             run.set_status("queued")
@@ -169,6 +189,7 @@ class Jobs:
         while True:
             with self._lock:
                 self._reap()
+                self._end_what_is_over()
                 self._drop_stopped()
                 while self._queue and self._count() < self.limit:
                     self._start(self._queue.pop(0))
@@ -180,8 +201,8 @@ class Jobs:
         """How many runs are at work: the processes of this object, and those that others started."""
         if len(self._working) >= self.limit:  # the usual case, which saves a look into every run's folder
             return len(self._working)
-        mine = {job.run.folder.resolve() for job in self._working}
-        return len(mine | {run.folder.resolve() for run in list_runs(self.root) if run.at_work()})
+        mine = {os.path.realpath(job.run.folder) for job in self._working}
+        return len(mine | {os.path.realpath(run.folder) for run in list_runs(self.root) if run.at_work()})
 
     def _drop_stopped(self) -> None:
         """Take those out of the queue that somebody asked to stop; `python -m training stop` may have been it."""
@@ -199,7 +220,7 @@ class Jobs:
             environment[PARENT] = str(os.getpid())
         try:
             # Whoever else would start it, and the process itself, wait until the process is written down.
-            with job.run.claim(), (job.run.folder / "output.txt").open("wb") as output:
+            with job.run.claim(), anew(job.run.folder / "output.txt") as output:
                 job.process = subprocess.Popen(
                     [sys.executable, "-m", "training", "resume", str(job.run.folder.absolute())],
                     env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
@@ -207,6 +228,7 @@ class Jobs:
                 )  # fmt: skip
                 _step_back(job.process.pid)
                 self._working.append(job)
+                job.began, job.spent = time.monotonic(), job.run.status().get("spent", 0.0)
                 job.run.set_status("starting", pid=job.process.pid)
         except (OSError, RunError) as error:
             if job.process is not None:
@@ -215,15 +237,47 @@ class Jobs:
             with suppress(RunError):
                 job.run.set_status("failed", message=str(why))
 
+    def _end_what_is_over(self) -> None:
+        """Ask runs that reached a bound to stop, and end those that do not."""
+        now = time.monotonic()
+        for job in self._working:
+            if not job.over:
+                job.over = self._bound(job, now)
+                if job.over:
+                    job.over_since = now
+                    with suppress(RunError):
+                        job.run.request_stop()
+            elif now - job.over_since > OVERTIME and not job.ended_by_us:
+                job.ended_by_us = True
+                _kill(job.process)
+
+    def _bound(self, job: _Job, now: float) -> str:
+        """The bound that a run has reached, as a sentence; "" for none."""
+        if job.spent + now - job.began >= 60 * self.minutes:
+            return f"Stopped after {self.minutes:g} minutes, the most that a run may take here."
+        if math.isfinite(self.megabytes) and now - job.looked > LOOK:
+            job.looked = now
+            if folder_bytes(job.run.folder) > 1e6 * self.megabytes:
+                return f"Stopped with {self.megabytes:g} MB of files, the most that a run may write here."
+        return ""
+
     def _reap(self) -> None:
         for job in [job for job in self._working if job.process.poll() is not None]:
             self._working.remove(job)
-            if job.run.status()["state"] in ("died", "unknown"):  # it could not say itself how it ended
+            status = job.run.status()
+            state, message = status["state"], status.get("message")
+            if state in ("died", "unknown"):  # it could not say itself how it ended
                 state = "stopped" if job.ended_by_us else "failed"
                 message = "Ended with the app, in the middle of its work." if job.ended_by_us else _why(job)
+            elif not math.isfinite(self.minutes):
+                continue
+            if state == "stopped" and job.over:
+                message = f"{job.over} Its last checkpoint is kept."
+            if message and message != status.get("message"):
                 job.run.log(message)
-                with suppress(RunError):
-                    job.run.set_status(state, message=message)
+            spent = {"spent": job.spent + time.monotonic() - job.began} if math.isfinite(self.minutes) else {}
+            with suppress(RunError):
+                job.run.set_status(state, message=message, eta=status.get("eta"), **spent)
 
 
 def _step_back(pid: int) -> None:
@@ -245,9 +299,8 @@ def _why(job: _Job) -> str:
     status = job.process.returncode
     if status == -9:
         return "The process was killed; the machine may have run out of memory."
-    with suppress(OSError):
-        lines = (job.run.folder / "output.txt").read_text(encoding="utf-8", errors="replace").split("\n")
-        said = [line.strip() for line in lines if line.strip()]
-        if said:
-            return said[-1].removeprefix("training: ")[:LONGEST]
+    lines = tail(job.run.folder / "output.txt", 64_000).decode(errors="replace").split("\n")
+    said = [line.strip() for line in lines if line.strip()]
+    if said:
+        return said[-1].removeprefix("training: ")[:LONGEST]
     return f"The process ended with status {status}, without a word."

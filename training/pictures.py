@@ -3,42 +3,50 @@
 from __future__ import annotations
 
 import csv
-import functools
+import io
 import os
-import zipfile
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from dinoviz.errors import DinovizError
-from dinoviz.images import SUFFIXES, ImageError, open_image
-
-# An image that is larger than this, or that shrinks more than this while being large, was made to fill the memory.
-MAX_MEMBER_BYTES = 200_000_000
-MAX_RATIO, MAX_RATIO_FROM_BYTES = 200, 10_000_000
-MAX_MEMBERS = 1_000_000
-
-
-class DataError(DinovizError):
-    """Images that cannot be trained on; `broken` lists (name, reason) of every picture that could not be read."""
-
-    def __init__(self, message: str, broken: Sequence[tuple[str, str]] = ()):
-        super().__init__(message)
-        self.broken = list(broken)
-
-
-class Member(NamedTuple):
-    """A file inside a zip file."""
-
-    archive: str
-    name: str
-
+from dinoviz.images import FORMATS, SUFFIXES, open_image
+from training import zips
+from training.zips import DataError, Member, is_hidden
 
 Where = str | Member | np.ndarray  # a path, a member of a zip file, or the pixels (H, W, 3) uint8 themselves
+
+
+class Memory:
+    """What threads share: who needs more of it than there is left waits for the others; alone, anybody gets some."""
+
+    def __init__(self, most: int):
+        self._most, self._free, self._changed = most, most, threading.Condition()
+
+    @contextmanager
+    def room(self, needed: int) -> Iterator[None]:
+        """Holds so much of it, or all."""
+        needed = min(needed, self._most)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= needed)
+            self._free -= needed
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += needed
+                self._changed.notify_all()
+
+
+# Of a process, whatever its number of threads: a picture of the largest size, or five of a telephone.
+DECODED = Memory(64_000_000)  # pixels, at about 8 bytes each
+FILES = Memory(zips.MAX_MEMBER_BYTES)  # read from zip files
+MOST_LIST_BYTES = 500_000_000  # five million paths of a hundred characters
+REDUCED_FROM = 16_000_000  # pixels; smaller pictures are resized from all of theirs
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,9 +69,24 @@ class Pictures:
 
     def open(self, i: int) -> Image.Image:
         """Picture i, upright, mode RGB. Raises dinoviz.images.ImageError if it cannot be read."""
-        where = self.where[i]
-        source = read_member(where, self.names[i]) if isinstance(where, Member) else where
-        return open_image(source, name=self.names[i])
+        with self.opened(i) as picture:
+            return picture
+
+    @contextmanager
+    def opened(self, i: int, side: int | None = None) -> Iterator[Image.Image]:
+        """Picture i as `open` gives it, while it is needed: others wait where all together would fill the memory.
+
+        side: what its sides are needed to have, at which a large JPEG file is decoded; see `open_image`.
+        """
+        where, name = self.where[i], self.names[i]
+        if isinstance(where, np.ndarray):
+            yield open_image(where, name=name)
+            return
+        with FILES.room(zips.size(where) if isinstance(where, Member) else 0):
+            source = zips.read(where, name) if isinstance(where, Member) else where
+            pixels = header_pixels(source)
+            with DECODED.room(pixels):
+                yield open_image(source, name=name, side=side if pixels > REDUCED_FROM else None)
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> Pictures:
         """The pictures at these indices, in that order; all classes stay, so that labels mean the same."""
@@ -110,6 +133,19 @@ def find(source: str | os.PathLike | Sequence[str | os.PathLike], *, classes: bo
 Found = list[tuple[str, Where, str | None]]  # name, where, class
 
 
+def header_pixels(source: str | bytes) -> int:
+    """Width times height, as a picture's header tells it; 0 for what is no picture, as `open_image` will say."""
+    if not isinstance(source, bytes) and not Path(source).is_file():  # to open a FIFO would wait for ever
+        return 0
+    Image.init()
+    try:
+        known = [name for name in FORMATS if name in Image.OPEN]
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=known) as image:
+            return image.width * image.height
+    except Exception:  # decoders raise nearly everything on damaged headers
+        return 0
+
+
 def _find(path: Path) -> Found:
     if path.is_dir():
         return _in_folder(path)
@@ -146,13 +182,9 @@ def _below(folder: Path) -> Iterator[str]:
             folders.clear()
             continue
         seen.add((about.st_dev, about.st_ino))
-        folders[:] = sorted(name for name in folders if not _is_hidden(name))
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
         inside = Path(parent).relative_to(folder)
-        yield from ((inside / name).as_posix() for name in files if not _is_hidden(name))
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
+        yield from ((inside / name).as_posix() for name in files if not is_hidden(name))
 
 
 def _classes_of(images: Sequence[str]) -> list[str | None]:
@@ -169,11 +201,10 @@ def _check_any(path: Path, files: int, images: int) -> None:
 
 
 def _in_zip(path: Path) -> Found:
-    inside = zip_members(path)
+    inside = zips.members(path)
     images = sorted(name for name in inside if Path(name).suffix.lower() in SUFFIXES)
     _check_any(path, len(inside), len(images))
-    for name in images:
-        check_member(path, inside[name])
+    zips.check(path, [inside[name] for name in images])
     without = images
     while len({name.partition("/")[0] for name in without}) == 1 and all("/" in name for name in without):
         without = [name.partition("/")[2] for name in without]
@@ -182,69 +213,10 @@ def _in_zip(path: Path) -> Found:
     return [(f"{path.name}/{name}", *rest) for name, *rest in zip(images, where, labels, strict=True)]
 
 
-def zip_members(path: Path) -> dict[str, zipfile.ZipInfo]:
-    """The files in a zip file by their paths with /, hidden ones left out. Raises DataError.
-
-    A path that climbs out of the archive is cut to what it would be below it: nothing is extracted to it.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = [info for info in archive.infolist() if not info.is_dir()]
-    except OSError as error:
-        raise DataError(f"{path.name} cannot be opened: {error.strerror or error}.") from None
-    except Exception:  # zipfile raises many things on damaged directories
-        raise DataError(f"{path.name} is damaged, or not a zip file.") from None
-    if len(members) > MAX_MEMBERS:
-        raise DataError(f"{path.name} has {len(members):,} files; at most {MAX_MEMBERS:,} are read from one zip file.")
-    inside = {}
-    for info in members:
-        steps = info.filename.replace("\\", "/").split("/")  # some programs write backslashes
-        parts = [part for part in steps if part not in ("", ".", "..")]
-        if parts and not any(map(_is_hidden, parts)):
-            inside["/".join(parts)] = info
-    return inside
-
-
-def check_member(path: Path, info: zipfile.ZipInfo) -> None:
-    """Raises DataError for a file in a zip file that is encrypted, or larger than any image, or a bomb."""
-    if info.flag_bits & 1:
-        raise DataError(f"{path.name} is encrypted; write it again without a password.")
-    ratio = info.file_size / max(1, info.compress_size)
-    if info.file_size > MAX_MEMBER_BYTES:
-        raise DataError(
-            f"{path.name}: {info.filename} would be {info.file_size / 1e6:,.0f} MB; an image of at most "
-            f"{MAX_MEMBER_BYTES / 1e6:g} MB is read from a zip file."
-        )
-    if ratio > MAX_RATIO and info.file_size > MAX_RATIO_FROM_BYTES:
-        raise DataError(
-            f"{path.name}: {info.filename} would grow {ratio:,.0f} times to {info.file_size / 1e6:,.0f} MB, which no "
-            "image does; the zip file is not read."
-        )
-
-
-@functools.lru_cache(maxsize=8)
-def _archive(path: str, changed: int, process: int) -> zipfile.ZipFile:
-    # A ZipFile locks itself between threads; between processes the position in the file would be shared.
-    return zipfile.ZipFile(path)
-
-
-def read_member(member: Member, name: str) -> bytes:
-    """A file in a zip file. Raises ImageError, which calls it by its name."""
-    try:
-        archive = _archive(member.archive, Path(member.archive).stat().st_mtime_ns, os.getpid())
-        return archive.read(member.name)
-    except OSError as error:
-        raise ImageError(f"{name}: the zip file cannot be read ({error.strerror or error}).") from None
-    except KeyError:
-        raise ImageError(f"{name}: this is no longer in the zip file.") from None
-    except MemoryError:
-        raise ImageError(f"{name}: there is not enough memory to read it from the zip file.") from None
-    except Exception:  # a wrong checksum, a broken stream, a compression that this Python lacks
-        raise ImageError(f"{name}: this part of the zip file is damaged.") from None
-
-
 def _in_list(path: Path) -> Found:
     try:
+        if path.stat().st_size > MOST_LIST_BYTES:
+            raise DataError(f"{path.name} is no list: it has more than {MOST_LIST_BYTES / 1e6:g} MB.")
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise DataError(f"{path.name} is not a list: it is not text in UTF-8.") from None

@@ -16,10 +16,9 @@ from dinoviz.errors import Stopped
 from dinoviz.files import writing
 from dinoviz.images import open_image
 from training import advice, distributed, health, monitor
-from training.augment import GLOBALS
 from training.checkpoints import Checkpoint
 from training.clock import BEAT, Clock, memory_mb
-from training.config import PretrainConfig
+from training.config import SCHEDULES, PretrainConfig
 from training.data import DataError, Decoded, Pictures, batches, cores, demo, demo_probes, find, split
 from training.dino import ORDER, Distillation, Seen, generator
 from training.export import export
@@ -51,6 +50,7 @@ def pretrain(config: PretrainConfig, run: Run, progress: Progress | None = None)
     Raises DinovizError with one sentence for data and settings that cannot be, a run that diverges, a device whose
     memory is full and a disk that is; the run's status then is "failed" and says the same.
     """
+    config.check_new()
     _work(run, progress, config)
 
 
@@ -83,6 +83,20 @@ def images_of(config: PretrainConfig) -> tuple[Pictures, Pictures | None]:
     if config.validation_share and pictures.labels is not None:
         return split(pictures, config.validation_share, config.seed)
     return pictures, None
+
+
+def schedules_in_words(config: PretrainConfig) -> str:
+    """How long learning rate, teacher temperature and prototypes take to start, and which of that was shortened."""
+    epochs, said = config.resolved(), []
+    for name, what in (
+        ("warmup_epochs", "the learning rate rises for"),
+        ("teacher_temperature_epochs", "the teacher temperature for"),
+        ("freeze_last_layer", "the prototypes stand still for"),
+    ):
+        length, usual = getattr(epochs, name), SCHEDULES[name][0]
+        short = f" (not the usual {usual:g})" if getattr(config, name) < 0 and length < usual else ""
+        said.append(f"{what} {length:g}{short}")
+    return f"of {config.epochs:g} epochs {', '.join(said)}"
 
 
 def steps_in_epoch(config: PretrainConfig, images: int) -> int:
@@ -132,7 +146,7 @@ class Pretraining:
         self.window: dict[str, list[torch.Tensor]] = {}  # since the last record
         # The step after which a prototype was the strongest of a target; 0 for never.
         self.used = torch.zeros(config.prototypes, dtype=torch.int64, device=self.accelerator.device)
-        self.watch = health.Watch(config.prototypes, GLOBALS * config.batch, self.steps)
+        self.watch = health.Watch(config, self.steps)
         self.alarm: str | None = None  # the last one
         self.neighbours = self._neighbours()
         self.probes = self._probes()
@@ -342,7 +356,8 @@ class Pretraining:
         return (
             f"{len(self.data)} images of {self.data.size} px {'in memory' if self.data.cached else 'on the disk'}, "
             f"{self.steps} steps of {self.config.batch}, a backbone of {weights:.2f} million weights, "
-            f"{'bfloat16' if half else 'float32'} on {distributed.processes()} x {self.dino.device.type}"
+            f"{'bfloat16' if half else 'float32'} on {distributed.processes()} x {self.dino.device.type}; "
+            f"{schedules_in_words(self.config)}"
         )
 
     def _agreed(self, *mine: bool) -> list[bool]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +21,18 @@ import psutil
 import torch
 from filelock import FileLock, Timeout
 
-from dinoviz.errors import DinovizError
 from dinoviz.files import whole, writing
-from training import checkpoints
+from training import checkpoints, run_files
 from training.checkpoints import Checkpoint, CheckpointError
+from training.command_line import KINDS
+from training.run_files import STATES, STEP, RunError
+from training.settings import ConfigError, shortened
 
-STATES = ("queued", "starting", "running", "stopped", "finished", "failed")
 AT_WORK = ("starting", "running")
 CLAIM = 10.0  # seconds to wait for who is just starting the run, which takes milliseconds
 # Process ids are used again: another process has another start. psutil derives it from the clock, which may be set
 # right by a second or two.
 SAME_START = 2.0
-
-
-class RunError(DinovizError):
-    """A run that cannot be made, opened or written; the message names it and says why in one sentence."""
 
 
 def root() -> Path:
@@ -43,11 +43,17 @@ def root() -> Path:
 _default_root = root  # where an argument has its name
 
 
+def is_name(name: str) -> bool:
+    """Whether it can be a run's folder on every system."""
+    return bool(re.fullmatch(r"(?!\.)[A-Za-z0-9._-]{1,80}", name))
+
+
 def check_name(name: str) -> str:
     """The name, if it can be a run's folder on every system; raises RunError otherwise."""
-    if not re.fullmatch(r"(?!\.)[A-Za-z0-9._-]{1,80}", name):
+    if not is_name(name):
         raise RunError(
-            f"{name!r} cannot be a run's name: it needs 1 to 80 letters, digits, dots, _ or -, and no dot first."
+            f"{shortened(name)} cannot be a run's name: it needs 1 to 80 letters, digits, dots, _ or -, and "
+            "no dot first."
         )
     return name
 
@@ -73,10 +79,10 @@ class Run:
 
     @property
     def name(self) -> str:
-        return self.folder.resolve().name
+        return Path(os.path.realpath(self.folder)).name  # pathlib's own raises for a link that leads to itself
 
     def _writing(self) -> AbstractContextManager[None]:
-        return writing(f"The run in {self.folder}", RunError)
+        return writing(f"The run {self.name}", RunError)
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"
@@ -89,9 +95,9 @@ class Run:
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
-            raise RunError(f"There is already a run {name} in {folder.parent}; choose another name.") from None
+            raise RunError(f"There is already a run {name}; choose another name.") from None
         except OSError as error:
-            raise RunError(f"{folder} cannot be made: {error.strerror or error}.") from None
+            raise RunError(f"The run {name} cannot be made: {error.strerror or error}.") from None
         try:
             with run._writing():
                 (folder / "checkpoints").mkdir()
@@ -130,16 +136,15 @@ class Run:
             _write_json(self.folder / "config.json", {"kind": self.kind, **config}, sync=True)
 
     def _config(self) -> dict:
-        path = self.folder / "config.json"
         try:
-            config = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            raise RunError(f"{path} is missing, without it the run cannot be read.") from None
-        except (OSError, ValueError):
-            config = None
-        if not isinstance(config, dict) or not isinstance(config.get("kind"), str):
-            raise RunError(f"{path} is damaged, without it the run cannot be read.")
-        return config
+            return run_files.read_config(self.folder)
+        except RunError as error:
+            raise RunError(f"The run {self.name} cannot be read: {error}") from None
+
+    def problem(self) -> str | None:
+        """Why the run cannot be shown, as a sentence without its name: the one file that says so; None if it can."""
+        found = _config_problem(self.folder, *_stamp(self.folder / "config.json"))
+        return found or self._status().get("problem")
 
     @property
     def export_folder(self) -> Path:
@@ -151,67 +156,74 @@ class Run:
 
         Relative to where the program was started if the run is, so that names stay short.
         """
-        folders = [self.folder, *(sorted((self.folder / "snapshots").glob("step-*")) if snapshots else [])]
-        return [folder for folder in folders if (folder / "export" / "config.json").is_file()]
+        folders = [self.folder, *(self.snapshots() if snapshots else [])]
+        return [folder for folder in folders if run_files.is_file(folder / "export" / "config.json")]
+
+    def snapshots(self) -> list[Path]:
+        """The folders of its snapshots in order; what has the name of no step is passed over."""
+        with suppress(OSError):
+            found = [each for each in (self.folder / "snapshots").iterdir() if STEP.fullmatch(each.name)]
+            return sorted(found, key=lambda each: (step_of(each), each.name))
+        return []
 
     def log(self, text: str) -> None:
         """Add lines with the time to log.txt; a log that cannot be written stops nothing."""
         lines = str(text).splitlines() or [""]
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        with suppress(OSError), (self.folder / "log.txt").open("a", encoding="utf-8") as file:
-            file.write("".join(f"{now} {line}\n" for line in lines))
+        with suppress(OSError), run_files.appending(self.folder / "log.txt") as file:
+            file.write("".join(f"{now} {line}\n" for line in lines).encode(errors="replace"))
 
     def add_metrics(self, record: dict) -> None:
         """Add a record to metrics.jsonl; what is not a finite number becomes null."""
         line = json.dumps(_finite(record), allow_nan=False).encode()
-        with self._writing(), (self.folder / "metrics.jsonl").open("ab+") as file:
-            if file.tell():  # a kill or a full disk may have left half a line, which must stay one by itself
+        with self._writing(), run_files.appending(self.folder / "metrics.jsonl") as file:
+            # A kill or a full disk may have left half a line, which must stay one by itself.
+            if file.seek(0, os.SEEK_END):
                 file.seek(-1, os.SEEK_END)
                 line = line if file.read(1) == b"\n" else b"\n" + line
             file.write(line + b"\n")
 
     def metrics(self) -> list[dict]:
-        """All whole records of metrics.jsonl, in the order in which they were added."""
-        return [record for _, record in self._records()]
+        """The whole records of metrics.jsonl in the order in which they were added, as many as are read of any."""
+        return [record for _, record in islice(self._records(run_files.MOST_METRICS), run_files.MOST_RECORDS)]
 
     def truncate_metrics(self, step: int) -> None:
         """Drop the records after a step, in one go: a run that is resumed from there writes them again."""
-        kept = [line for line, record in self._records() if record.get("step", step) <= step]
+        kept = (line.rstrip(b"\n") + b"\n" for line, record in self._records() if (record.get("step") or 0) <= step)
         with self._writing():
-            _write(self.folder / "metrics.jsonl", b"".join(line + b"\n" for line in kept), sync=True)
+            _write(self.folder / "metrics.jsonl", kept, sync=True)
 
-    def _records(self) -> Iterator[tuple[bytes, dict]]:
-        try:
-            content = (self.folder / "metrics.jsonl").read_bytes()
-        except FileNotFoundError:
-            return
-        for line in content.split(b"\n"):
-            with suppress(ValueError):
-                record = json.loads(line)
-                if isinstance(record, dict):
+    def _records(self, most: float = math.inf) -> Iterator[tuple[bytes, dict]]:
+        with suppress(OSError), run_files.opened(self.folder / "metrics.jsonl") as file:
+            for line in run_files.lines(file, most):
+                if record := run_files.record(line):
                     yield line, record
 
     def set_status(self, state: str, **fields: Any) -> None:
         """Write status.json whole: the state, a heart beat, the process, and `fields`.
 
         state: one of STATES.
-        fields: step, steps, eta (seconds), message, ...; step and steps stay as they were if they are not given. `pid`
+        fields: step, steps, eta (seconds), message, spent (seconds of work, where these are bounded, see
+            training.jobs); step, steps and spent stay as they were if they are not given. `pid`
             is the process that does the work, by default this one; the app gives the one it started.
         """
         if state not in STATES:
             raise ValueError(f"A run is {', '.join(STATES)}, not {state}.")
         pid = fields.pop("pid", os.getpid())
-        missing = {"step", "steps"} - fields.keys()
+        missing = {"step", "steps", "spent"} - fields.keys()
         kept = {key: value for key, value in self._status().items() if key in missing}
         about = {"time": datetime.now(UTC).timestamp(), "pid": pid, "born": _born(pid), "host": socket.gethostname()}
+        if fields.get("message"):
+            fields["message"] = fields["message"][: run_files.MESSAGE]
         with self._writing():
-            _write_json(self.folder / "status.json", {"state": state, **kept, **fields, **about})
+            _write_json(self.folder / "status.json", _finite({"state": state, **kept, **fields, **about}))
 
     def status(self) -> dict:
         """What was last written: state, step, steps, eta, time (UTC, seconds), pid, host, ...
 
         Where the process that wrote it was on this machine and is gone, the state is "died" if it was at work, and
-        "stopped" if the run was queued, for nobody will start it. It is "unknown" if the file is missing or damaged.
+        "stopped" if the run was queued, for nobody will start it. It is "unknown" if the file is missing or damaged;
+        `problem` says then why.
         """
         status = {"state": "unknown", **self._status()}
         waits = status["state"] == "queued"
@@ -243,10 +255,9 @@ class Run:
 
     def _status(self) -> dict:
         try:
-            status = json.loads((self.folder / "status.json").read_bytes())
-        except (OSError, ValueError):
-            return {}
-        return status if isinstance(status, dict) else {}
+            return run_files.read_status(self.folder)
+        except RunError as error:
+            return {"problem": str(error)}
 
     def request_stop(self) -> None:
         """Ask the run to end at its next step."""
@@ -255,7 +266,7 @@ class Run:
 
     def stop_requested(self) -> bool:
         """Whether somebody asked the run to end."""
-        return (self.folder / "stop").exists()
+        return os.path.lexists(self.folder / "stop")
 
     def clear_stop(self) -> None:
         """Take the request back, as a run does that is resumed."""
@@ -301,23 +312,55 @@ def is_run_network(path: str) -> bool:
     if parts[: len(root().parts)] != root().parts or ".." in inside or not inside:
         return False
     name, *rest = inside
-    snapshot = len(rest) == 2 and rest[0] == "snapshots" and re.fullmatch(r"step-\d+", rest[1])
+    snapshot = len(rest) == 2 and rest[0] == "snapshots" and STEP.fullmatch(rest[1])
     return bool((not rest or snapshot) and _is_run(root() / name))
 
 
 def _is_run(folder: Path) -> bool:
-    # A network in transformers' format has a config.json too.
+    # A network in transformers' format has a config.json too. Both may be anything else: that is a damaged run.
+    return os.path.lexists(folder / "config.json") and _is_folder(folder / "checkpoints")
+
+
+def step_of(snapshot: Path) -> int:
+    """The step of a snapshot's folder, which is one of `Run.snapshots`."""
+    return int(STEP.fullmatch(snapshot.name)[1])
+
+
+def _is_folder(path: Path) -> bool:
     try:
-        return (folder / "config.json").is_file() and (folder / "checkpoints").is_dir()
-    except (OSError, ValueError):  # a name that no file system takes
+        return path.is_dir()
+    except (OSError, ValueError):  # a name that no file system takes, a folder that may not be entered
         return False
 
 
 def _made(folder: Path) -> float:
+    return _stamp(folder / "config.json")[0] / 1e9
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """When a file was written last, in nanoseconds, and its size; zeros where there is none."""
     try:
-        return (folder / "config.json").stat().st_mtime
+        about = path.stat()
     except OSError:
-        return 0.0
+        return 0, 0
+    return about.st_mtime_ns, about.st_size
+
+
+@lru_cache(maxsize=1024)  # the list of runs asks every second
+def _config_problem(folder: Path, mtime_ns: int, size: int) -> str | None:
+    try:
+        config = run_files.read_config(folder)
+        kind = config.pop("kind")
+        if kind not in KINDS:
+            return f"config.json is of a run of kind {kind!r}; known are {', '.join(KINDS)}."
+        # Another version of dinoviz may have had other settings; those that there are must be right.
+        known = {field.name for field in dataclasses.fields(KINDS[kind])}
+        KINDS[kind].from_dict({key: value for key, value in config.items() if key in known})
+    except RunError as error:
+        return str(error)
+    except ConfigError as error:
+        return f"config.json: {error}"
+    return None
 
 
 def _born(pid: int) -> float | None:
@@ -348,16 +391,16 @@ def _finite(value: Any) -> Any:
 
 
 def _write_json(path: Path, content: dict, *, sync: bool = False) -> None:
-    _write(path, (json.dumps(content, indent=2, default=str) + "\n").encode(), sync=sync)
+    _write(path, [(json.dumps(content, indent=2, default=str) + "\n").encode()], sync=sync)
 
 
-def _write(path: Path, content: bytes, *, sync: bool) -> None:
+def _write(path: Path, content: Iterable[bytes], *, sync: bool) -> None:
     with (
         checkpoints.removed_on_failure(path.with_name(f"{path.name}.part")),
         whole(path) as part,
-        part.open("wb") as file,
+        run_files.anew(part) as file,
     ):
-        file.write(content)
+        file.writelines(content)
         if sync:
             file.flush()
             os.fsync(file.fileno())

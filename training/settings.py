@@ -14,6 +14,10 @@ from typing import Any, Self, get_args, get_origin, get_type_hints
 from dinoviz.errors import DinovizError
 from dinoviz.json_files import read_json
 
+# Of a number without a bound of its own: what is computed with it, a size in bytes say, stays finite.
+LARGEST = 1e10
+LONGEST = 60  # characters of a value in a message
+
 
 class ConfigError(DinovizError):
     """A setting that cannot be; the message names it, what was got and what it may be."""
@@ -53,6 +57,9 @@ class Config:
     def check(self) -> None:
         """Raises ConfigError where settings do not go together."""
 
+    def check_new(self) -> None:
+        """Raises ConfigError where no new run should begin so; one that began with an earlier version goes on."""
+
     def to_dict(self) -> dict:
         """Plain values that JSON can hold; `from_dict` takes them back."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
@@ -63,7 +70,7 @@ class Config:
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
-            raise ConfigError(f"There is no setting {unknown[0]!r}. Known are {', '.join(sorted(known))}.")
+            raise ConfigError(f"There is no setting {shortened(unknown[0])}. Known are {', '.join(sorted(known))}.")
         return cls(**values)
 
     @classmethod
@@ -77,6 +84,13 @@ class Config:
         return values
 
 
+def shortened(value: Any) -> str:
+    """A value in a message, which may be as long as anybody likes."""
+    words = repr(value)[: LONGEST + 1] if not isinstance(value, dict | list | tuple) or len(value) < LONGEST else ""
+    words = words or f"a {type(value).__name__} of {len(value)}"
+    return words if len(words) <= LONGEST else f"{words[:LONGEST]} …"
+
+
 def _cast(field: dataclasses.Field, hint: Any, value: Any) -> Any:
     """JSON and the command line know fewer types than Python; anything that is not of the hint's type is refused."""
     kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
@@ -84,7 +98,7 @@ def _cast(field: dataclasses.Field, hint: Any, value: Any) -> Any:
         with suppress(TypeError):
             return _as(kind, value)
     wanted = " or ".join(_name(kind) for kind in kinds)
-    raise ConfigError(f"{field.name} is of type {wanted}, not {value!r}.")
+    raise ConfigError(f"{field.name} is of type {wanted}, not {shortened(value)}.")
 
 
 def _as(kind: Any, value: Any) -> Any:
@@ -110,7 +124,7 @@ def _name(kind: Any) -> str:
 def _check(field: dataclasses.Field, value: Any) -> None:
     low, high, choices = (field.metadata.get(key) for key in ("low", "high", "choices"))
     if choices is not None and value not in choices:
-        raise ConfigError(f"{field.name} is one of {', '.join(map(str, choices))}, not {value!r}.")
+        raise ConfigError(f"{field.name} is one of {', '.join(map(str, choices))}, not {shortened(value)}.")
     for number in value if isinstance(value, tuple) else (value,):
         if not isinstance(number, int | float) or isinstance(number, bool):
             continue
@@ -120,3 +134,5 @@ def _check(field: dataclasses.Field, value: Any) -> None:
                 f"{word} {bound:g}" for word, bound in (("at least", low), ("at most", high)) if bound is not None
             )
             raise ConfigError(f"{field.name} is {bounds or 'a finite number'}, not {number:g}.")
+        if abs(number) > LARGEST:
+            raise ConfigError(f"{field.name} is at most {LARGEST:g}, not {number:g}.")

@@ -93,7 +93,8 @@ class FinetuneConfig(Config):
     class_weights: str = setting(
         "none", "balanced: rare classes weigh more in the loss", group="loss", choices=("none", "balanced")
     )
-    epochs: int = setting(0, "passes over the data; 0: 100 for linear, 20 else", group="optimiser", low=0, knob=True)
+    epochs: int = setting(0, "passes over the data; 0: 100 for linear, 20 else", group="optimiser", low=0, high=10**6,
+                          knob=True)  # fmt: skip
     batch: int = setting(32, "images in a step", group="optimiser", low=1, high=65536, knob=True)
     lr: float = setting(
         0.0, "learning rate; 0: 1e-3 for linear, 5e-4 for lora, 5e-5 for full", group="optimiser", low=0, knob=True
@@ -209,8 +210,8 @@ class ProbeConfig(Config):
                              high=0.9)  # fmt: skip
 
     epochs: int = setting(8, "passes over the data, each picture in one of its views", group="optimiser", low=1,
-                          knob=True)  # fmt: skip
-    batch: int = setting(8, "images in a step", group="optimiser", low=1)
+                          high=10**6, knob=True)  # fmt: skip
+    batch: int = setting(8, "images in a step", group="optimiser", low=1, high=65536)
     lr: float = setting(1e-3, "learning rate of AdamW; it rises for a tenth, and falls by a cosine",
                         group="optimiser", low=1e-8)  # fmt: skip
     weight_decay: float = setting(0.01, "of AdamW, on matrices only", group="optimiser", low=0)

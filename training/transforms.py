@@ -54,7 +54,8 @@ def centre_squares(
 
     def decode(i: int) -> torch.Tensor | str:
         try:
-            square = np.asarray(centre_square(pictures.open(i), size, share))
+            with pictures.opened(i) as picture:
+                square = np.asarray(centre_square(picture, size, share))
         except ImageError as error:
             return str(error)
         return torch.from_numpy(square.copy()).permute(2, 0, 1)
@@ -124,15 +125,27 @@ def random_crops(
 
 
 def cut(pixels: torch.Tensor, boxes: torch.Tensor, mirrored: torch.Tensor, size: int) -> torch.Tensor:
-    """One box of each picture at one size, bilinear: (B, 3, S, S) -> (B, 3, size, size).
+    """One box of each picture at one size, antialiased bicubic: (B, 3, S, S) -> (B, 3, size, size), both in [0, 1].
 
-    boxes: (B, 4) left, top, width, height in shares of the picture. mirrored: (B,) bool. Both on the CPU.
+    boxes: (B, 4) left, top, width, height in shares of the picture. mirrored: (B,) bool.
+    As PIL's `resize` with a `box`, but for its rounding to 8 bits, whatever the reduction of width and height: two
+    matrix products, which take 4 to 6 % of a training step on a CPU.
     """
-    left, top, width, height = boxes.unbind(1)
-    theta = torch.zeros(len(boxes), 2, 3)  # the affine map from the crop's square [-1, 1] to the picture's
-    theta[:, 0, 0] = torch.where(mirrored, -width, width)
-    theta[:, 1, 1] = height
-    theta[:, 0, 2] = 2 * left + width - 1
-    theta[:, 1, 2] = 2 * top + height - 1
-    grid = F.affine_grid(theta.to(pixels.device), [len(boxes), 3, size, size], align_corners=False)
-    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    left, top, width, height = boxes.to(pixels.device).unbind(1)
+    across, down = (_weights(*ends, size, pixels.shape[-1]) for ends in ((left, width), (top, height)))
+    across = torch.where(mirrored.to(pixels.device)[:, None, None], across.flip(1), across)
+    return (down[:, None] @ pixels @ across.mT[:, None]).clamp_(0, 1)
+
+
+def _weights(start: torch.Tensor, length: torch.Tensor, size: int, side: int) -> torch.Tensor:
+    """(B, size, side): of each of `side` pixels in each of `size`, which cover `length` from `start` on; both (B,).
+
+    Source: Keys 1981, equation 4, a = -0.5; widened by the reduction, so that no frequency is aliased.
+    """
+    step = (length * (side / size))[:, None, None]
+    pixel, out = (torch.arange(count, device=start.device) + 0.5 for count in (side, size))
+    centre = (start * side)[:, None, None] + out[:, None] * step
+    x = ((pixel - centre) / step.clamp_min(1)).abs()
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2
+    weights = torch.where(x < 1, near, far.where(x < 2, 0.0))
+    return weights / weights.sum(-1, keepdim=True)

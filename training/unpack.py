@@ -19,12 +19,11 @@ from PIL import Image
 
 from dinoviz.files import writing
 from dinoviz.images import SUFFIXES, ImageError
+from training import zips
 from training.data import DEMO, demo_picture
-from training.pictures import DataError, Member, Pictures, check_member, find, read_member, zip_members
+from training.pictures import DataError, Member, Pictures, find
 
 DEPTH = (".png", ".npy")
-# A zip file that grows more than this, and to more than this, was made to fill the disk.
-MAX_GROWTH, GROWTH_FROM_BYTES = 20, 1_000_000_000
 LONGEST = 50  # characters of a file's name that are kept: its end, where a number may tell what belongs together
 
 
@@ -113,14 +112,7 @@ def zipped_pairs(path: Path) -> ZippedPairs:
     files |= {f"depth/{called[stem]}{_suffix(depth[stem].filename)}": depth[stem] for stem in stems}
     if "meta.json" in found["beside"]:
         files["meta.json"] = found["beside"]["meta.json"]
-    for info in files.values():
-        check_member(path, info)
-    size, packed = (sum(getattr(info, key) for info in files.values()) for key in ("file_size", "compress_size"))
-    if size > max(GROWTH_FROM_BYTES, MAX_GROWTH * packed):
-        raise DataError(
-            f"{path.name} would grow {size / max(1, packed):,.0f} times to {size / 1e9:,.1f} GB, which pictures with "
-            "depth do not; it is not unpacked."
-        )
+    zips.check(path, files.values())
     return ZippedPairs(path, files)
 
 
@@ -134,7 +126,7 @@ def _tops(path: Path) -> dict[tuple[str, ...], Top]:
     def add(top: Sequence[str], kind: str, name: str, info: zipfile.ZipInfo) -> None:
         tops.setdefault(tuple(top), {"rgb": {}, "depth": {}, "beside": {}})[kind][name] = info
 
-    for inside, info in zip_members(path).items():
+    for inside, info in zips.members(path).items():
         *folders, name = inside.split("/")
         if name == "meta.json":
             add(folders, "beside", name, info)
@@ -149,7 +141,7 @@ def _write_pairs(pairs: ZippedPairs, folder: Path) -> None:
     for name in ("rgb", "depth"):
         (folder / name).mkdir(parents=True)
     for name, info in pairs.files.items():
-        (folder / name).write_bytes(read_member(Member(str(pairs.archive), info.filename), info.filename))
+        (folder / name).write_bytes(zips.read(Member(str(pairs.archive), info.filename), info.filename))
 
 
 def _write_pictures(found: Pictures, folder: Path) -> None:
@@ -161,7 +153,7 @@ def _write_pictures(found: Pictures, folder: Path) -> None:
             Image.fromarray(where).save(file)
         elif isinstance(where, Member):
             try:
-                file.write_bytes(read_member(where, found.names[i]))
+                file.write_bytes(zips.read(where, found.names[i]))
             except ImageError:  # an empty file is no picture either: who opens it says so, and how many may be
                 file.touch()
         else:

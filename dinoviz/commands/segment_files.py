@@ -63,7 +63,8 @@ def write_all(
 
 def write_table(path: Path, entries: Iterable[dict], names: Mapping[int, str]) -> None:
     """A CSV file with a row for each class of each target."""
-    with whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+    # A file's name need not be UTF-8; one that is not must not cost the table of all others.
+    with whole(path) as part, part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         rows = csv.writer(file)
         rows.writerow(["file", "class", "present", "presence", "threshold", "area (share)"])
         for entry in entries:

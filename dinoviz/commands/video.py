@@ -117,7 +117,9 @@ class _Job:
         with ExitStack() as stack:
             bar = stack.enter_context(tqdm(total=total, unit="frame"))
             video = stack.enter_context(clips.VideoWriter(overlay, self.clip.size, self.clip.rate / self.every))
-            table = stack.enter_context(areas.with_name(areas.name + ".part").open("w", newline=""))
+            part = areas.with_name(areas.name + ".part")
+            # A frame is called as its file, whose name need not be UTF-8.
+            table = stack.enter_context(part.open("w", newline="", encoding="utf-8", errors="backslashreplace"))
             rows = csv.writer(table)
             rows.writerow(["frame", *(f"object {i} (pixels)" for i in range(1, self.objects + 1))])
             try:

@@ -18,18 +18,18 @@ from dinoviz.ui import (
     segment_tab,
     train_tab,
 )
-from dinoviz.ui.guard import GuardedBlocks
+from dinoviz.ui.page import Page
 from dinoviz.ui.temporary_files import TemporaryFiles
 from dinoviz.ui.workbench import Settings, Workbench
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 
 
-def build(settings: Settings) -> GuardedBlocks:
+def build(settings: Settings) -> Page:
     """The whole page, not yet served."""
     bench = Workbench(settings)
     files = TemporaryFiles(public=settings.public, total=settings.temporary_bytes)
-    with GuardedBlocks(files=files, title="dinoviz", analytics_enabled=False) as page:
+    with Page(files=files, title="dinoviz", analytics_enabled=False) as page:
         gr.HTML('<h1 class="dv-title">dinoviz <small>see what DINO sees</small></h1>')
         shared = bar.build(page, bench)
         notice = gr.HTML("", elem_id="going-on", padding=False)

@@ -13,7 +13,7 @@ import gradio as gr
 from gradio.processing_utils import save_pil_to_cache
 
 from dinoviz.errors import DinovizError, Stopped
-from dinoviz.ui.guard import GuardedBlocks
+from dinoviz.ui.page import Page
 from dinoviz.ui.parts import ONCE, PRIVATE, UploadImage, bar_owner, follow, note
 from dinoviz.ui.temporary_files import session_folder
 from dinoviz.ui.workbench import Look, Workbench
@@ -67,7 +67,7 @@ def example_files() -> list[str]:
     return [str(file) for file in files if file.is_file()]
 
 
-def build(page: GuardedBlocks, bench: Workbench) -> Bar:
+def build(page: Page, bench: Workbench) -> Bar:
     """Lay out the bar and wire it."""
     examples = [page.files.share(file) for file in example_files()]
     with gr.Row(elem_id="bar"):

@@ -79,7 +79,8 @@ def told_by_run(name: str) -> str:
     try:
         run = Run.open(path.parent.parent if snapshot else path)
         until = int(path.name.removeprefix("step-")) if snapshot else float("inf")
-        records = [r for r in run.metrics() if r.get("knn") is not None and r.get("step", 0) <= until]
+        measured = [r for r in run.metrics() if all(isinstance(r.get(key), int | float) for key in ("knn", "step"))]
+        records = [r for r in measured if r["step"] <= until]
     except (RunError, OSError, ValueError):
         return ""
     return f"{records[-1]['knn']:.1%} at step {records[-1]['step']:,}" if records else ""

@@ -83,7 +83,7 @@ class Panel:
     @cached_property
     def found(self) -> Segmentation | None:
         """What was marked, at the size that is shown; None if nothing is marked as the thing."""
-        marks = parse(self.marks, self.look.picture.image.size)
+        marks = parse(self.marks, self.look.picture.size)
         if not len(marks):
             return None
         marking = self.choice.marking

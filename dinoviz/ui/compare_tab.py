@@ -261,7 +261,7 @@ def build(bench: Workbench, bar: Bar, here: gr.State) -> None:
             canvas = gr.update(
                 image=jpeg_file(picture.shown),
                 picture=picture.digest,
-                size=list(picture.image.size),
+                size=list(picture.size),
             )
         controls = gr.Dropdown(choices=heads, value=name), gr.Dropdown(choices=layers, value=layer)
         return replace(choice, heads=name, layer=layer), *controls, canvas, gr.Column(visible=True)

@@ -6,14 +6,18 @@ import html
 from collections.abc import Hashable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 from dinoviz import depth, published_depth
 from dinoviz.depth import Depth, Probe, ProbeError
 from dinoviz.features import Features
 from dinoviz.ui.workbench import Job, Look, Workbench, file_key
+from training.run_files import is_file
 from training.runs import list_runs
 
 PUBLISHED = "published by Meta"
+MOST_BYTES = 10**9  # of a probe's file; three heads on four layers of a giant network have 0.4 GB
+PUBLISHED_BYTES = 2**29  # of a pass at 480 px, about
 NONE_HERE = (
     "There is no depth probe for {model}: a probe reads the features of one network and no other's. "
     "Train one in the Train tab (Depth probe), on pictures with depth or on your own with a teacher that tells it"
@@ -40,7 +44,7 @@ def offers(bench: Workbench, look: Look) -> list[tuple[str, str]]:
         for run in list_runs():
             file = depth.probe_file(run.folder)
             with suppress(ProbeError):
-                if file.is_file() and _opened(bench, str(file)).about["weights_id"] == look.backbone.weights_id:
+                if is_file(file) and _opened(bench, str(file)).about["weights_id"] == look.backbone.weights_id:
                     found.append((f"{run.name} (trained here)", str(file)))
     return found + [(f"{name} ({PUBLISHED})", name) for name in published_depth.names_for(look.backbone.name)]
 
@@ -59,6 +63,7 @@ def is_published(chosen: str) -> bool:
 
 def is_ready(bench: Workbench, look: Look, chosen: str, above: bool = False) -> bool:
     """Whether `read` answers at once: no network has to run. Raises ProbeError for no probe of these weights."""
+    _check_offered(bench, look, chosen)
     if is_published(chosen) or bench.is_derived(key(look, chosen, above)):
         return bench.is_derived(key(look, chosen, above))
     probe = _opened(bench, chosen)
@@ -79,12 +84,11 @@ def read(bench: Workbench, look: Look, chosen: str, above: bool = False, job: Jo
     chosen: a value of `offers`, or on one's own machine a probe's file or run. above: from the look's own features;
     else from those at the resolution that the probe was trained at, where it errs least.
     """
-    if bench.settings.public and chosen not in [value for _, value in offers(bench, look)]:
-        raise ProbeError("There is no such probe here.")
+    _check_offered(bench, look, chosen)
 
     def make() -> Reading:
         if is_published(chosen):
-            return _published(look, chosen, job)
+            return _published(bench, look, chosen, job)
         probe = _opened(bench, chosen)
         probe.check(look.backbone.weights_id, look.backbone.name)
         return _read(look, _features(bench, look, probe, above) or _encode(bench, look, probe, job), probe)
@@ -94,7 +98,22 @@ def read(bench: Workbench, look: Look, chosen: str, above: bool = False, job: Jo
 
 def key(look: Look, chosen: str, above: bool = False) -> Hashable:
     """What decides a reading."""
-    return "depth", look.key, above, chosen if is_published(chosen) else file_key(str(depth.probe_file(chosen)))
+    return "depth", look.key, above, chosen if is_published(chosen) else _file_key(chosen)
+
+
+def _check_offered(bench: Workbench, look: Look, chosen: str) -> None:
+    """Raises ProbeError on a public page for what is not on offer, before anything of it is looked at."""
+    if bench.settings.public and chosen not in [value for _, value in offers(bench, look)]:
+        raise ProbeError("There is no such probe here.")
+
+
+def _file_key(path: str) -> Hashable:
+    """As `file_key`, which reads the file whole: only of what can be a probe's."""
+    file = depth.probe_file(path)
+    with suppress(OSError, ValueError):
+        if is_file(file) and file.stat().st_size <= MOST_BYTES:
+            return file_key(str(file))
+    raise ProbeError(f"{file.name} holds no depth probe: that is a file of at most {MOST_BYTES / 1e9:g} GB.")
 
 
 def _features(bench: Workbench, look: Look, probe: Probe, above: bool) -> Features | None:
@@ -112,10 +131,7 @@ def _encode(bench: Workbench, look: Look, probe: Probe, job: Job | None) -> Feat
         if job:
             job.tell(f"Encoding at {resolution} px, as the probe was trained", done / of)
 
-    picture = look.picture
-    return bench.features_cache.encode(
-        look.backbone, picture.image, resolution, probe.layers, digest=picture.digest, on_block=blocks
-    )
+    return bench.features(look.backbone, look.picture, resolution, probe.layers, blocks)
 
 
 def _resolution(bench: Workbench, look: Look, probe: Probe) -> int:
@@ -123,23 +139,31 @@ def _resolution(bench: Workbench, look: Look, probe: Probe) -> int:
 
 
 def _opened(bench: Workbench, path: str) -> Probe:
-    return bench.derived(("probe", file_key(str(depth.probe_file(path)))), lambda: depth.open_probe(path))
+    return bench.derived(("probe", _file_key(path)), lambda: depth.open_probe(path))
 
 
 def _read(look: Look, features: Features, probe: Probe) -> Reading:
     about = probe.about
     layers = ", ".join(str(layer + 1) for layer in probe.layers)
-    errors = about.get("metrics", {}).get("test") or about.get("metrics", {}).get("validation") or {}
-    measured = f", off by {errors['rmse']:.2f} m (RMSE) on pictures like it held out" if "rmse" in errors else ""
-    data = html.escape(str(about.get("data", {}).get("folder", "?")))
+    rmse = next(filter(None, (_within(about, "metrics", part, "rmse") for part in ("test", "validation"))), None)
+    measured = f", off by {rmse:.2f} m (RMSE) on pictures like it held out" if isinstance(rmse, int | float) else ""
+    data = html.escape(str(_within(about, "data", "folder") or "?")[:200])
     source = (
-        f"<b>{html.escape(about['head'])} probe</b> on layers {layers} of {look.backbone.layers}, "
+        f"<b>{html.escape(str(about['head']))} probe</b> on layers {layers} of {look.backbone.layers}, "
         f"trained on {data}{measured}"
     )
     return Reading(depth.look(features, probe), source, about, probe.range)
 
 
-def _published(look: Look, name: str, job: Job | None) -> Reading:
+def _within(about: dict, *keys: str) -> Any:
+    """A value within objects within each other; None where one of them is missing, or is none."""
+    found: Any = about
+    for each in keys:
+        found = found.get(each) if isinstance(found, dict) else None
+    return found
+
+
+def _published(bench: Workbench, look: Look, name: str, job: Job | None) -> Reading:
     if job:
         job.tell(f"Loading {name}")
     network = published_depth.load(name)
@@ -150,7 +174,8 @@ def _published(look: Look, name: str, job: Job | None) -> Reading:
 
     grid = replace(look.features.grid, image_size=look.picture.shown.size)
     resolution = network.trained.short_side
-    metres = network.predict(look.picture.shown, resolution, on_block=blocks)
+    with bench.turn(PUBLISHED_BYTES):
+        metres = network.predict(look.picture.shown, resolution, on_block=blocks)
     raw = grid.to_patches(metres)
     source = (
         f"<b>{html.escape(network.name)}</b>, a network of its own, which saw the picture at {resolution} px: "

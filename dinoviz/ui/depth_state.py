@@ -126,7 +126,7 @@ class Scene:
         """Of the picture at its own size."""
         if self.measured is not None and not self.choice.focal:
             return stereo.CAMERA
-        return Camera.of(self.look.picture.image.size, self.choice.focal or None, self.exif_focal)
+        return Camera.of(self.look.picture.size, self.choice.focal or None, self.exif_focal)
 
     def grid(self, picture: Image.Image) -> PatchGrid:
         """The look's grid over a copy of the picture."""
@@ -156,7 +156,7 @@ class Scene:
         """(H, W, 3) of length 1, or 0 where nobody knows, towards the camera: x right, y down, z forward."""
         # Of the map as it is told: between its points there are only the interpolation's own planes.
         surface = self.metres(picture) if self.choice.sharp and not self.choice.raw else self._told
-        camera = self.camera.scaled(self.look.picture.image.size, surface.shape[::-1])
+        camera = self.camera.scaled(self.look.picture.size, surface.shape[::-1])
         half_patch = round(surface.shape[1] / self.depth.patches.shape[1] / 2)
         found = np.nan_to_num(surfaces.normals(surfaces.points(surface, camera), max(1, half_patch)))
         drawn = self.grid(picture).resize(found, "image", "nearest" if self.choice.raw else "bilinear")
@@ -176,7 +176,7 @@ class Scene:
     def cloud(self, picture: Image.Image, most: int = MOST_POINTS) -> tuple[np.ndarray, np.ndarray]:
         """(n, 3) float32 points in metres and their colours (n, 3) uint8, between the limits, without flying ones."""
         metres = self.metres(picture)
-        camera = self.camera.scaled(self.look.picture.image.size, picture.size)
+        camera = self.camera.scaled(self.look.picture.size, picture.size)
         points = surfaces.points(metres, camera)
         kept = self.between_limits(metres) & ~surfaces.jumps(points)
         kept = surfaces.thin(kept, most)
@@ -194,12 +194,12 @@ class Scene:
     def between(self, a: Sequence[float], b: Sequence[float]) -> float:
         """The straight distance in metres of what is seen at two points of the picture. Raises as `at` does."""
         shown = self.look.picture.shown
-        places = surfaces.points(self.shown_metres, self.camera.scaled(self.look.picture.image.size, shown.size))
+        places = surfaces.points(self.shown_metres, self.camera.scaled(self.look.picture.size, shown.size))
         return surfaces.between(places, self._on_page(a), self._on_page(b))
 
     def _on_page(self, point: Sequence[float]) -> np.ndarray:
         picture = self.look.picture
-        return np.multiply(point, picture.shown.size) / picture.image.size
+        return np.multiply(point, picture.shown.size) / picture.size
 
 
 def parse_points(text: str) -> list[list[float]]:

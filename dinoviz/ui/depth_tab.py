@@ -341,8 +341,9 @@ def _ready(bench: Workbench, look: Look | None, probe: str | None, values: Seque
 
 def _scene(bench: Workbench, look: Look, image: str, probe: str, choice: Choice) -> Scene:
     reading = depth_probes.read(bench, look, probe, choice.above)
-    focal = exif_focal(image, look.picture.image.size)
-    scene = Scene(look, reading, choice, focal, stereo.measured(look.picture.image))
+    focal = exif_focal(image, look.picture.size)
+    measured = stereo.measured(look.picture.image) if look.picture.size == stereo.SIZE else None
+    scene = Scene(look, reading, choice, focal, measured)
     # Not the scene itself: it would keep the features in memory.
     metres = bench.derived(
         ("depth-map", depth_probes.key(look, probe, choice.above), choice.raw, choice.sharp),

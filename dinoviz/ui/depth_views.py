@@ -21,7 +21,7 @@ ASK = "Click on the picture for the distance of a point, and on a second one for
 def draw(scene: Scene, points: Sequence[Sequence[float]] = ()) -> Image.Image:
     """The picture on the page as it should be seen, with its points."""
     shown = scene.look.picture.shown
-    scale = np.divide(shown.size, scene.look.picture.image.size)
+    scale = np.divide(shown.size, scene.look.picture.size)
     labels = [f"{name}  {figure(scene, metres)}" for name, metres in zip("AB", scene.at(points), strict=False)]
     return depth_figures.marked(_map(scene, shown), [tuple(np.multiply(point, scale)) for point in points], labels)
 

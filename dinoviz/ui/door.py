@@ -17,7 +17,7 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from dinoviz.ui.guard import GuardedBlocks
+from dinoviz.ui.page import Page
 from dinoviz.ui.temporary_files import TooMuch
 
 # A question to the page: marks, settings and names of files; a picture from the webcam comes in it as a data URL.
@@ -91,7 +91,7 @@ def is_address(name: str) -> bool:
     return True
 
 
-def middleware(page: GuardedBlocks, allowed: Hosts) -> list[Middleware]:
+def middleware(page: Page, allowed: Hosts) -> list[Middleware]:
     """For the `app_kwargs` of `launch`."""
     return [Middleware(Door, page=page, allowed=allowed)]
 
@@ -99,7 +99,7 @@ def middleware(page: GuardedBlocks, allowed: Hosts) -> list[Middleware]:
 class Door:
     """ASGI middleware: refuses what must not come in, takes uploads, and notices when a page comes and goes."""
 
-    def __init__(self, app, page: GuardedBlocks, allowed: Hosts):
+    def __init__(self, app, page: Page, allowed: Hosts):
         self.app, self.page, self.allowed, self.files = app, page, allowed, page.files
 
     async def __call__(self, scope, receive, send) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import html
 import inspect
 import math
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
 from gradio.blocks import BlockFunction
-from gradio.context import LocalContext
 
-from dinoviz.ui.temporary_files import NotYours, TemporaryFiles
+from dinoviz.ui.temporary_files import NotYours
 
 MAX_FILES = 2000  # of one field
 MAX_DEPTH = 32  # of lists and objects in one value
@@ -24,55 +24,6 @@ class Live:
 
 
 Check = Callable[[gr.components.Component, Any], bool]
-
-
-class GuardedBlocks(gr.Blocks):
-    """A page whose endpoints take only what they expect.
-
-    Gradio checks where a file lies only for data that is marked as a file; a client that leaves the mark away could
-    name any file of the machine. Here every name of a file, in any input and however nested, has to be one that this
-    session was given.
-    """
-
-    def __init__(self, *args, files: TemporaryFiles, **options):
-        self.files = files
-        super().__init__(*args, **options)
-
-    async def process_api(self, block_fn, inputs, state=None, request=None, *, event_data=None, **options):
-        """As Gradio's; event_data: what a click says of itself, is checked first."""
-        # Gradio sets it for the handler alone; whose files are made and used is asked before and after it, too.
-        LocalContext.request.set(request)
-        if takes_click(self.fns[block_fn] if isinstance(block_fn, int) else block_fn):
-            check_click(getattr(event_data, "_data", None))
-        return await super().process_api(block_fn, inputs, state, request, event_data=event_data, **options)
-
-    async def preprocess_data(self, block_fn: BlockFunction, inputs: list, state, explicit_call: bool = False):
-        """As Gradio's, of inputs that are checked. Raises gr.Error with one sentence."""
-        if len(inputs) < len(block_fn.inputs):
-            raise refusal(f"{len(block_fn.inputs)} inputs are needed, not {len(inputs)}.")
-        props = block_fn.component_prop_inputs
-        for i, (block, value) in enumerate(zip(block_fn.inputs, inputs, strict=False)):
-            check_value(block, value.get("value") if i in props and isinstance(value, dict) else value)
-        session = self._session()
-        try:
-            inputs = [own_files(value, lambda path: self.files.own(path, session)) for value in inputs]
-        except NotYours as error:
-            raise refusal(str(error)) from None
-        try:
-            return await super().preprocess_data(block_fn, inputs, state, explicit_call)
-        except gr.Error as error:  # Gradio's own, of a choice that is none: nothing for the log
-            raise refusal(str(error.message)) from None
-
-    async def postprocess_data(self, block_fn: BlockFunction, predictions, state):
-        """As Gradio's; the session may use what it is given."""
-        data = await super().postprocess_data(block_fn, predictions, state)
-        self.files.made(file_paths(data), self._session())
-        return data
-
-    def _session(self) -> str | None:
-        """The session of the running request; None where the client gave none and Gradio made one up for this call."""
-        session = getattr(LocalContext.request.get(None), "session_hash", None)
-        return None if session in self._queue.event_ids_to_events else session
 
 
 def refusal(sentence: str) -> gr.Error:
@@ -159,7 +110,7 @@ def check_click(data: Any) -> None:
 
 def is_number(value: Any) -> bool:
     """A finite number that arithmetic can be done with."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and -1e15 < value < 1e15
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def short(value: Any) -> str:

@@ -18,9 +18,11 @@ import gradio as gr
 import numpy as np
 from gradio.processing_utils import save_bytes_to_cache
 from PIL import Image
+from safetensors import SafetensorError
 
 from dinoviz import __version__, render
 from dinoviz.errors import DinovizError, Stopped
+from dinoviz.files import disk_error
 from dinoviz.images import PatchGrid
 from dinoviz.ui.guard import Live
 from dinoviz.ui.temporary_files import fresh_folder, session_folder
@@ -102,9 +104,13 @@ def jpeg_file(picture: Image.Image) -> str:
         path.touch()  # the app forgets files by their age
     else:
         handle, temporary = tempfile.mkstemp(dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(temporary).replace(path)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            Path(temporary).replace(path)
+        except OSError:  # a full disk
+            Path(temporary).unlink(missing_ok=True)
+            raise
     return str(path)
 
 
@@ -166,6 +172,10 @@ def told() -> Iterator[None]:
         raise gr.Error(html.escape(str(error), quote=False), print_exception=False) from None
     except Stopped:
         raise gr.Error("Stopped.", print_exception=False) from None
+    except (OSError, SafetensorError) as error:
+        if (refused := disk_error(error)) is None:
+            raise
+        raise gr.Error(str(refused), print_exception=False) from None
 
 
 def bar_owner(request: gr.Request) -> Hashable:
@@ -202,7 +212,7 @@ def follow(bench: Workbench, owner: Hashable, job: Job) -> Iterator[str]:
 
 def picture_point(look: Look, index: Sequence[float]) -> np.ndarray:
     """The centre of the pixel of the shown copy that was clicked, in pixels of the uploaded picture, x first."""
-    return (np.asarray(index, dtype=float) + 0.5) * np.divide(look.picture.image.size, look.picture.shown.size)
+    return (np.asarray(index, dtype=float) + 0.5) * np.divide(look.picture.size, look.picture.shown.size)
 
 
 def bundle(name: str, files: Mapping[str, bytes] | Iterable[tuple[str, bytes]], about: Mapping) -> str:

@@ -293,6 +293,12 @@ def _looks(
     if len(paths) > MAX_PICTURES:
         raise DinovizError(f"One joint basis takes at most {MAX_PICTURES} pictures, not {len(paths)}.")
     looks, refused, missing = [look_at(paths[0], model, resolution)], [], []
+    held, most = len(paths) * looks[0].features.nbytes, bench.settings.cache_bytes
+    if len(paths) > 1 and held > most:  # all are needed at once
+        raise DinovizError(
+            f"{len(paths)} pictures at {resolution} px take about {held / 2**30:.1f} GB of memory, more than the "
+            f"{most / 2**30:.1f} GB that features may take here: choose fewer, or a lower resolution."
+        )
     for path in paths[1:]:
         try:
             look = look_at(path, model, resolution)

@@ -17,7 +17,7 @@ from dinoviz.images import open_image
 from dinoviz.ui.bar import example_files
 from dinoviz.ui.parts import note
 from dinoviz.ui.segment_state import ALL
-from dinoviz.ui.temporary_files import session_folder
+from dinoviz.ui.temporary_files import session_folder, shared_copy
 
 FRAMES, RATE, CLIP_SIZE = 12, 6, (480, 320)
 # On the flower and on the leaves, in pixels of the picture of 640 x 427.
@@ -34,7 +34,7 @@ def pictures() -> tuple:
         "flower, turned and darker.png": ImageEnhance.Brightness(flower.rotate(25)).enhance(0.6),
         "flower, in grey.png": flower.convert("L").convert("RGB"),
     }
-    others = [file for file in example_files() if Path(file).stem in ("coffee", "rocket", "china", "chelsea")]
+    others = [shared_copy(file) for file in example_files() if Path(file).stem in ("coffee", "rocket", "china", "chelsea")]
     targets = [_kept(name, picture) for name, picture in made.items()]
     return file, _marked(flower, FLOWER), [*targets, *others], ALL
 
@@ -59,7 +59,7 @@ def clip() -> tuple:
 
 
 def _flower() -> str:
-    return next(file for file in example_files() if Path(file).stem == "flower")
+    return shared_copy(next(file for file in example_files() if Path(file).stem == "flower"))
 
 
 def _window(picture: Image.Image, share: float) -> tuple[float, float, float, float]:

@@ -128,7 +128,7 @@ class Search:
     @cached_property
     def parsed(self) -> Marks:
         """The marks of the reference. Raises DinovizError."""
-        return parse(self.marks, self.look.picture.image.size)
+        return parse(self.marks, self.look.picture.size)
 
     def parsed_for(self, target: Target) -> Marks:
         """The corrections of a target. Raises DinovizError."""
@@ -162,7 +162,7 @@ class Search:
 
         def make() -> segment.Concept:
             picture = self.look.picture
-            marks = self.parsed.scaled(picture.image.size, picture.shown.size)
+            marks = self.parsed.scaled(picture.size, picture.shown.size)
             examples = [example(at_size(self.look.features, picture.shown.size), marks, self.marked.mask)]
             examples += [example(target.features, self.parsed_for(target)) for target in self.corrected]
             return segment.fit(examples, self.choice.method)

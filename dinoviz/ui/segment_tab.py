@@ -258,7 +258,7 @@ def _canvas(look: Look, picture, answered: int) -> dict:
     return gr.update(
         image=jpeg_file(picture),
         picture=look.picture.digest,
-        size=list(look.picture.image.size),
+        size=list(look.picture.size),
         answered=answered,
     )
 

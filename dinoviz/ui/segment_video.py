@@ -7,6 +7,7 @@ import html
 import io
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from dinoviz.ui.workbench import Look, Workbench
 START = "Drop a video, mark the thing in its first frame, and follow it to the last."
 MAX_FRAMES = 3000  # an hour's work for a laptop; the command line goes on where it was stopped
 Tell = Callable[[str, float], None]
+Turn = Callable[[], AbstractContextManager]
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,9 @@ def build(bench: Workbench, bar: Bar, store: Targets, canvas: gr.HTML, options: 
             raw = marking.by_picture(marks).get(look.picture.digest, [])
             search = Search(store.derived, look, raw, Choice(*chosen))
             check_first(clip, search)
-        job = bench.start(owner, object(), lambda job: follow_through(search, clip, int(every), job.tell))
+        job = bench.start(
+            owner, object(), lambda job: follow_through(search, clip, int(every), job.tell, turns(bench, look))
+        )
         keep = (gr.skip(),) * 4
         for sentence in follow(bench, owner, job):
             yield note(html.escape(sentence), "caption dv-busy"), gr.Button(interactive=True), *keep
@@ -123,7 +127,7 @@ def build(bench: Workbench, bar: Bar, store: Targets, canvas: gr.HTML, options: 
             choice = Choice(auto, threshold, refine, smallest, instances, method, view, opacity)
             look = bench.look(first_frame(clip), model, int(resolution))
             search = Search(store.derived, look, marking.listed(marks), choice)
-            done = follow_through(search, clip, int(every))
+            done = follow_through(search, clip, int(every), turn=turns(bench, look))
             said = {"areas": done.areas, "frames_a_second": done.rate, "trouble": done.trouble}
             return done.overlay, said, done.archive
 
@@ -167,8 +171,19 @@ def check_first(clip: str | None, search: Search) -> None:
         raise DinovizError("Nothing is marked in the first frame: click on the thing, or draw over it.")
 
 
-def follow_through(search: Search, clip_path: str, every: int = 1, tell: Tell = lambda *_: None) -> Followed:
-    """Propagate the marks of the first frame. Raises DinovizError if not one frame could be done."""
+def turns(bench: Workbench, look: Look) -> Turn:
+    """A turn for each step of a clip, so that whoever encodes one picture need not wait for the whole of it."""
+    at_once = 1 if look.backbone.device.type == "cpu" else 8  # frames, as `video.propagate` takes them
+    return lambda: bench.pass_turn(look.backbone, at_once * look.features.grid.patches)
+
+
+def follow_through(
+    search: Search, clip_path: str, every: int = 1, tell: Tell = lambda *_: None, turn: Turn = nullcontext
+) -> Followed:
+    """Propagate the marks of the first frame. Raises DinovizError if not one frame could be done.
+
+    turn: gives the right to run the network over the next frames.
+    """
     look = search.look
     found = mark(look.features, look.picture.image, search.parsed, search.choice)
     if found is None:
@@ -196,9 +211,10 @@ def follow_through(search: Search, clip_path: str, every: int = 1, tell: Tell = 
         clips.VideoWriter(folder / "overlay", clip.size, rate) as writer,
     ):
         try:
-            for tracked in video.propagate(
+            steps = video.propagate(
                 pictures(), found.mask, look.backbone, resolution=look.resolution, on_progress=on_progress
-            ):
+            )
+            while tracked := _next(steps, turn):
                 mask = tracked.mask > 0
                 files.writestr(f"masks/{tracked.index:06d}.png", render.to_png(mask.astype(np.uint8) * 255))
                 writer.add(export.overlay(tracked.picture, mask, search.choice.opacity))
@@ -223,6 +239,11 @@ def follow_through(search: Search, clip_path: str, every: int = 1, tell: Tell = 
     with zipfile.ZipFile(archive, "a", zipfile.ZIP_STORED) as files:
         files.write(writer.path, writer.path.name)
     return Followed(str(writer.path), str(archive), areas, float(rate), trouble)
+
+
+def _next(steps: Iterator[video.Tracked], turn: Turn) -> video.Tracked | None:
+    with turn():
+        return next(steps, None)
 
 
 def _table(areas: list[float]) -> str:

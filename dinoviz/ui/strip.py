@@ -14,7 +14,11 @@ from dinoviz.ui.parts import jpeg_file
 from dinoviz.ui.scripted import Scripted
 from dinoviz.ui.temporary_files import session_folder
 from dinoviz.ui.train_curves import records
-from training.runs import Run
+from training.run_files import is_file, opened
+from training.runs import Run, step_of
+
+# Of a snapshot's picture, which a run makes 320 px wide; of a strip; of the pictures in a snapshot.
+MOST_PIXELS, MOST_FRAMES, MOST_PROBES = 2_000_000, 1000, 16
 
 TEMPLATE = """
 <div class="dv-strip dv-empty" role="group" aria-label="What the teacher sees, snapshot by snapshot">
@@ -63,38 +67,37 @@ def frames(run: Run) -> tuple[list[dict], list[str]]:
 
     The run's own files stay where only this process reads them. A picture is copied once.
     """
-    folder = run.folder / "snapshots"
     measured = records(run)
-    accuracy = {record.get("step"): record["knn"] for record in measured if record.get("knn") is not None}
+    accuracy = {record.get("step"): record["knn"] for record in measured if isinstance(record.get("knn"), int | float)}
     epoch_steps = _epoch_steps(measured)
     found = []
-    for snapshot in sorted(folder.glob("step-*")):
-        if not (snapshot / "arrays.npz").is_file():  # written last
+    for snapshot in run.snapshots()[-MOST_FRAMES:]:
+        if not is_file(snapshot / "arrays.npz"):  # written last
             continue
-        with suppress(OSError, ValueError):  # a picture that cannot be read, or a name that is no step's
-            step = int(snapshot.name.removeprefix("step-"))
+        with suppress(OSError, ValueError, Image.DecompressionBombError):  # a picture that cannot be read
+            step = step_of(snapshot)
             frame = {"step": step, "epoch": round(step / epoch_steps, 2)}
             if step in accuracy:
                 frame["knn"] = accuracy[step]
             found.append(frame | {name: _pictures(snapshot, name) for name in ("attention", "pca")})
-    found.sort(key=lambda frame: frame["step"])
     probes: list[str] = []
-    with suppress(OSError):
-        probes = _pictures(folder, "probe")
+    with suppress(OSError, ValueError, Image.DecompressionBombError):
+        probes = _pictures(run.folder / "snapshots", "probe")
     return found, probes
 
 
 def _epoch_steps(measured: list[dict]) -> float:
     """Steps in an epoch; a snapshot may be of a step that has no record."""
     for record in reversed(measured):
-        if record.get("step") and record.get("epoch"):
-            return record["step"] / record["epoch"]
+        step, epoch = record.get("step"), record.get("epoch")
+        if isinstance(step, int | float) and isinstance(epoch, int | float) and step > 0 and epoch > 0:
+            return max(step / epoch, 1e-6)
     return 1.0
 
 
 def _pictures(folder: Path, name: str) -> list[str]:
     paths = sorted(folder.glob(f"{name}-*.png"), key=lambda path: (len(path.name), path.name))
-    return [_copy(path) for path in paths]
+    return [_copy(path) for path in paths[:MOST_PROBES]]
 
 
 def _copy(path: Path) -> str:
@@ -110,5 +113,7 @@ def _copy(path: Path) -> str:
 @lru_cache(maxsize=8192)
 def _copied(path: str, mtime_ns: int, folder: str) -> str:
     """folder: the session's, where `jpeg_file` puts it."""
-    with Image.open(path) as picture:
+    with opened(Path(path)) as file, Image.open(file) as picture:
+        if picture.width * picture.height > MOST_PIXELS:
+            raise ValueError(f"{Path(path).name} has {picture.width} x {picture.height} pixels")
         return jpeg_file(picture.convert("RGB"))

@@ -14,9 +14,9 @@ from PIL import Image
 from dinoviz import render, segment
 from dinoviz.cache import OnceCache
 from dinoviz.errors import DinovizError
-from dinoviz.features import Features, LayerTokens, image_digest
+from dinoviz.features import Features, LayerTokens
 from dinoviz.images import PatchGrid, open_image
-from dinoviz.ui.workbench import DISPLAY_SIDES, Job, Workbench, file_key
+from dinoviz.ui.workbench import Job, Workbench, file_key
 
 MAX_TARGETS = 500
 THUMB = 260  # the long side in the gallery
@@ -102,20 +102,19 @@ class Targets:
         return self._kept.get(key, make)
 
     def _encode(self, path: str, backbone, resolution: int, on_block) -> Target:
-        image = open_image(path)
-        name, digest = Path(path).name, image_digest(image)
-        largest = PatchGrid.largest_resolution(image.size, backbone.patch_size)
-        if largest is None:
-            raise DinovizError(f"{name}: the picture is too long and narrow to be looked at.")
-        resolution = min(resolution, largest)
+        picture = self.bench.picture(path)
+        resolution = self.bench.resolution(picture, backbone, resolution)
         # The bar may have looked at it already, with all layers.
-        features = self.bench.features_cache.peek(backbone, digest, resolution, "all") or backbone.encode(
-            image, resolution, segment.layers_of(backbone.layers), on_block=on_block
-        )
+        features = self.bench.features_cache.peek(backbone, picture.digest, resolution, "all")
+        if features is None:
+            grid = PatchGrid.fit(picture.size, resolution, backbone.patch_size)
+            layers = segment.layers_of(backbone.layers)
+            with self.bench.pass_turn(backbone, grid.patches, layers):
+                features = backbone.encode(picture.image, resolution, layers, on_block=on_block)
         jpeg = io.BytesIO()
-        render.display_copy(image, *DISPLAY_SIDES).save(jpeg, format="JPEG", quality=92)
-        thumb = render.display_copy(image, 1, THUMB)
-        return Target(path, name, digest, image.size, jpeg.getvalue(), thumb, _light(features))
+        picture.shown.save(jpeg, format="JPEG", quality=92)
+        thumb = render.display_copy(picture.shown, 1, THUMB)
+        return Target(path, picture.name, picture.digest, picture.size, jpeg.getvalue(), thumb, _light(features))
 
     def start(self, owner: Hashable, paths: Sequence[str], model: str, resolution: str) -> Job[None]:
         """Encode in the background; what cannot be looked at is kept as Refused, and the others are done."""

@@ -269,7 +269,8 @@ def session_folder() -> Path:
     """
     request = LocalContext.request.get(None)
     session = getattr(request, "session_hash", None)
-    root = Path(get_upload_folder())
+    files = getattr(LocalContext.blocks.get(None), "files", None)  # of the page that was asked
+    root = files.folder if files else Path(get_upload_folder())
     folder = _folder_of(root, session) if session else root / SHARED
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -11,7 +11,7 @@ from dinoviz.errors import DinovizError
 from dinoviz.models import weights_stamp
 from dinoviz.ui.bar import Bar
 from dinoviz.ui.parts import ONCE, PRIVATE, bundle, download, note, told
-from dinoviz.ui.train_runs import opened
+from dinoviz.ui.train_runs import opened, pathless
 from dinoviz.ui.workbench import Workbench
 from training import hub
 from training.card import hub_card
@@ -19,11 +19,14 @@ from training.classifier import open_classifier, predict
 from training.runs import Run, RunError
 
 TOP = 5
+# What a Space has in its environment if its README says `hf_oauth: true`; Gradio's login does not start without.
+LOGIN = ("OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_SCOPES", "OPENID_PROVIDER_URL")
+CLASSIFIER_BYTES = 2**28  # of its answer: one small square, about what a ViT-B takes for 384 px
 
 
 def build(bench: Workbench, bar: Bar, chosen: gr.Radio, ripe: gr.State, token: gr.BrowserState) -> None:
     """Lay out these parts and wire them. ripe: changes when the chosen run has another network."""
-    public, on_space = bench.settings.public, "SPACE_ID" in os.environ
+    public, login = bench.settings.public, _has_login()
     with gr.Row():
         with gr.Column(min_width=280):
             answer = gr.Label(
@@ -33,7 +36,7 @@ def build(bench: Workbench, bar: Bar, chosen: gr.Radio, ripe: gr.State, token: g
             answer_note = gr.HTML("", label="answer", elem_id="train-answer-note", padding=False)
         with gr.Column(min_width=280):
             file_button, file, press = download("train-file", "Download the network")
-            hub_parts = _hub(on_space) if on_space or not public else None
+            hub_parts = _hub(login) if login or not public else None
 
     def classify(token: str, folder: str | None, image: str | None):
         """What a fine-tuned run says of the picture above; nothing for other runs."""
@@ -43,7 +46,9 @@ def build(bench: Workbench, bar: Bar, chosen: gr.Radio, ripe: gr.State, token: g
                 return gr.Label(visible=False), ""
             found = _ask(bench, run, image)
         except DinovizError as error:
-            return gr.Label(visible=False), note(html.escape(str(error)), "caption dv-error") if folder else ""
+            return gr.Label(visible=False), note(
+                html.escape(pathless(str(error), public)), "caption dv-error"
+            ) if folder else ""
         return gr.Label(dict(found), visible=True), note("By the classifier of this run, of a centre crop.")
 
     def download_run(token: str, folder: str | None) -> str:
@@ -72,22 +77,27 @@ def build(bench: Workbench, bar: Bar, chosen: gr.Radio, ripe: gr.State, token: g
     file_button.click(download_run, [token, chosen], file, **ONCE).success(None, js=press)
     if hub_parts:
         *asked, secret, push, said = hub_parts
-        # Gradio looks for a login where a function asks for one, which only a Space has.
-        handler = upload_logged_in if on_space else upload
+        # Gradio looks for a login where a function asks for one, which only a Space may have.
+        handler = upload_logged_in if login else upload
         push.click(handler, [token, chosen, *asked, secret], [said, secret], **ONCE)
 
 
-def _hub(on_space: bool) -> tuple:
+def _has_login() -> bool:
+    """Whether people can log in with their account of the Hugging Face Hub, which takes a Space that asked for it."""
+    return "SPACE_ID" in os.environ and all(map(os.environ.get, LOGIN))
+
+
+def _hub(login: bool) -> tuple:
     """Repository, whether it is private, the token, the button, what is said of it."""
     with gr.Accordion("Put it on the Hugging Face Hub", open=False, elem_id="train-hub"):
-        if on_space:
+        if login:
             gr.LoginButton(size="sm")
         repository = gr.Textbox(
             label="Repository", info="owner/name; it is made if there is none", max_lines=1, elem_id="train-hub-name"
         )
         secret = gr.Textbox(
             label="Your token", info="with the right to write; it is used once and not kept", type="password",
-            elem_id="train-hub-token", visible=not on_space,
+            elem_id="train-hub-token", visible=not login,
         )  # fmt: skip
         private = gr.Checkbox(True, label="Private", elem_id="train-hub-private")
         push = gr.Button("Upload", size="sm", elem_id="train-hub-push")
@@ -98,7 +108,9 @@ def _hub(on_space: bool) -> tuple:
 def _ask(bench: Workbench, run: Run, image: str) -> list[tuple[str, float]]:
     stamp = weights_stamp(str(run.folder))
     classifier = bench.derived(("classifier", str(run.folder), stamp), lambda: open_classifier(run.folder))
-    return predict(classifier, [bench.picture(image).image], top=TOP)[0]
+    picture = bench.picture(image).image
+    with bench.turn(CLASSIFIER_BYTES):
+        return predict(classifier, [picture], top=TOP)[0]
 
 
 def _files(run: Run) -> list[tuple[str, bytes]]:

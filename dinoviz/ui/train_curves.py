@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import html
-import json
 import math
+import os
 import sys
 import threading
 from array import array
@@ -14,17 +14,20 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from scipy.signal import lfilter
 
 from dinoviz.errors import DinovizError
+from training import run_files
 from training.runs import Run, RunError
 
 HEIGHT = 220  # pixels of a panel
 MOST_POINTS = 1500  # of a curve: more than a panel has pixels
 FEW_POINTS = 40  # are drawn as dots too: a line through a single one is none
 RUNS_FOLLOWED = 64  # files whose records are kept
+MOST_NAMES = 256  # of different numbers in one run's records
 GREY = "#808890"
 # Told apart by colour-blind eyes (Okabe & Ito 2008, the blue lighter for dark pages); the seventh run has the first's.
 COLOURS = ("#1F83C9", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
@@ -130,35 +133,36 @@ class _Followed:
 
     def _follow(self) -> None:
         try:
-            status = self._path.stat()
-            if self._seen != (status.st_mtime_ns, status.st_size):
-                self._read_on()
-                self._seen = status.st_mtime_ns, status.st_size
+            with run_files.opened(self._path) as file:
+                status = os.fstat(file.fileno())
+                if self._seen != (status.st_mtime_ns, status.st_size):
+                    self._read_on(file)
+                    self._seen = status.st_mtime_ns, status.st_size
         except OSError:  # no record yet, or none any more
             self._forget()
 
-    def _read_on(self) -> None:
-        with self._path.open("rb") as file:
-            # A run that is resumed drops its last records, and another run may have taken the folder: then the line
-            # that was read last is not where it was.
-            file.seek(self._read - len(self._last))
-            if file.read(len(self._last)) != self._last:
-                self._forget()
-                file.seek(0)
-            *lines, _ = file.read().split(b"\n")  # what stands behind the last end of a line waits for its own
-        for line in lines:
-            with suppress(ValueError):
-                record = json.loads(line)
-                if isinstance(record, dict):
-                    self._add(record)
-        if lines:
-            self._read += sum(map(len, lines)) + len(lines)
-            self._last = lines[-1] + b"\n"
+    def _read_on(self, file: BinaryIO) -> None:
+        # A run that is resumed drops its last records, and another run may have taken the folder: then the line
+        # that was read last is not where it was.
+        file.seek(self._read - len(self._last))
+        if file.read(len(self._last)) != self._last:
+            self._forget()
+            file.seek(0)
+        for line in run_files.lines(file, run_files.MOST_METRICS - self._read):
+            whole = line.endswith(b"\n")
+            if not whole and len(line) < run_files.LONGEST_LINE:  # it waits for its end
+                return
+            if whole and (record := run_files.record(line)) and len(self._records) < run_files.MOST_RECORDS:
+                self._add(record)
+            self._read += len(line)
+            self._last = line
 
     def _add(self, record: dict) -> None:
         self._records.append({sys.intern(key): value for key, value in record.items()})
         step, epoch = _number(record.get("step")), _number(record.get("epoch"))
         for key, value in record.items():
+            if key not in self._columns and len(self._columns) >= MOST_NAMES:
+                continue
             for values, number in zip(self._columns[key], (step, epoch, _number(value)), strict=True):
                 values.append(number)
 

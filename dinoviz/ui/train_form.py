@@ -7,7 +7,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import gradio as gr
 
-from training.settings import Config, ConfigError
+from dinoviz.ui.parts import LiveDropdown
+from training.settings import Config, ConfigError, shortened
 
 # What other parts of the tab decide, or the machine.
 ELSEWHERE = (
@@ -63,7 +64,7 @@ class Form:
         if isinstance(value, bool):
             return gr.Checkbox(value, **options)
         if about["choices"]:
-            return gr.Dropdown([str(choice) for choice in about["choices"]], value=str(value), **options)
+            return LiveDropdown([str(choice) for choice in about["choices"]], value=str(value), **options)
         if isinstance(value, int | float):
             return gr.Number(value, precision=0 if self._hints[field.name] is int else None, **options)
         return gr.Textbox(self._shown(field.name, value), lines=1, max_lines=1, **options)
@@ -81,7 +82,7 @@ class Form:
             numbers = tuple(kind(word) for word in words)
         except (TypeError, ValueError, OverflowError):
             wanted = "numbers with spaces between them" if several else "a number"
-            raise ConfigError(f"{name.replace('_', ' ')} needs {wanted}, not {str(value)!r}.") from None
+            raise ConfigError(f"{name.replace('_', ' ')} needs {wanted}, not {shortened(value)}.") from None
         return numbers if several else numbers[0]
 
     def _shown(self, name: str, value: Any) -> Any:

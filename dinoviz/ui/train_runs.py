@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import html
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from dinoviz.ui.parts import note
 from dinoviz.ui.train_curves import records
-from training.runs import AT_WORK, Run, RunError, is_run_network, list_runs, root
+from training.run_files import tail
+from training.runs import AT_WORK, Run, RunError, is_name, is_run_network, list_runs, root
 
 RESUMABLE = ("stopped", "failed", "died")
 LAST_LINES = 8
 LOG, OUTPUT = "log.txt", "output.txt"
 MOST_RUNS = 100
+# The folders of an absolute path; not the middle of a relative one or of an address.
+PATH = re.compile(r"(?<![\w.:/\\-])(?:/|[A-Za-z]:\\)(?:[^\s/\\:'\"<>]+[/\\])+")
+MOST_TEXT = 200_000  # bytes of a log that are read, from its end
 WORDS = {
     "queued": "waits for its turn", "starting": "is starting", "running": "is learning", "stopped": "was stopped",
     "finished": "is finished", "failed": "failed", "died": "failed", "unknown": "cannot be read",
@@ -32,10 +37,16 @@ def visible(public: bool, token: str) -> list[Run]:
     return [run for run in list_runs() if not public or _owns(token, run)][:MOST_RUNS]
 
 
-def opened(folder: str | None, public: bool, token: str) -> Run:
-    """The run of this folder, if this browser may see it. Raises RunError."""
+def key(run: Run, public: bool) -> str:
+    """What the page calls a run: its folder; its name where strangers share the page, whom no path concerns."""
+    return run.name if public else str(run.folder)
+
+
+def opened(key: str | None, public: bool, token: str) -> Run:
+    """The run that the page calls so, if this browser may see it. Raises RunError."""
+    folder = str(root() / key) if public and isinstance(key, str) and is_name(key) else key
     try:
-        known = bool(folder) and is_run_network(folder) and Path(folder).parent == root()  # no snapshot
+        known = isinstance(folder, str) and is_run_network(folder) and Path(folder).parent == root()  # no snapshot
     except OSError:  # longer than any path
         known = False
     if not known or (public and not _owns(token, Run(folder))):
@@ -45,16 +56,19 @@ def opened(folder: str | None, public: bool, token: str) -> Run:
 
 def label(run: Run) -> str:
     """For the list of runs."""
+    if problem := run.problem():  # one damaged run must not take the others from the page
+        return f"✗ {run.name} (cannot be read: {problem.removesuffix('.')})"
     state = run.status()["state"]
-    try:
-        kind = run.kind
-    except RunError:  # one damaged run must not take the others from the page
-        kind = "damaged"
-    return f"{MARKS.get(state, '✗')} {run.name} ({kind}, {'failed' if state == 'died' else state})"
+    return f"{MARKS.get(state, '✗')} {run.name} ({run.kind}, {'failed' if state == 'died' else state})"
 
 
-def said(run: Run, queue: Sequence[str]) -> str:
-    """How a run goes, as HTML: state, progress, the last figures, alarms, and why it failed."""
+def said(run: Run, queue: Sequence[str], public: bool = False) -> str:
+    """How a run goes, as HTML: state, progress, the last figures, alarms, and why it failed or cannot be read.
+
+    public: strangers read it, whom no path concerns.
+    """
+    if problem := run.problem():
+        return note(f"<b>{html.escape(run.name)}</b> cannot be read: {html.escape(problem)}", "caption dv-error")
     status = run.status()
     state, step, steps = status["state"], status.get("step") or 0, status.get("steps") or 0
     words = WORDS.get(state, WORDS["unknown"])
@@ -68,12 +82,12 @@ def said(run: Run, queue: Sequence[str]) -> str:
         done = steps if state == "finished" else step
         lines.append(f'<progress value="{done}" max="{steps}" aria-label="progress"></progress>')
     lines += _figures(run)
-    message = status.get("message")
+    message = pathless(status.get("message") or "", public)
     if state in ("failed", "died"):
         gone = "Its process is gone: it was killed, or the machine was."
         message = message if state == "failed" and message else gone
         lines.append(f'<span class="dv-error">{html.escape(message)}</span>')
-        lines.append(f"<pre>{html.escape(last_lines(run, LAST_LINES, LOG))}</pre>")
+        lines.append(f"<pre>{html.escape(last_lines(run, LAST_LINES, LOG, public=public))}</pre>")
         lines.append("Resume goes on from the last checkpoint, or from the start if there is none.")
     elif message:
         # While it learns, the only message is an alarm.
@@ -82,16 +96,17 @@ def said(run: Run, queue: Sequence[str]) -> str:
     return note("<br>".join(lines), "caption dv-run" + (" dv-busy" if state in AT_WORK else ""))
 
 
-def last_lines(run: Run, count: int, *names: str) -> str:
-    """Of these files of the run, by default its log and what its process said beside it."""
+def last_lines(run: Run, count: int, *names: str, public: bool = False) -> str:
+    """Of these files of the run, by default its log and what its process said beside it. public: see `said`."""
     lines = []
     for name in names or (LOG, OUTPUT):
-        try:
-            text = (run.folder / name).read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            continue
-        lines += text.splitlines()[-count:]
-    return "\n".join(lines)
+        lines += tail(run.folder / name, MOST_TEXT).decode(errors="replace").splitlines()[-count:]
+    return pathless("\n".join(lines), public)
+
+
+def pathless(text: str, public: bool = True) -> str:
+    """The text, on a public page with the last part alone of each path of the machine."""
+    return PATH.sub("", text) if public else text
 
 
 def _progress(state: str, step: int, steps: int, eta: float | None) -> str:
@@ -134,8 +149,8 @@ def duration(seconds: float) -> str:
 def _owns(token: str, run: Run) -> bool:
     """A browser without a token owns nothing: all those would be one."""
     try:
-        return bool(token) and (run.folder / "owner.txt").read_text(encoding="ascii") == _digest(token)
-    except (OSError, ValueError):
+        return bool(token) and tail(run.folder / "owner.txt", 65).decode() == _digest(token)
+    except ValueError:
         return False
 
 

@@ -156,9 +156,10 @@ def build(tab: gr.Tab, bench: Workbench, bar: Bar) -> Setup:
         label = gr.File(label=FILES_FOR_PROBE if task == PROBE else FILES)
         return label, dropdown, crops_part, *shown, *(values if choices else [gr.skip()] * len(forms["pretrain"].parts))
 
-    def use_preset(preset: str):
+    def use_preset(preset: str | None):
         with told():
-            return gr.update(info=PRESETS[preset].about), *forms["pretrain"].write(_preset_values(preset))
+            values = _preset_values(preset)  # raises for a name that is none
+            return gr.update(info=PRESETS[preset].about), *forms["pretrain"].write(values)
 
     def offer_teachers(model: str, teacher: str | None):
         """Those of now; one that is no more, or that is this model's own, gives way to the pictures' depth."""
@@ -273,10 +274,15 @@ def _reader(bench: Workbench, forms: dict[str, Form]) -> Callable[..., Order]:
             settings["teacher"] = teacher_of(bench, source, teacher)
             source = DepthSource(source, settings["teacher"])
         preset = (preset or "") if kind == "pretrain" else ""
+        limits = bench.settings.limits if bench.settings.public else None
         wanted = Order(kind, KINDS[kind].from_dict(settings), preset, (name or "").strip(), source, bool(keep))
+        if limits:
+            limits.check(kind, wanted.config, 0)
         if not checked:
             return wanted
         pictures = source.find()
+        if limits:
+            limits.check(kind, wanted.config, _count(wanted))
         if pictures is not None:
             check_broken(bench, pictures, *((MAX_BROKEN, "") if task == PROBE else (wanted.config.max_broken,)))
         return replace(wanted, name=check_name(wanted.name or _name_of_now(wanted)))

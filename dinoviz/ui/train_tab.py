@@ -11,15 +11,15 @@ from dinoviz.ui import train_setup, train_watch
 from dinoviz.ui.bar import Bar
 from dinoviz.ui.open_tab import OpenTab
 from dinoviz.ui.parts import ONCE, PRIVATE, note, told
-from dinoviz.ui.train_runs import own, visible
+from dinoviz.ui.train_runs import key, own, visible
 from dinoviz.ui.workbench import Workbench
 from training import runs
 from training.jobs import Jobs
+from training.limits import folder_bytes
 from training.pictures import DataError
-from training.runs import Run
+from training.runs import AT_WORK, Run
 
 NOTICE = 10  # seconds between looks at what goes on, from any tab
-MOST_WAITING = 8  # on a public page
 OFF = (
     "Training is off on this page. Whoever runs it can allow it (DINOVIZ_TRAIN=1); on your own machine it is on: "
     "<code>make app</code>."
@@ -37,14 +37,24 @@ def build(
         gr.HTML(note(OFF))
         return None
     public = bench.settings.public
-    jobs = Jobs(limit=bench.settings.runs_at_once)
+    limits = bench.settings.limits
+    bounds = {"minutes": limits.minutes, "megabytes": limits.megabytes_each} if public else {}
+    jobs = Jobs(limit=bench.settings.runs_at_once, **bounds)
+
+    def check_room(token: str) -> None:
+        """Raises LimitError on a public page where this browser may not have another run in the queue."""
+        if public:
+            mine = visible(public, token)
+            limits.check_queue(len(jobs.queue()), sum(run.status()["state"] in ("queued", *AT_WORK) for run in mine))
+            limits.check_disk(sum(folder_bytes(run.folder) for run in mine), folder_bytes(runs.root()))
+
     # Whose runs are whose, where strangers share a page; a fixed secret, so that it is readable after a restart.
     token = gr.BrowserState("", storage_key="dinoviz-runs", secret="dinoviz")
     with gr.Tabs(elem_id="train-tabs") as halves:
         with gr.Tab("Set up a run", id="setup"):
             setup = train_setup.build(tab, bench, bar)
         with gr.Tab("Watch", id="watch"):
-            watch = train_watch.build(bench, bar, jobs, token, open_tab, probe)
+            watch = train_watch.build(bench, bar, jobs, token, open_tab, probe, check_room)
 
     def give_token(token: str) -> str:
         return token or secrets.token_hex(16)
@@ -54,10 +64,9 @@ def build(
         with told():
             if public and not token:  # nobody could see such a run
                 raise DataError("The page does not know yet whose run this is: reload it.")
+            check_room(token)
             wanted = setup.order(*values)
             name = f"{wanted.name}-{secrets.token_hex(4)}" if public else wanted.name
-            if public and len(jobs.queue()) >= MOST_WAITING:
-                raise DataError(f"{MOST_WAITING} runs wait already: come back when some of them are done.")
             data = runs.root() / name / "data"
 
             def bring(run: Run) -> None:
@@ -65,10 +74,10 @@ def build(
                 wanted.source.bring(data)
 
             run = jobs.submit(name, wanted.kind, wanted.config_on(data), keep=wanted.keep and not public, before=bring)
-            folder = str(runs.root() / run.name)
+            chosen = key(Run(runs.root() / run.name), public)
             return (
                 gr.Tabs(selected="watch"),
-                gr.update(choices=train_watch.listed(visible(public, token)), value=folder),
+                gr.update(choices=train_watch.listed(visible(public, token), public), value=chosen),
                 {},
                 "",
             )

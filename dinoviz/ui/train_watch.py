@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import html
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +19,18 @@ from dinoviz.ui.live_figure import LiveFigure
 from dinoviz.ui.open_tab import OpenTab
 from dinoviz.ui.parts import ONCE, PRIVATE, LiveDropdown, LiveRadio, note, told
 from dinoviz.ui.strip import Strip
-from dinoviz.ui.train_runs import RESUMABLE, label, last_lines, opened, said, visible
+from dinoviz.ui.train_runs import RESUMABLE, key, label, last_lines, opened, pathless, said, visible
 from dinoviz.ui.workbench import Workbench
 from training.card import card
 from training.jobs import Jobs
-from training.runs import AT_WORK, Run
+from training.run_files import is_file
+from training.runs import AT_WORK, Run, RunError
+from training.task_config import ProbeConfig
 
 TICK = 1.0  # seconds between looks at the runs
 PANELS = len(train_curves.PANELS)
 LOG_LINES = 200
+WITHOUT = PANELS + 10  # parts of the page from the status on
 NOTHING = "There is no run yet: set one up, and press Train."
 
 
@@ -54,9 +58,13 @@ class _Told:
 
 
 def build(
-    bench: Workbench, bar: Bar, jobs: Jobs, token: gr.BrowserState, open_tab: OpenTab, probe: gr.Dropdown
-) -> Watch:
-    """Lay out the tab's second half and wire it. probe: chooses what the Depth tab is looked through."""
+    bench: Workbench, bar: Bar, jobs: Jobs, token: gr.BrowserState, open_tab: OpenTab, probe: gr.Dropdown,
+    check_room: Callable[[str], None],
+) -> Watch:  # fmt: skip
+    """Lay out the tab's second half and wire it.
+
+    probe: chooses what the Depth tab is looked through. check_room: raises DinovizError where no more runs may wait.
+    """
     public = bench.settings.public
     with gr.Row():
         with gr.Column(scale=1, min_width=250):
@@ -97,40 +105,40 @@ def build(
 
     def refresh(token: str, chosen: str | None, others: list[str], smoothing: float, log: bool, x: str, seen: dict):
         """What changed since the page was told last; all of it where it was told nothing."""
-        runs = visible(public, token)
-        folders = [str(run.folder) for run in runs]
-        gone = chosen not in folders
+        runs = {key(run, public): run for run in visible(public, token)}
+        gone = chosen not in runs
         if gone:
-            at_work = [str(run.folder) for run in runs if run.status()["state"] in AT_WORK]
-            chosen = (at_work or folders or [None])[0]
+            at_work = [each for each, run in runs.items() if run.status()["state"] in AT_WORK]
+            chosen = (at_work or list(runs) or [None])[0]
         page = _Told(seen or {})
-        choices = listed(runs)
+        choices = listed(runs.values(), public)
         update = []
         if page.changed("list", (tuple(choices), chosen)):
-            overlays = [(run.name, folder) for run, folder in zip(runs, folders, strict=True) if folder != chosen]
-            kept = [folder for folder in others or [] if folder in folders and folder != chosen]
+            overlays = [(run.name, each) for each, run in runs.items() if each != chosen]
+            kept = [each for each in others or [] if each in runs and each != chosen]
             # The choice itself is left alone where it can be: somebody may have made another one meanwhile.
             radio = gr.update(choices=choices, value=chosen) if gone else gr.update(choices=choices)
             update += [radio, gr.update(choices=overlays, value=kept)]
         else:
             update += [gr.skip(), gr.skip()]
         if chosen is None:
-            update += [note(NOTHING), *[gr.Button(interactive=False)] * 3, gr.Column(visible=True)]
-            update += [strip.shown(None), ""]
-            update += [live_figure.drawn()] * PANELS + ["", "", ""]
-            return *update, page.now
-        run = Run(chosen)
+            return *update, *_without(note(NOTHING)), page.now
+        run = runs[chosen]
+        if run.problem():
+            shown = _without(said(run, (), public)) if page.changed("problem", said(run, ())) else [gr.skip()] * WITHOUT
+            return *update, *shown, page.now
         try:
-            overlaid = [Run(folder) for folder in others or [] if folder in folders and folder != chosen]
+            overlaid = [runs[each] for each in others or [] if each in runs and each != chosen]
             update += pieces(page, run, overlaid, (smoothing, log, x))
         except DinovizError as error:  # somebody removed the folder a moment ago
-            return (*[gr.skip()] * 2, note(str(error), "caption dv-error"), *[gr.skip()] * (len(outputs) - 4), {})
+            told_why = note(html.escape(pathless(str(error), public)), "caption dv-error")
+            return (*[gr.skip()] * 2, told_why, *[gr.skip()] * (len(outputs) - 4), {})
         return *update, page.now
 
     def pieces(page: _Told, run: Run, overlaid: list[Run], style: tuple) -> list:
         state, folder = run.status()["state"], str(run.folder)
         measured = run.folder / "metrics.jsonl"
-        exported = probe_file(run.folder).is_file() if run.kind == "probe" else bool(run.networks())
+        exported = is_file(probe_file(run.folder)) if run.kind == "probe" else bool(run.networks())
         queue = jobs.queue()
         update: list = []
 
@@ -138,12 +146,12 @@ def build(
             update.extend(make() if page.changed(piece, (folder, signature)) else [gr.skip()] * count)
 
         add("status", (state, _written(run.folder / "status.json", measured), queue, run.stop_requested()), 1,
-            lambda: [said(run, queue)])  # fmt: skip
+            lambda: [said(run, queue, public)])  # fmt: skip
         add("buttons", (state, exported), 3, lambda: [
             gr.Button(interactive=state in ("queued", *AT_WORK)), gr.Button(interactive=state in RESUMABLE),
             gr.Button(interactive=exported),
         ])  # fmt: skip
-        snapshots = sorted(path.parent.name for path in run.folder.glob("snapshots/step-*/arrays.npz"))
+        snapshots = [each.name for each in run.snapshots() if is_file(each / "arrays.npz")]
         add("strip", snapshots, 2, lambda: [gr.Column(visible=run.kind == "pretrain"), strip.shown(run)])
         drawn = [run, *overlaid]
         curves = [(str(each.folder), _written(each.folder / "metrics.jsonl")) for each in drawn]
@@ -151,7 +159,7 @@ def build(
         add("card", state if state in AT_WORK else (state, _written(run.folder / "status.json", measured)), 1,
             lambda: [card(run)])  # fmt: skip
         add("log", _written(run.folder / "log.txt", run.folder / "output.txt"), 1,
-            lambda: [last_lines(run, LOG_LINES)])  # fmt: skip
+            lambda: [last_lines(run, LOG_LINES, public=public)])  # fmt: skip
         stamp = f"{folder} {weights_stamp(folder)}"
         add("ripe", stamp, 1, lambda: [stamp])
         return update
@@ -162,16 +170,21 @@ def build(
 
     def go_on(token: str, chosen: str | None):
         with told():
-            jobs.resume(opened(chosen, public, token))
+            run = opened(chosen, public, token)
+            check_room(token)
+            jobs.resume(run)
 
     def look_through(token: str, chosen: str | None):
         with told():
             run = opened(chosen, public, token)
+            if problem := run.problem():
+                raise RunError(f"The run {run.name} cannot be read: {problem}")
             if run.kind == "probe":
-                file = str(probe_file(run.folder))
-                resolution = str(nearest_resolution(run.config["resolution"]))
-                return run.config["model"], resolution, gr.update(choices=[(run.name, file)], value=file), "depth"
-            model = gr.Dropdown(_with(bench.model_choices(), run), value=chosen)
+                file, config = str(probe_file(run.folder)), run.config
+                resolution = str(nearest_resolution(config.get("resolution", ProbeConfig.resolution)))
+                model = config.get("model", ProbeConfig.model)
+                return model, resolution, gr.update(choices=[(run.name, file)], value=file), "depth"
+            model = gr.Dropdown(_with(bench.model_choices(), run), value=str(run.folder))
             return model, _resolution(run), gr.skip(), "attention"
 
     timer.tick(refresh, inputs, outputs, **ONCE)
@@ -185,9 +198,15 @@ def build(
     return Watch(chosen, seen, timer, refresh, inputs, outputs)
 
 
-def listed(runs: list[Run]) -> list[tuple[str, str]]:
+def listed(runs: Iterable[Run], public: bool) -> list[tuple[str, str]]:
     """What the list of runs offers."""
-    return [(label(run), str(run.folder)) for run in runs]
+    return [(label(run), key(run, public)) for run in runs]
+
+
+def _without(status: str) -> list:
+    """The page where there is no run to show, from its status on."""
+    parts = [*[gr.Button(interactive=False)] * 3, gr.Column(visible=True), strip.shown(None), ""]
+    return [status, *parts, *[live_figure.drawn()] * PANELS, *[""] * 3]
 
 
 def _written(*files: Path) -> tuple:

@@ -10,21 +10,25 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, wait
-from contextvars import copy_context
+from contextlib import AbstractContextManager
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import psutil
+from gradio.context import LocalContext
 from PIL import Image
 
 from dinoviz import models, render
 from dinoviz.backbone import Backbone
 from dinoviz.cache import OnceCache
 from dinoviz.errors import DinovizError, Stopped
-from dinoviz.features import FeatureCache, Features, image_digest
-from dinoviz.images import PatchGrid, open_image
+from dinoviz.features import FeatureCache, Features, Layers, encode_bytes, features_bytes, image_digest
+from dinoviz.images import ImageError, PatchGrid, decode_bytes, open_image
+from dinoviz.ui.admission import Admission
+from training.limits import Limits
 from training.runs import is_run_network, list_runs
 
 Made = TypeVar("Made")
@@ -45,6 +49,11 @@ def _temporary_bytes() -> int:
     return int(text) * 2**20 if text.isdigit() else 0
 
 
+def _default_job_bytes() -> int:
+    # With the caches, a quarter together, and what the weights and libraries need, it stays within the whole.
+    return _memory() // 3
+
+
 def _memory() -> int:
     """Bytes of memory that this process may use: the machine's, or less where a container allows less."""
     total = psutil.virtual_memory().total
@@ -60,29 +69,45 @@ class Settings:
 
     public: others than the owner of the machine can reach the page. train: whether one can train there.
     data_roots: folders of this machine whose pictures may be trained on. runs_at_once: how many; more wait.
+    limits: of the runs on a public page.
+    cache_bytes: of the features that are kept. job_bytes: that the passes which run may take together; more wait.
     """
 
     public: bool = False
     train: bool = True
     data_roots: tuple[Path, ...] = ()
     runs_at_once: int = 1
+    limits: Limits = field(default_factory=lambda: Limits.of(os.environ))
     cache_bytes: int = field(default_factory=_default_cache_bytes)
     temporary_bytes: int = field(default_factory=_temporary_bytes)  # on the disk; 0: by what is free
+    job_bytes: int = field(default_factory=_default_job_bytes)
     models_kept: int = 3  # the one of the bar, and the two that are compared
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A decoded upload: as given, and as it is shown."""
+    """An upload: its size as given, the copy that is shown, and how to get its pixels."""
 
-    image: Image.Image
+    size: tuple[int, int]
     shown: Image.Image
     digest: str
     name: str
+    decode: Callable[[], Image.Image]
+
+    @property
+    def image(self) -> Image.Image:
+        """The picture at its own size; decoded again where it was too large to stay. Raises ImageError."""
+        return self.decode()
 
     @property
     def nbytes(self) -> int:
-        return 3 * (self.image.width * self.image.height + self.shown.width * self.shown.height)
+        """What stays in memory as long as it does."""
+        return pixel_bytes(self.shown)
+
+
+def pixel_bytes(image: Image.Image) -> int:
+    """Bytes of a decoded RGB picture: Pillow takes four a pixel."""
+    return 4 * image.width * image.height
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,10 +137,13 @@ class Look:
 
 
 class Job(Generic[Made]):
-    """Work in a thread of its own: progress, estimate, stop, result."""
+    """Work in a thread of its own: progress, estimate, stop, result.
 
-    def __init__(self, work: Callable[[Job], Made], request: Hashable):
-        self.request = request
+    session: who waits for it, and whose place in the queue it takes.
+    """
+
+    def __init__(self, work: Callable[[Job], Made], request: Hashable, session: Hashable = None):
+        self.request, self.session = request, session
         self.superseded = False  # the page asked for something else, nobody waits for this any more
         self.what: Callable[[], str] = lambda: "Waiting"
         self._share, self._began, self._began_at = 0.0, 0.0, 0.0
@@ -125,6 +153,7 @@ class Job(Generic[Made]):
         threading.Thread(target=copy_context().run, args=(self._run, work), daemon=True).start()
 
     def _run(self, work: Callable[[Job], Made]) -> None:
+        _working.set(self)
         try:
             self._result.set_result(work(self))
         except BaseException as error:
@@ -172,6 +201,19 @@ class Job(Generic[Made]):
         return f"{self.what()}, {self._share:.0%}" + (f", about {left:.0f} s left" if left >= 1 else "")
 
 
+# The job that a thread works for: it has its own context.
+_working: ContextVar[Job | None] = ContextVar("working", default=None)
+
+
+def _asking() -> tuple[Hashable, Callable[[str], None]]:
+    """Who asks for what is done now, and how they are told that they wait: a job, or a handler's own client."""
+    job = _working.get()
+    if job:
+        return job.session, job.tell
+    request = LocalContext.request.get(None)
+    return getattr(request, "session_hash", None), lambda said: None
+
+
 class Workbench:
     """Everything that is shared by all who look at the page; each value is found by its content, never by its user."""
 
@@ -186,7 +228,12 @@ class Workbench:
             self.default_reason = "The default, since the Hugging Face Hub does not answer (or HF_HUB_OFFLINE is set)."
         self.features_cache = FeatureCache(settings.cache_bytes)
         self._models: OnceCache[Backbone] = OnceCache(settings.models_kept)
-        self._pictures: OnceCache[Picture] = OnceCache(settings.cache_bytes // 4, size=lambda picture: picture.nbytes)
+        self._pictures: OnceCache[Picture] = OnceCache(settings.cache_bytes // 8, size=lambda picture: picture.nbytes)
+        # At their own size they are needed once by a pass, and by downloads: decoded again where they do not fit.
+        self._pixels: OnceCache[Image.Image] = OnceCache(settings.cache_bytes // 8, pixel_bytes, newest_stays=False)
+        # Who decodes never waits for a pass, so that a pass may wait for a decoded picture.
+        self._decodes = Admission(settings.job_bytes, at_once=2)
+        self._passes = Admission(settings.job_bytes)  # more at once would not be faster
         self._derived: OnceCache = OnceCache(64)
         self._jobs: dict[Hashable, Job] = {}
         self._jobs_lock = threading.Lock()
@@ -223,13 +270,59 @@ class Workbench:
         return self._models.peek((name, models.weights_stamp(name)))
 
     def picture(self, path: str) -> Picture:
-        """The decoded upload. Raises ImageError."""
+        """The upload, decoded when it is its turn. Raises ImageError, and DinovizError where too many wait."""
+        key = file_key(path)
 
         def make() -> Picture:
-            image = open_image(path)
-            return Picture(image, render.display_copy(image, *DISPLAY_SIDES), image_digest(image), Path(path).name)
+            with self._decode_turn(path):
+                image = self._pixels.get(key, lambda: open_image(path))
+                shown = render.display_copy(image, *DISPLAY_SIDES)
+                again = partial(self._decode, path, key)
+                return Picture(image.size, shown, image_digest(image), Path(path).name, again)
 
-        return self._pictures.get(file_key(path), make)
+        return self._pictures.get(key, make)
+
+    def _decode(self, path: str, key: Hashable) -> Image.Image:
+        image = self._pixels.peek(key)
+        if image is None:
+            with self._decode_turn(path):
+                if file_key(path) != key:
+                    raise ImageError(f"{Path(path).name}: the file has changed or is gone, upload it again.")
+                image = self._pixels.get(key, lambda: open_image(path))
+        return image
+
+    def _decode_turn(self, path: str) -> AbstractContextManager[None]:
+        return self._decodes.turn(decode_bytes(path), *_asking())
+
+    def pass_turn(self, backbone: Backbone, patches: int, layers: Layers = (-1,)) -> AbstractContextManager[None]:
+        """The right to run a network over so many patches now: every pass takes its turn here.
+
+        Nothing that waits for another's pass may be asked for within. Raises DinovizError where too many wait, or
+        there is too little memory for it.
+        """
+        return self.turn(encode_bytes(backbone, patches, layers))
+
+    def turn(self, nbytes: int) -> AbstractContextManager[None]:
+        """The same for a network that is no backbone, and takes so many bytes."""
+        return self._passes.turn(nbytes, *_asking())
+
+    def features(
+        self,
+        backbone: Backbone,
+        picture: Picture,
+        resolution: int,
+        layers: Layers,
+        on_block: Callable[[int, int], None] | None = None,
+    ) -> Features:
+        """What the model says of a picture, encoded when it is its turn unless it was before. Raises DinovizError."""
+
+        def encode() -> Features:
+            patches = PatchGrid.fit(picture.size, resolution, backbone.patch_size).patches
+            with self.pass_turn(backbone, patches, layers):
+                self.features_cache.make_room(features_bytes(backbone, patches, layers))
+                return backbone.encode(picture.image, resolution, layers, on_block=on_block)
+
+        return self.features_cache.get(backbone, picture.digest, resolution, layers, encode)
 
     def look(self, path: str | None, model: str, resolution: int, job: Job | None = None, part=(0, 1)) -> Look:
         """One picture through one model; instant if it was looked at before. Raises DinovizError.
@@ -247,14 +340,11 @@ class Workbench:
         encoding = f"Encoding picture {number + 1} of {count}" if count > 1 else "Encoding"
         tell(encoding, done)
         resolution = self.resolution(picture, backbone, int(resolution))
-        features = self.features_cache.encode(
-            backbone,
-            picture.image,
-            resolution,
-            "all",
-            digest=picture.digest,
-            on_block=lambda block, blocks: tell(encoding, (number + block / blocks) / count),
-        )
+
+        def on_block(block: int, blocks: int) -> None:
+            tell(encoding, (number + block / blocks) / count)
+
+        features = self.features(backbone, picture, resolution, "all", on_block)
         return Look(picture, backbone, features, resolution)
 
     def peek(self, path: str | None, model: str, resolution: int) -> Look | None:
@@ -270,7 +360,7 @@ class Workbench:
     @staticmethod
     def resolution(picture: Picture, backbone: Backbone, wanted: int) -> int:
         """The resolution asked for, or the largest that the bound on patches allows for a picture of this shape."""
-        largest = PatchGrid.largest_resolution(picture.image.size, backbone.patch_size)
+        largest = PatchGrid.largest_resolution(picture.size, backbone.patch_size)
         if largest is None:
             raise DinovizError(f"{picture.name}: the picture is too long and narrow to be looked at.")
         return min(wanted, largest)
@@ -284,7 +374,8 @@ class Workbench:
             earlier = self._jobs.get(owner)
             if earlier and earlier.request == request and not earlier.stopped:
                 return earlier
-            job = self._jobs[owner] = Job(work, request)
+            session = owner[0] if isinstance(owner, tuple) else owner  # of a page that has several jobs
+            job = self._jobs[owner] = Job(work, request, session)
         if earlier:
             earlier.superseded = True
             earlier.stop()

@@ -13,7 +13,6 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -136,7 +135,7 @@ def _clicks() -> None:
         began = time.perf_counter()
         drawn = draw(bench, look, 12, "mean of heads", f"{20 * i}, 100", "inferno", 0.7, False, 1.0)
         for image in drawn[:3]:
-            jpeg_file(image, tempfile.gettempdir())
+            jpeg_file(image)
         seconds.append(time.perf_counter() - began)
     print(f"all of a click, three pictures drawn and saved: median {statistics.median(seconds) * 1000:.0f} ms of 20")
 

@@ -167,7 +167,7 @@ def image_files(folder: Path, side: int | None) -> list[Path]:
 
 def compare(name: str, values: dict) -> float:
     """Print one setting's table; returns how many times faster ours is."""
-    config = PretrainConfig(**values, precision="float32", freeze_last_layer=0.0)
+    config = PretrainConfig(**values, precision="float32", freeze_last_layer=0.0).resolved()
     with tempfile.TemporaryDirectory() as temporary:
         files = image_files(Path(temporary), 32 if config.global_size == 32 else None)
         by_workers = {str(workers): Published(config, files, workers) for workers in (0, 1, 2)}

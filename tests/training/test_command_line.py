@@ -48,6 +48,12 @@ def test_a_preset_is_named_and_not_spelt_out(preset):
     assert options.demo
 
 
+def test_a_schedule_that_is_fitted_in_place_of_the_presets_comes_back():
+    config = PretrainConfig(**pretrain_preset("quarter-hour") | {"warmup_epochs": -1.0})
+    command = command_line("pretrain", config, preset="quarter-hour")
+    assert parsed("pretrain", command)[1] == config
+
+
 @given(st.floats(1e-6, 1.0), st.integers(1, 500))
 def test_numbers_come_back_exactly(lr, batch):
     config = PretrainConfig(lr=lr, batch=batch)

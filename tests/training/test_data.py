@@ -13,7 +13,7 @@ from PIL import Image
 
 from dinoviz.images import ImageError
 from tests.training.tiny_runs import refused
-from training import pictures as sources
+from training import zips
 from training.data import DEMO_SIZE, DataError, Decoded, Pictures, batches, demo, find, split
 
 UNREADABLE = "this is not an image that can be read (PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF and PNM are)"
@@ -114,13 +114,16 @@ def test_a_folder_that_holds_all_of_a_zip_file_is_no_class(tmp_path, crops):
     assert find(zipped(tmp_path / "flat.zip", alone)).labels is None
 
 
-def test_a_zip_file_that_climbs_out_or_has_backslashes_is_only_read(tmp_path, crops):
-    path = zipped(tmp_path / "climb.zip", {"../../up/a.png": crops[0], "/root/b.png": crops[1], "win\\c.png": crops[2]})
-    found = find(path)
+@pytest.mark.parametrize("name", ["../../up/a.png", "cat/../../b.png", "C:\\b.png", "..\\b.png"])
+def test_a_zip_file_that_leads_out_of_itself_is_refused(tmp_path, crops, name):
+    path = zipped(tmp_path / "climb.zip", {"cat/a.png": crops[0], name: crops[1]})
+    assert "climb.zip names a file outside of itself" in refusal(find, path)
+
+
+def test_backslashes_of_some_programs_are_folders_and_absolute_paths_are_not(tmp_path, crops):
+    found = find(zipped(tmp_path / "a.zip", {"win\\c.png": crops[2], "up/a.png": crops[0], "/root/b.png": crops[1]}))
     assert found.classes == ("root", "up", "win")
-    assert label_of(found, "climb.zip/win/c.png") == "win"
-    assert len(Decoded(found, 16)) == 3
-    assert [file.name for file in tmp_path.iterdir()] == ["climb.zip"]
+    assert label_of(found, "a.zip/win/c.png") == "win"
 
 
 def test_a_bomb_is_not_read(tmp_path, crops):
@@ -133,13 +136,13 @@ def test_a_bomb_is_not_read(tmp_path, crops):
 
 
 def test_a_member_that_is_too_large_is_not_read(tmp_path, crops, monkeypatch):
-    monkeypatch.setattr(sources, "MAX_MEMBER_BYTES", 1_000_000)
+    monkeypatch.setattr(zips, "MAX_MEMBER_BYTES", 1_000_000)
     path = zipped(tmp_path / "large.zip", {"a.bmp": bytes(2_000_000)})
     assert refusal(find, path) == ("large.zip: a.bmp would be 2 MB; an image of at most 1 MB is read from a zip file.")
 
 
 def test_a_zip_file_of_too_many_files_is_not_read(tmp_path, crops, monkeypatch):
-    monkeypatch.setattr(sources, "MAX_MEMBERS", 2)
+    monkeypatch.setattr(zips, "MAX_MEMBERS", 2)
     path = zipped(tmp_path / "many.zip", {f"{i}.png": crops[i] for i in range(3)})
     assert refusal(find, path) == "many.zip has 3 files; at most 2 are read from one zip file."
 
@@ -175,6 +178,13 @@ def test_a_zip_file_that_goes_away_breaks_its_pictures(tmp_path, crops):
     zipped(path, {"b.png": crops[0]})
     with pytest.raises(ImageError, match=r"^a.zip/a.png: this is no longer in the zip file\.$"):
         found.open(0)
+
+
+def test_a_list_that_is_larger_than_any_is_not_read(tmp_path):
+    with (tmp_path / "sparse.txt").open("wb") as file:
+        file.truncate(8 * 10**9)
+    with pytest.raises(DataError, match="500 MB"):
+        find([tmp_path / "sparse.txt"])
 
 
 def test_a_list_is_relative_to_itself_and_keeps_its_order(tmp_path, crops):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.training.tiny_runs import PLAIN, begin, losses, settings, write_images
+from training.config import PretrainConfig
 from training.health import DivergedError, Watch, check_number, figures
 from training.pretrain import pretrain
 
@@ -68,38 +69,58 @@ def test_the_figures_of_the_extremes():
 
 
 def record(step: int, **values) -> dict:
-    well = {"loss": 3.0, "gradient_norm": 1.0, "teacher_entropy": 1.0, "teacher_information": 1.0}
+    well = {"loss": 3.0, "loss_dino": 3.0, "gradient_norm": 1.0, "teacher_entropy": 1.0, "teacher_information": 1.0}
     return {"step": step, **well, "embedding_spread": 0.8, **values}
+
+
+def watch(steps: int, **values) -> Watch:
+    return Watch(PretrainConfig(prototypes=K, batch=B, **values), steps)
 
 
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"teacher_information": 0.0, "teacher_entropy": 3.4}, "Collapsed: the teacher gives every image the same, un"),
-        ({"teacher_information": 0.0}, "Collapsed: the teacher gives every image the same answer and prefers the same"),
-        ({"embedding_spread": 0.01}, "The CLS tokens of all images point the same way"),
-        ({"loss": 5.0}, "Diverging: the loss is above 3.47"),
+        ({"teacher_information": 0.0, "teacher_entropy": 3.4}, "uniform answer"),
+        ({"teacher_information": 0.0}, "same few prototypes"),
+        ({"teacher_information": 0.3, "teacher_entropy": 0.5}, "same few prototypes"),  # of 3.47 nats
+        ({"embedding_spread": 0.01}, "CLS tokens of all images point the same way"),
+        ({"loss_koleo": 6.5}, "CLS tokens of all images point the same way"),  # of two crops: 0.04 from the nearest
+        ({"loss_dino": 5.0}, "DINO loss is above 3.66"),  # log 32, and 0.2 of a random head
+        ({"loss_ibot": 2.3}, "iBOT loss is above 1.83"),  # half the crops are masked
     ],
 )
 def test_a_state_must_last_before_it_is_an_alarm(values, says):
-    watch = Watch(prototypes=K, targets=G * B, steps=300)
-    assert [watch.alarm(record(step, **values)) for step in (1, 11, 30)] == [None] * 3
-    assert watch.alarm(record(31, **values)).startswith(says)
-    assert watch.alarm(record(32)) is None
-    assert watch.alarm(record(33, **values)) is None  # it begins anew
+    watched = watch(300, ibot_weight=1.0)
+    assert [watched.alarm(record(step, **values)) for step in (1, 11, 30)] == [None] * 3
+    assert says in watched.alarm(record(31, **values))
+    assert watched.alarm(record(32)) is None
+    assert watched.alarm(record(33, **values)) is None  # it begins anew
 
 
 def test_the_first_steps_of_a_short_run_are_no_alarm():
-    watch = Watch(prototypes=K, targets=G * B, steps=30)
-    assert [watch.alarm(record(step, teacher_information=0.0)) for step in range(1, 21)] == [None] * 20
-    assert watch.alarm(record(21, teacher_information=0.0))
+    watched = watch(30)
+    assert [watched.alarm(record(step, teacher_information=0.0)) for step in range(1, 21)] == [None] * 20
+    assert watched.alarm(record(21, teacher_information=0.0))
+
+
+def test_a_term_that_has_no_weight_raises_no_alarm():
+    """It is recorded, and nobody minimises it."""
+    watched = watch(30, ibot_weight=1.0, dino_weight=0.0)
+    assert {watched.alarm(record(step, loss_dino=9.0, loss_ibot=1.5)) for step in range(1, 31)} == {None}
+
+
+def test_the_sum_of_the_terms_is_not_held_against_one_of_them():
+    """DINO 3.3, iBOT 1.6 and KoLeo 1 of a healthy run: 5.0 is far above log 32 = 3.47."""
+    watched = watch(300, ibot_weight=1.0, koleo_weight=0.1)
+    terms = {"loss": 5.0, "loss_dino": 3.3, "loss_ibot": 1.6, "loss_koleo": 1.0}
+    assert {watched.alarm(record(step, **terms)) for step in range(1, 301)} == {None}
 
 
 @pytest.mark.parametrize("name", ["loss", "gradient_norm"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_what_is_no_number_ends_the_run(name, value):
     with pytest.raises(DivergedError, match=r"no longer a number at step 7.*: lower lr") as told:
-        Watch(prototypes=K, targets=G * B, steps=100).alarm(record(7, **{name: value}))
+        watch(100).alarm(record(7, **{name: value}))
     assert str(told.value).count("\n") == 0
     check_number(1e30, 7)
 
@@ -119,12 +140,12 @@ def test_without_centring_and_sharpening_it_collapses_and_the_alarm_says_so(eigh
 @pytest.mark.slow
 def test_without_centring_and_as_sharp_as_the_student_the_answers_become_one(eight, tmp_path):
     found = alarms(eight, tmp_path, centring="none", teacher_temperature=0.1, teacher_temperature_start=0.1)
-    assert found[-1].startswith("Collapsed: the teacher gives every image the same answer")
+    assert found[-1].startswith("Collapsed: the teacher prefers the same few prototypes")
 
 
 def test_without_centring_but_sharp_it_collapses_to_few_prototypes_and_the_alarm_says_so(eight, tmp_path):
     found = alarms(eight, tmp_path, centring="none", teacher_temperature=0.04)
-    assert found[-1].startswith("Collapsed: the teacher gives every image the same answer and prefers the same")
+    assert found[-1].startswith("Collapsed: the teacher prefers the same few prototypes")
     assert "centring ema or sinkhorn" in found[-1]
 
     assert found.count(found[-1]) > 1

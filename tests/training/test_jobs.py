@@ -212,6 +212,30 @@ def test_closing_ends_also_a_process_that_does_not_listen(images, tmp_path, monk
     jobs.close(0.1)
 
 
+@pytest.mark.parametrize("bound", [{"minutes": 0.005}, {"megabytes": 0.0001}])
+def test_a_run_that_reaches_a_bound_is_ended_and_says_so(bound, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "OVERTIME", 0.3)  # it is still importing torch then
+    with closing(Jobs(tmp_path, **bound)) as jobs:
+        run = jobs.submit("long", "pretrain", endless(images))
+        wait(lambda: state(run) == "stopped")
+        assert f"{next(iter(bound.values())):g} " in run.status()["message"]
+        if "minutes" in bound:
+            assert "0.005 minutes" in refusal(jobs.resume, run)
+    assert processes_in(tmp_path) == []
+
+
+@pytest.mark.slow  # the process takes seconds to begin
+def test_a_run_that_is_out_of_time_leaves_a_checkpoint(images, tmp_path):
+    with closing(Jobs(tmp_path, minutes=60)) as jobs:
+        run = jobs.submit("long", "pretrain", endless(images))
+        wait(lambda: len(losses(run)) >= 2)
+        jobs.minutes = 0.01
+        wait(lambda: "0.01 minutes" in run.status().get("message", ""))
+        status = run.status()
+        assert (status["state"], status["step"]) == ("stopped", run.checkpoint().step)
+        assert status["spent"] > 1
+
+
 def test_a_process_that_ends_at_once_is_told(images, idle, tmp_path, monkeypatch):
     (tmp_path / "training").mkdir()
     (tmp_path / "training" / "__main__.py").write_text("raise SystemExit('not ours')")
@@ -222,7 +246,7 @@ def test_a_process_that_ends_at_once_is_told(images, idle, tmp_path, monkeypatch
     shutil.rmtree(gone.folder)
     idle.limit = 1
     wait(lambda: state(run) == "failed")
-    assert run.status()["message"] == f"{run.folder}/config.json is damaged, without it the run cannot be read."
+    assert "config.json is not valid JSON" in run.status()["message"]
     wait(lambda: not idle.queue())
     assert not gone.folder.exists()
 
@@ -278,7 +302,7 @@ def test_what_a_run_would_refuse_is_not_queued_and_leaves_no_folder(changes, tol
 def test_what_cannot_be_submitted_is_told(images, idle, tmp_path):
     config = settings(images)
     idle.submit("a", "pretrain", config)
-    assert refusal(idle.submit, "a", "pretrain", config).startswith("There is already a run a in ")
+    assert refusal(idle.submit, "a", "pretrain", config).startswith("There is already a run a;")
     assert refusal(idle.submit, "../a", "pretrain", config).startswith("'../a' cannot be a run's name")
     assert refusal(idle.submit, "b", "train", config) == (
         "There is no kind of run 'train'; there are pretrain, finetune, probe."
@@ -286,7 +310,7 @@ def test_what_cannot_be_submitted_is_told(images, idle, tmp_path):
     assert refusal(idle.submit, "b", "pretrain", {"lr": -1}).startswith("lr is at least")
     (tmp_path / "file").touch()
     told = refusal(Jobs(tmp_path / "file").submit, "b", "pretrain", config)
-    assert told.endswith("file/b cannot be made: Not a directory.")
+    assert told.endswith("b cannot be made: Not a directory.")
     assert idle.queue() == ["a"]
 
 

@@ -19,6 +19,7 @@ from training.config import PretrainConfig
 from training.data import DataError
 from training.pretrain import pretrain, resume
 from training.runs import Run, RunError
+from training.schedules import scaled_lr
 from training.settings import ConfigError
 
 EVERYTHING = {
@@ -91,6 +92,24 @@ def test_a_damaged_and_a_half_written_checkpoint_are_passed_over(images, tmp_pat
     assert "The checkpoint step-00000006 is passed over: student.safetensors has 100 bytes" in log(run)
     assert_same(run, whole(config, tmp_path))
     assert sorted(p.name for p in newest.parent.iterdir()) == ["step-00000007", "step-00000008"]
+
+
+def test_a_run_that_began_when_schedules_had_fixed_lengths_keeps_them(images, tmp_path):
+    """10 epochs of warm-up and 30 of temperature in a run of 2, which no new run may have."""
+    config = settings(
+        images, warmup_epochs=10.0, teacher_temperature_epochs=30.0, freeze_last_layer=1.0, checkpoint_minutes=0.0
+    )
+    with pytest.raises(ConfigError):
+        pretrain(config, begin(config, tmp_path, "new"))
+    runs = [begin(config, tmp_path, name) for name in ("a", "whole")]
+    with pytest.raises(Crash):
+        resume(runs[0], crash_at(5))
+    for run in runs:
+        resume(run)
+    assert_same(*runs)
+    assert [record["lr"] for record in losses(runs[0])] == pytest.approx(
+        [scaled_lr(config.lr, config.batch) * step / 7 for step in range(8)]  # it rises to the last of 8 steps
+    )
 
 
 def log(run: Run) -> str:

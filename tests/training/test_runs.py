@@ -62,9 +62,7 @@ def test_a_run_is_made_and_opened_by_name_and_by_folder(run, home, tmp_path):
 
 
 def test_a_name_is_taken_once(run, home):
-    assert refusal(Run.create, "first", "pretrain", {}) == (
-        f"There is already a run first in {home}; choose another name."
-    )
+    assert refusal(Run.create, "first", "pretrain", {}) == ("There is already a run first; choose another name.")
     assert run.config["preset"] == "micro"
 
 
@@ -80,9 +78,9 @@ def test_a_damaged_config_is_told(run):
     path = run.folder / "config.json"
     for content in ('{"kind": "pre', "[]", "{}"):
         path.write_text(content)
-        assert refusal(lambda: Run.open("first").kind) == f"{path} is damaged, without it the run cannot be read."
+        assert "first cannot be read: config.json" in refusal(lambda: Run.open("first").kind)
     path.unlink()
-    assert refusal(lambda: run.config) == f"{path} is missing, without it the run cannot be read."
+    assert "config.json is missing" in refusal(lambda: run.config)
 
 
 def test_runs_are_listed_newest_first_without_what_is_none(home, tmp_path):
@@ -111,13 +109,11 @@ def test_the_log_has_the_time_on_each_line(run):
 
 
 def test_metrics_come_back_and_what_is_not_finite_is_null(run):
-    run.add_metrics(
-        {"step": 1, "loss": np.float32(0.5), "gradient": float("nan"), "terms": {"dino": torch.tensor(2.0)}}
-    )
-    run.add_metrics({"step": np.int64(2), "loss": float("inf"), "sizes": (1, 2)})
+    run.add_metrics({"step": 1, "loss": np.float32(0.5), "gradient": float("nan"), "dino": torch.tensor(2.0)})
+    run.add_metrics({"step": np.int64(2), "loss": float("inf"), "alarm": "The teacher collapsed."})
     assert run.metrics() == [
-        {"step": 1, "loss": 0.5, "gradient": None, "terms": {"dino": 2.0}},
-        {"step": 2, "loss": None, "sizes": [1, 2]},
+        {"step": 1, "loss": 0.5, "gradient": None, "dino": 2.0},
+        {"step": 2, "loss": None, "alarm": "The teacher collapsed."},
     ]
 
 
@@ -158,7 +154,10 @@ def test_the_status_keeps_its_progress_and_its_heart_beats(run):
 
 def test_a_damaged_status_is_unknown(run):
     (run.folder / "status.json").write_text('{"state": "run')
-    assert run.status() == {"state": "unknown"}
+    status = run.status()
+    assert status.keys() == {"state", "problem"}
+    assert status["state"] == "unknown"
+    assert "status.json" in status["problem"]
 
 
 def test_a_process_that_is_gone_has_died():
@@ -238,7 +237,7 @@ def test_tensors_of_all_kinds_come_back_bit_for_bit(run):
         "odd": torch.tensor([float("nan"), float("inf"), -0.0]), "large": torch.tensor(2**62),
         "parameter": torch.nn.Parameter(base[:1]),
     }  # fmt: skip
-    state = {"best": float("nan"), "rate": 0.1 + 0.2, "order": [1, 2], "random": 2**200, "text": "ü"}
+    state = {"best": float("nan"), "rate": 0.1 + 0.2, "order": [1, 2], "random": 2**63, "text": "ü"}
     run.save_checkpoint(3, {"student": tensors, "optimizer": {"exp_avg.0": base}}, state)
     found = run.checkpoint()
     assert (found.step, found.keys) == (3, ("optimizer", "student"))
@@ -372,7 +371,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
         assert (saved(run), run.checkpoint().step) == (["step-00000001"], 1)
         run.set_status("failed", message="told")  # there is room again
         fill(disk)
-        cannot = f"The run in {run.folder} cannot be written: No space left on device."
+        cannot = f"The run {run.name} cannot be written: No space left on device."
         assert refusal(lambda: [run.add_metrics({"step": i, "loss": "x" * 100}) for i in range(100)]) == cannot
         assert refusal(run.set_status, "running", message="x" * 5000) == cannot
         assert refusal(run.truncate_metrics, 1) == cannot

@@ -2,11 +2,17 @@
 
 import numpy as np
 import pytest
+from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.training import reference
+from tests.training.tiny_runs import SHAPE
+from training.config import PRESETS, PretrainConfig, pretrain_preset
+from training.dino import Distillation
+from training.pretrain import schedules_in_words
 from training.schedules import cosine, linear, scaled_lr
+from training.settings import ConfigError
 
 
 @pytest.mark.parametrize("warmup_epochs", [0, 1, 4, 10])
@@ -56,3 +62,58 @@ def test_no_value_leaves_the_range(step, steps, warmup, start, end):
 def test_the_learning_rate_grows_with_the_batch():
     assert scaled_lr(5e-4, 256) == 5e-4
     assert scaled_lr(5e-4, 64) == pytest.approx(1.25e-4)
+
+
+@pytest.mark.parametrize("epochs", [1, 5, 10, 20, 100])
+def test_a_run_of_any_length_comes_to_the_end_of_its_schedules(epochs):
+    """From a learning rate that was reached to its end, the teacher's last temperature, prototypes that learn."""
+    of_an_epoch = 32
+    steps = epochs * of_an_epoch
+    config = PretrainConfig(**{**SHAPE, "epochs": epochs})
+    dino = Distillation(config, Accelerator(cpu=True), steps, of_an_epoch)
+    rates = []
+    for step in range(steps + 1):
+        dino.set_rates(step)
+        rates.append(dino.lr)
+    peak = scaled_lr(config.lr, config.batch)
+    assert max(rates) == pytest.approx(peak)
+    assert rates.index(max(rates)) <= steps / 8
+    assert rates[-1] == config.lr_end
+    assert rates[-2] < config.lr_end + 0.004 * peak  # the last step, one of a cosine of 29 or more before its end
+    assert dino.temperature(steps - 1) == config.teacher_temperature
+    assert dino.temperature(steps // 2) == config.teacher_temperature
+    assert dino.config.freeze_last_layer <= epochs / 10
+
+
+def test_schedules_of_runs_as_long_as_the_published_are_the_published():
+    found = PretrainConfig(epochs=100.0).resolved()
+    assert (found.warmup_epochs, found.teacher_temperature_epochs, found.freeze_last_layer) == (10.0, 30.0, 1.0)
+    assert PretrainConfig(epochs=800.0).resolved().warmup_epochs == 10.0
+    assert PretrainConfig(epochs=5.0, warmup_epochs=2.0).resolved().warmup_epochs == 2.0
+    for name, epochs in (("micro", 2.0), ("quarter-hour", 3.0), ("adapt", 1.0)):  # as they were measured
+        assert PretrainConfig(**pretrain_preset(name)).resolved().warmup_epochs == epochs
+
+
+def test_what_was_shortened_is_said_and_what_was_asked_for_is_not():
+    words = schedules_in_words(PretrainConfig(epochs=5.0, freeze_last_layer=0.25))
+    assert "rises for 0.5 (not the usual 10)" in words
+    assert "temperature for 1.5 (not the usual 30)" in words
+    assert words.endswith("0.25")
+    assert "usual" not in schedules_in_words(PretrainConfig(epochs=100.0))
+
+
+@pytest.mark.parametrize("name", ["warmup_epochs", "teacher_temperature_epochs", "freeze_last_layer"])
+def test_epochs_that_do_not_fit_are_refused_with_the_figures(name):
+    PretrainConfig(epochs=8.0, **{name: 4.0}).check_new()
+    with pytest.raises(ConfigError, match=rf"{name} \(4.5\) .* 8 epochs: at most 4"):
+        PretrainConfig(epochs=8.0, **{name: 4.5}).check_new()
+
+
+def test_a_temperature_that_stays_may_take_any_time_to_do_so():
+    PretrainConfig(epochs=8.0, teacher_temperature=0.04, teacher_temperature_epochs=30.0).check_new()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("epochs", [0.5, 1.0, 5.0])
+def test_a_preset_of_other_epochs_fits_them(name, epochs):
+    PretrainConfig(**{**pretrain_preset(name, epochs), "epochs": epochs}).check_new()

@@ -19,7 +19,7 @@ from training.runs import Run
 OF_THE_MACHINE = ("speed", "waiting", "memory_mb")
 SHAPE = {
     "dim": 32, "depth": 2, "heads": 2, "patch": 8, "prototypes": 64, "head_hidden": 64, "head_bottleneck": 32,
-    "global_size": 16, "local_size": 8, "local_crops": 2, "batch": 16, "warmup_epochs": 1.0, "log_every": 1,
+    "global_size": 16, "local_size": 8, "local_crops": 2, "batch": 16, "log_every": 1,
     "precision": "float32",  # whatever the machine is good at
 }  # fmt: skip
 # No augmentation to speak of.

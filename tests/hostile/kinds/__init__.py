@@ -1,0 +1,1 @@
+"""Kinds of hostile files, one a module; each has `write(corpus)`."""
