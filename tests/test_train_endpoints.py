@@ -250,7 +250,7 @@ def test_what_cannot_be_is_a_sentence_and_no_run(values, told, private):
 
 
 def test_a_folder_of_the_machine_is_learnt_from_where_it_is(private):
-    private.ask("start", ME, where="folder", path="photos", name="local")
+    private.ask("start", ME, where="folder", path="photos", name="local", pretrain_batch=8)  # of 8
     run = newest()
     assert run.config["data"] == [str(private.home / "open" / "photos")]
     assert not (run.folder / "data").exists()

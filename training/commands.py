@@ -10,12 +10,14 @@ import os
 import shutil
 import textwrap
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from training.bars import Bar, Stages, shown
 
+# What takes long to make, in a run's folder: steps, the features of a probe's images, the depth that a teacher wrote.
+TAKES_LONG = ("checkpoints/*", "features/*.bin", "teacher/depth/*")
 HASH_DIGITS = 12  # of weights, which tell them from all others that one has
 
 
@@ -84,7 +86,8 @@ def _start(
         config, fill = _placed(config, (root() / run_name / "data").absolute())
     if _alone():
         run = _create(run_name, name, config, fill)
-        work(config, run)
+        with _gone_unless_begun(run):
+            work(config, run)
         _goodbye(run)
         return None
     from accelerate.utils import broadcast_object_list
@@ -94,7 +97,8 @@ def _start(
     if state().is_main_process:
         run = _create(run_name, name, config, fill)
     run = Run(root() / broadcast_object_list([run_name])[0])  # made of the time, it may be another in each process
-    work(config, run)
+    with _gone_unless_begun(run) if state().is_main_process else nullcontext():
+        work(config, run)
     if state().is_main_process:
         _goodbye(run)
     close()
@@ -112,18 +116,44 @@ def _name_of_now(kind: str) -> str:
 
 
 def _create(name: str, kind: str, config, fill: Callable[[], None] | None = None):
-    """fill: puts the data into the run's folder; if it cannot, there is no run."""
+    """fill: puts the data into the run's folder; if it cannot, or they are refused, there is no run."""
     from training.runs import Run
 
+    if fill is None:
+        check(kind, config)
     run = Run.create(name, kind, config.to_dict())
     try:
         if fill is not None:
             fill()
+            check(kind, config)
     except BaseException:
         shutil.rmtree(run.folder, ignore_errors=True)
         raise
     print(f"training: the run is {run.folder}; `python -m training stop {run.name}` ends it where it can go on")
     return run
+
+
+def check(kind: str, config) -> None:
+    """Raise DinovizError for what a run would refuse at its start, so that no dead run holds a name."""
+    if kind == "pretrain":
+        from training.pretrain import check
+    elif kind == "finetune":
+        from training.finetune import check
+    else:
+        from training.probe import check
+    check(config)
+
+
+@contextmanager
+def _gone_unless_begun(run) -> Iterator[None]:
+    """Remove the folder of a new run that fails before there is anything in it to go on from."""
+    try:
+        yield
+    except Exception:
+        made = itertools.chain.from_iterable(run.folder.glob(each) for each in TAKES_LONG)
+        if not any(made) and not any(record.get("step", 0) > 0 for record in run.metrics()):
+            shutil.rmtree(run.folder, ignore_errors=True)
+        raise
 
 
 def _alone() -> bool:

@@ -33,6 +33,14 @@ __all__ = ["FinetuneError", "finetune", "predict", "resume"]
 HEAD_FIRST = {"way": "linear", "epochs": 40, "patience": 5}
 
 
+def check(config: FinetuneConfig) -> None:
+    """Raise DinovizError for images that `finetune` would refuse at its start, before there is a run.
+
+    Whether they can be read, and the model be loaded, shows in the run.
+    """
+    _images(config)
+
+
 def finetune(config: FinetuneConfig, run: Run, progress: Progress | None = None) -> dict | None:
     """Train a classifier in a run of kind "finetune" and export it; see `_result` for what comes back.
 
@@ -71,6 +79,16 @@ def _work(config: FinetuneConfig, run: Run, progress: Progress, resumed: bool) -
     return None
 
 
+def _images(config: FinetuneConfig) -> tuple[Pictures, Pictures, Pictures | None]:
+    """To train on, to decide when to stop, and to test on once."""
+    if config.data:
+        pictures = labelled(find(config.data), "Fine-tuning")
+        test = aligned(find(config.test), pictures.classes) if config.test else None
+    else:
+        pictures, test = demo("train"), demo("held-out")
+    return *halves(pictures, config.validation, config.seed), test
+
+
 @dataclass
 class _Task:
     """The images and the network that a configuration asks for."""
@@ -85,12 +103,7 @@ class _Task:
 
     @classmethod
     def prepare(cls, config: FinetuneConfig, run: Run) -> _Task:
-        if config.data:
-            pictures = labelled(find(config.data), "Fine-tuning")
-            test = aligned(find(config.test), pictures.classes) if config.test else None
-        else:
-            pictures, test = demo("train"), demo("held-out")
-        train, validation = halves(pictures, config.validation, config.seed)
+        train, validation, test = _images(config)
         backbone = dinoviz.load(config.model, device=config.device or None, dtype=torch.float32)
         size = evaluation_size(backbone, config.size)
         memory = config.memory_gb * 2**30 / 4  # each; the training images have the rest

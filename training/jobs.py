@@ -24,7 +24,7 @@ import psutil
 from dinoviz.errors import DinovizError
 from training import runs
 from training.command_line import KINDS
-from training.commands import absolute
+from training.commands import absolute, check
 from training.limits import folder_bytes
 from training.run_files import anew, tail
 from training.runs import AT_WORK, Run, RunError, list_runs
@@ -90,9 +90,9 @@ class Jobs:
 
         kind: pretrain, finetune or probe. keep: whether it goes on when this process ends; otherwise it stops then.
         before: called with the run before it is queued, to put files into its folder, say; it may `set_config`. If it
-            raises, the folder is removed.
+            raises, or the run would refuse these images and settings, the folder is removed.
 
-        Raises DinovizError for a name, settings and a folder that cannot be.
+        Raises DinovizError for a name, settings, images and a folder that cannot be.
         """
         if kind not in KINDS:
             raise JobError(f"There is no kind of run {kind!r}; there are {', '.join(KINDS)}.")
@@ -102,6 +102,7 @@ class Jobs:
         try:
             if before is not None:
                 before(run)
+            check(kind, KINDS[kind].from_dict(run.config))
             with self._lock:
                 self._check_open()
                 self._enqueue(_Job(run, keep))

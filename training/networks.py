@@ -125,17 +125,22 @@ def new_backbone(config: PretrainConfig) -> nn.Module:
     return Dinov2Model(Dinov2Config(**shape))
 
 
-def student_and_teacher(backbone: nn.Module, config: PretrainConfig) -> tuple[DINO, DINO]:
-    """The student on this backbone, and the teacher, which starts as its copy and is never trained.
-
-    Raises ConfigError where the backbone cannot do what the configuration asks for.
-    """
-    layers = blocks(backbone)
+def check_frozen(config: PretrainConfig) -> None:
+    """Raise ConfigError where random weights would be frozen."""
     if config.freeze_layers and not config.start:
         raise ConfigError(
             f"freeze_layers ({config.freeze_layers}) would keep random weights as they are: name a model to start "
             "from, or freeze none."
         )
+
+
+def student_and_teacher(backbone: nn.Module, config: PretrainConfig) -> tuple[DINO, DINO]:
+    """The student on this backbone, and the teacher, which starts as its copy and is never trained.
+
+    Raises ConfigError where the backbone cannot do what the configuration asks for.
+    """
+    check_frozen(config)
+    layers = blocks(backbone)
     if config.freeze_layers > len(layers):
         raise ConfigError(
             f"freeze_layers is at most {len(layers)}, the blocks of this model, not {config.freeze_layers}."

@@ -22,6 +22,7 @@ from training.config import SCHEDULES, PretrainConfig
 from training.data import DataError, Decoded, Pictures, batches, cores, demo, demo_probes, find, split
 from training.dino import ORDER, Distillation, Seen, generator
 from training.export import export
+from training.networks import check_frozen
 from training.precision import in_bfloat16
 from training.runs import Run, RunError
 from training.settings import ConfigError
@@ -29,6 +30,16 @@ from training.stopping import reopen, working
 
 PROBES = 4
 Progress = Callable[[dict], None]
+
+
+def check(config: PretrainConfig) -> None:
+    """Raise DinovizError for what `pretrain` would refuse at its start, before there is a run.
+
+    Settings, and how many images there are; whether those can be read, and the model be loaded, shows in the run.
+    """
+    check_frozen(config)
+    images, _ = images_of(config)
+    steps_in_epoch(config, len(images))
 
 
 def pretrain(config: PretrainConfig, run: Run, progress: Progress | None = None) -> None:
@@ -60,6 +71,18 @@ def _work(run: Run, progress: Progress | None, new: PretrainConfig | None) -> No
     with working(run, writes=distributed.state().is_main_process) as asked_to_stop:
         config, checkpoint = (new, None) if new else (PretrainConfig.from_dict(run.config), run.checkpoint())
         Pretraining(config, run, progress, checkpoint, asked_to_stop).train()
+
+
+def images_of(config: PretrainConfig) -> tuple[Pictures, Pictures | None]:
+    """What to train on, and labelled images for k-NN that are not trained on, if there are any."""
+    if not config.data:
+        return demo("train"), demo("held-out")
+    pictures = find(config.data)
+    if config.validation:
+        return pictures, find(config.validation)
+    if config.validation_share and pictures.labels is not None:
+        return split(pictures, config.validation_share, config.seed)
+    return pictures, None
 
 
 def schedules_in_words(config: PretrainConfig) -> str:
@@ -114,7 +137,7 @@ class Pretraining:
         self._told = time.monotonic()
         if self.main:
             run.set_status("running", step=self.step, message="reading the images")
-        pictures, self.held_out = self._find()
+        pictures, self.held_out = images_of(config)
         side = advice.typical_side(pictures)
         self.data = self._decode(pictures, advice.store_size(config, side))
         self.epoch = steps_in_epoch(config, len(self.data))
@@ -286,18 +309,6 @@ class Pretraining:
         self.used.copy_(checkpoint.tensors("health")["used"])
         self.window = {k: [torch.tensor(v, device=device) for v in values] for k, values in state["window"].items()}
         self.watch.since = state["alarm_since"]
-
-    def _find(self) -> tuple[Pictures, Pictures | None]:
-        """What to train on, and labelled images for k-NN that are not trained on, if there are any."""
-        config = self.config
-        if not config.data:
-            return demo("train"), demo("held-out")
-        pictures = find(config.data)
-        if config.validation:
-            return pictures, find(config.validation)
-        if config.validation_share and pictures.labels is not None:
-            return split(pictures, config.validation_share, config.seed)
-        return pictures, None
 
     def _decode(self, pictures: Pictures, size: int) -> Decoded:
         data = Decoded(

@@ -42,6 +42,15 @@ UNLIKE = 99  # per cent of pictures of other rooms that are to count as familiar
 SETTINGS = ("layers", "resolution", "border", "crop", "depth", "flip", "crops", "zoom", "colour", "seed")
 
 
+def check(config: ProbeConfig) -> None:
+    """Raise DinovizError for images that `probe` would refuse at its start, before there is a run.
+
+    Whether they can be read, the model be loaded, and what a teacher makes of pictures without depth, shows in the run.
+    """
+    if not config.teacher:
+        _parts(config)
+
+
 def probe(config: ProbeConfig, run: Run, progress: Progress | None = None) -> dict | None:
     """Train a depth probe in a run of kind "probe"; write export/probe.safetensors, see `dinoviz.depth.open_probe`.
 
@@ -117,6 +126,15 @@ def _work(config: ProbeConfig, run: Run, progress: Progress, resumed: bool) -> d
     return None
 
 
+def _parts(config: ProbeConfig) -> Split:
+    """The pictures with depth: to train on, to decide when to stop, and held out."""
+    parts = split(find_pairs(config.data, config.limit), config.validation, config.held_out)
+    if config.test:
+        rule = f"{parts.rule}; the test images are a folder of their own"
+        parts = replace(parts, held_out=find_pairs(config.test), rule=rule)
+    return parts
+
+
 @dataclass
 class _Task:
     """The images and the network that a configuration asks for."""
@@ -128,11 +146,7 @@ class _Task:
 
     @classmethod
     def prepare(cls, config: ProbeConfig, run: Run, heard: Progress) -> _Task:
-        pairs = find_pairs(config.data, config.limit)
-        parts = split(pairs, config.validation, config.held_out)
-        if config.test:
-            rule = f"{parts.rule}; the test images are a folder of their own"
-            parts = replace(parts, held_out=find_pairs(config.test), rule=rule)
+        parts = _parts(config)
         backbone = dinoviz.load(config.model, device=config.device or None)
         layers = config.blocks(backbone.layers)
         kept = _with_depth([*parts.train, *parts.validation, *parts.held_out], config, run, heard)

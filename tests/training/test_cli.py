@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -13,15 +14,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dinoviz.__main__ import main as dinoviz_main
+from dinoviz.errors import DinovizError
 from tests.conftest import ROOT
 from tests.training.tiny_runs import settings, write_images
+from training import depth_course
 from training.__main__ import EVALUATE_HELP, FINETUNE_HELP, PRETRAIN_HELP, PROBE_HELP, _parser, main
 from training.arguments import save
 from training.commands import absolute
 from training.config import PRESETS, PretrainConfig
+from training.dino import Distillation
 from training.runs import Run, list_runs
 from training.task_config import EvaluateConfig, FinetuneConfig, ProbeConfig
 
@@ -57,7 +62,8 @@ def refusal(capsys, *arguments: object) -> str:
     except SystemExit as stopped:
         status = stopped.code
     assert status == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if "it/s]" not in line]
+    lines = capsys.readouterr().err.splitlines()
+    (line,) = [line for line in lines if line and "%|" not in line]  # which is of a bar
     assert line.startswith("training: ")
     assert line.endswith(".")
     return line
@@ -67,6 +73,14 @@ def done(capsys, *arguments: object) -> str:
     capsys.readouterr()
     assert main([str(each) for each in arguments]) == 0
     return capsys.readouterr().out
+
+
+def write_rooms(folder: Path, count: int) -> None:
+    """Pictures with depth that grows from 1 m at the top to 4 m."""
+    write_images(folder / "rgb", count)
+    (folder / "depth").mkdir()
+    for path in (folder / "rgb").iterdir():
+        np.save(folder / "depth" / f"{path.stem}.npy", np.linspace(1, 4, 96 * 96, dtype=np.float32).reshape(96, 96))
 
 
 @pytest.mark.parametrize("command", SETTINGS)
@@ -188,7 +202,7 @@ def test_names_of_now_are_never_taken(home, capsys, tiny, monkeypatch):
         (["no.zip"], "no.zip is damaged, or not a zip file"),
         (["one"], "There is one image, and training needs 2 at least"),
         (["two", "--batch", 64], "There are 2 images, fewer than the 64 of one batch: lower batch"),
-        (["broken"], "2 of 2 images cannot be read, too many to go on: "),
+        (["broken", "--batch", 2], "2 of 2 images cannot be read, too many to go on: "),
         (["two", "--batch", 2, "--validation", "two"], "The images for k-NN need classes"),
         (["two", "--batch", 2, "--validation", "nowhere"], "nowhere: there is no such file or folder"),
         (["two", "--preset", "huge"], f"There is no preset 'huge'. Known are {', '.join(PRESETS)}"),
@@ -203,7 +217,7 @@ def test_names_of_now_are_never_taken(home, capsys, tiny, monkeypatch):
         (["two", "--global-size", 50], "global_size (50) must be a multiple of patch (8)"),
         (["two", "--what"], "unrecognized arguments: --what"),
         (["two", "--name", "a/b"], "'a/b' cannot be a run's name"),
-        (["two", "--name", "taken"], "already a run taken"),
+        (["two", "--batch", 2, "--name", "taken"], "already a run taken"),
         (["two", "--batch", 2, "--start", "nothing"], "There is no model 'nothing'. Known are embedded, "),
         (["two", "--batch", 2, "--preset", "adapt"], "freeze_layers (6) would keep random weights as they are: name a"),
         (["two", "--batch", 2, "--probe-images", "gone.png"], "gone.png"),
@@ -224,12 +238,62 @@ def test_what_cannot_be_pretrained_is_answered_in_one_line(arguments, says, home
     (home / "wrong.json").write_text('{"lr": "high"}')
     Run.create("taken", "pretrain", {})
     assert says in refusal(capsys, "pretrain", *arguments)
-    for run in list_runs():  # what was begun says why it ended
-        if run.name != "taken":
-            assert run.status()["state"] == "failed"
-            assert says in run.status()["message"]
-    if says.startswith("photos"):  # and the name is free for the folder that was meant
-        assert [run.name for run in list_runs()] == ["taken"]
+    assert [run.name for run in list_runs()] == ["taken"]  # and the name is free for what was meant
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["pretrain", "four", "--batch", 2, "--preset", "adapt"], "freeze_layers (6)"),
+        (["pretrain", "four"], "There are 4 images, fewer than the 64 of one batch"),
+        (["finetune", "four"], "Fine-tuning needs labelled images"),
+        (["probe", "four"], "four is no RGB-D folder"),
+    ],
+)
+def test_what_a_run_would_refuse_is_checked_before_anything_is_made(arguments, says, home, capsys):
+    write_images(home / "four", 4)
+    assert says in refusal(capsys, *arguments)
+    assert [each.name for each in home.iterdir()] == ["four"]
+
+
+def test_a_run_that_fails_before_its_first_step_leaves_no_folder(home, capsys, tiny, images, monkeypatch):
+    refusal(capsys, "finetune", images, "--model", "nothing", "--name", "a")
+
+    def full(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Distillation, "step", full)
+    assert "memory is full" in refusal(capsys, "pretrain", "--config", tiny, "--name", "a")
+    assert list_runs() == []
+
+
+def test_a_run_that_fails_later_is_kept_and_goes_on(home, capsys, tiny, monkeypatch):
+    step = Distillation.step
+
+    def full(self, images, aspects, number):
+        if number == 1:
+            raise torch.OutOfMemoryError
+        return step(self, images, aspects, number)
+
+    monkeypatch.setattr(Distillation, "step", full)
+    refusal(capsys, "pretrain", "--config", tiny, "--name", "a")
+    assert "memory is full" in Run.open("a").status()["message"]
+    monkeypatch.undo()
+    monkeypatch.chdir(home)
+    assert "training: a is finished" in done(capsys, "resume", "a")
+
+
+def test_what_was_encoded_is_kept_where_the_training_fails(home, capsys, tiny_folders, monkeypatch):
+    write_rooms(home / "rooms", 8)
+
+    def fail(self):
+        raise DinovizError("The disk is full.")
+
+    monkeypatch.setattr(depth_course.Course, "go", fail)
+    options = ("--model", tiny_folders["dinov2"], "--resolution", 56, "--epochs", 1, "--bins", 8, "--crop", "none")
+    refusal(capsys, "probe", "rooms", *options, "--name", "a")
+    assert Run.open("a").status()["state"] == "failed"
+    assert list((Run.open("a").folder / "features").glob("*.bin"))
 
 
 def test_a_zip_file_and_a_list_will_do(home, capsys, tiny, images):
@@ -304,13 +368,8 @@ def test_a_fine_tuning_says_how_good_it_is_and_why_it_ended(home, capsys, images
 
 def test_a_probe_learns_from_a_zip_file_and_teaches_another(home, capsys, tiny_folders):
     """Its run is named as the teacher, and found again wherever the other is resumed."""
-    write_images(home / "photos", 16)
-    with zipfile.ZipFile("rooms.zip", "w") as archive:
-        for path in sorted((home / "photos").iterdir()):
-            archive.write(path, f"rooms/rgb/{path.name}")
-            depth = np.linspace(1, 4, 96 * 96, dtype=np.float32).reshape(96, 96)
-            with archive.open(f"rooms/depth/{path.stem}.npy", "w") as file:
-                np.save(file, depth)
+    write_rooms(home / "rooms", 16)
+    shutil.make_archive("rooms", "zip", home, "rooms")
     settings = ("--resolution", 56, "--epochs", 1, "--bins", 8, "--crop", "none")
     model = ("--model", tiny_folders["dinov2"])
     said = done(capsys, "probe", "rooms.zip", *model, *settings, "--name", "first")

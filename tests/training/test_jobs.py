@@ -25,7 +25,7 @@ from training import jobs as module
 from training.config import PretrainConfig
 from training.jobs import JobError, Jobs
 from training.probe import resume as resume_probe
-from training.runs import Run, RunError
+from training.runs import Run, RunError, list_runs
 from training.settings import ConfigError
 from training.stopping import PARENT, reopen, working
 from training.task_config import FinetuneConfig, ProbeConfig
@@ -254,7 +254,7 @@ def test_a_process_that_ends_at_once_is_told(images, idle, tmp_path, monkeypatch
 def test_a_run_has_its_folder_before_it_is_queued(images, idle, tmp_path, monkeypatch):
     def put(run: Run) -> None:
         assert (state(run), idle.queue()) == ("queued", [])
-        (run.folder / "data").mkdir()
+        shutil.copytree(images, run.folder / "data")
         run.set_config({**run.config, "data": [str(run.folder / "data")]})
 
     monkeypatch.chdir(images.parent)
@@ -281,6 +281,21 @@ def test_what_goes_wrong_before_leaves_no_folder(error, told, images, idle):
     with pytest.raises((DinovizError, KeyboardInterrupt), match=told):
         idle.submit("a", "pretrain", settings(images), before=fail)
     assert not (idle.root / "a").exists()
+    assert idle.queue() == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"), [({"freeze_layers": 6}, r"freeze_layers \(6\)"), ({"batch": 4096}, "fewer than the 4096")]
+)
+def test_what_a_run_would_refuse_is_not_queued_and_leaves_no_folder(changes, told, images, idle):
+    def put(run: Run) -> None:
+        shutil.copytree(images, run.folder / "data")
+        run.set_config({**run.config, "data": [str(run.folder / "data")]})
+
+    for before in (None, put):
+        with pytest.raises(DinovizError, match=told):
+            idle.submit("a", "pretrain", settings(images, **changes), before=before)
+    assert list_runs(idle.root) == []
     assert idle.queue() == []
 
 
