@@ -30,6 +30,7 @@ bench: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/lint-imports --no-logo
 
 $(VENV)/.app: requirements.txt requirements-embedded.txt
 	@$(PYTHON) -c 'import sys; sys.version_info < (3, 11) and sys.exit("dinoviz needs Python 3.11 or newer")'

@@ -11,11 +11,16 @@ from dinoviz.errors import DinovizError, Stopped
 from dinoviz.models import load
 
 __version__ = "0.1.0"
-__all__ = ["DinovizError", "Stopped", "attention", "load", "pca", "segment", "video"]
+VIEWS = ("attention", "compare", "depth", "pca", "render", "segment", "video")
+__all__ = ["DinovizError", "Stopped", "load", *VIEWS]
 
 
 def __getattr__(name: str):
     # The views import numpy and torch; `python -m dinoviz --help` should not wait for them.
-    if name in ("attention", "pca", "render", "segment", "video"):
+    if name in VIEWS:
         return import_module(f"dinoviz.{name}")
     raise AttributeError(f"module 'dinoviz' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

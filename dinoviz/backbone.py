@@ -23,7 +23,8 @@ from transformers.masking_utils import sdpa_mask
 
 from dinoviz.errors import DinovizError
 from dinoviz.features import Features, Layers, LayerTokens, layer_indices
-from dinoviz.images import ImageSource, PatchGrid, open_image
+from dinoviz.grid import PatchGrid
+from dinoviz.images import ImageSource, open_image
 
 ATTENTION = "dinoviz_sdpa"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -12,7 +12,7 @@ from scipy.linalg import eigh, orthogonal_procrustes
 from dinoviz import attention, pca
 from dinoviz.errors import DinovizError
 from dinoviz.features import Features
-from dinoviz.images import PatchGrid
+from dinoviz.grid import PatchGrid
 
 Method = Literal["aligned", "joint"]
 METHODS = ("aligned", "joint")

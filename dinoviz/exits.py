@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from safetensors import SafetensorError
 
+from dinoviz.atomic_files import disk_error
 from dinoviz.errors import DinovizError
-from dinoviz.files import disk_error
 
 
 def status(program: str, work: Callable[[], int | None], interrupted: str = "stopped.") -> int:

@@ -1,26 +1,15 @@
-"""Features: what one forward pass yields; and FeatureCache, which makes sure that it is only one."""
+"""Features: what one forward pass yields."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
-from PIL import Image
 
-from dinoviz.cache import OnceCache
 from dinoviz.errors import DinovizError
-from dinoviz.images import PatchGrid
-
-if TYPE_CHECKING:
-    from dinoviz.backbone import Backbone
-
-DIGEST_PIXELS = 1 << 20
-# What a pass holds beside what it keeps, in residual streams: a block's own (4 D channels twice in the MLP alone), and
-# what the allocator cannot use again at once. Fitted to the measurements in `encode_bytes`.
-PASS_STREAMS = 25
+from dinoviz.grid import PatchGrid
 
 Layers = Sequence[int] | Literal["all"]
 
@@ -119,87 +108,3 @@ def layer_indices(wanted: Layers, layers: int) -> tuple[int, ...]:
             raise DinovizError(f"Layers are numbers or 'all', not {wanted!r}.")
         return tuple(range(layers))
     return tuple(sorted({layer_index(layer, layers) for layer in wanted}))
-
-
-def image_digest(image: Image.Image) -> str:
-    """A hash of an RGB image's pixels and size."""
-    digest = hashlib.sha256(f"{image.mode}{image.size}".encode())
-    rows = max(1, DIGEST_PIXELS // max(1, image.width))
-    for top in range(0, image.height, rows):  # in bands: all at once would be two more copies of the picture
-        digest.update(image.crop((0, top, image.width, min(top + rows, image.height))).tobytes())
-    return digest.hexdigest()
-
-
-def features_bytes(backbone: Backbone, patches: int, layers: Layers) -> int:
-    """`Features.nbytes` to within a few thousandths, before there are any: tokens, queries and keys of each layer."""
-    return 3 * len(layer_indices(layers, backbone.layers)) * _stream_bytes(backbone, patches)
-
-
-def encode_bytes(backbone: Backbone, patches: int, layers: Layers) -> int:
-    """About the main memory that `encode` takes at its peak, of one image, with the features that it returns.
-
-    Measured with a ViT-S on a CPU, all layers: 157 MB at 518 px, 509 MB at 1036 px, 1679 MB at 1792 px. On a GPU less.
-    """
-    pixels = 40 * patches * backbone.patch_size**2  # resized as bytes, then as floats, and one copy of those
-    return 2**25 + pixels + features_bytes(backbone, patches, layers) + PASS_STREAMS * _stream_bytes(backbone, patches)
-
-
-def _stream_bytes(backbone: Backbone, patches: int) -> int:
-    """Of the residual stream (N, D) in float32."""
-    return 4 * (1 + backbone.registers + patches) * backbone.dim
-
-
-class FeatureCache:
-    """The features of the images looked at last, within a number of bytes; safe under threads.
-
-    The key is the weights' content, the image's content, the resolution and the layers. Two equal requests at once
-    encode once: the second waits for the first.
-    """
-
-    def __init__(self, max_bytes: int):
-        self._cache: OnceCache[Features] = OnceCache(max_bytes, size=lambda features: features.nbytes)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all features that are kept."""
-        return self._cache.total
-
-    def __len__(self) -> int:
-        return len(self._cache)
-
-    def encode(
-        self,
-        backbone: Backbone,
-        image: Image.Image,
-        resolution: int,
-        layers: Layers = (-1,),
-        *,
-        digest: str | None = None,
-        on_block: Callable[[int, int], None] | None = None,
-    ) -> Features:
-        """`backbone.encode`, unless it was done before. Raises what that raises.
-
-        digest: `image_digest(image)`, where the caller knows it already.
-        """
-        digest = digest or image_digest(image)
-        return self.get(
-            backbone, digest, resolution, layers, lambda: backbone.encode(image, resolution, layers, on_block=on_block)
-        )
-
-    def get(
-        self, backbone: Backbone, digest: str, resolution: int, layers: Layers, encode: Callable[[], Features]
-    ) -> Features:
-        """The features, made by `encode()` if they are not there. Raises what that raises."""
-        return self._cache.get(self._key(backbone, digest, resolution, layers), encode)
-
-    def make_room(self, nbytes: int) -> None:
-        """Forget the features looked at longest ago until so many bytes fit."""
-        self._cache.make_room(nbytes)
-
-    def peek(self, backbone: Backbone, digest: str, resolution: int, layers: Layers = (-1,)) -> Features | None:
-        """The features if they are there, else None; never encodes."""
-        return self._cache.peek(self._key(backbone, digest, resolution, layers))
-
-    @staticmethod
-    def _key(backbone: Backbone, digest: str, resolution: int, layers: Layers) -> tuple:
-        return backbone.key, digest, resolution, layer_indices(layers, backbone.layers)

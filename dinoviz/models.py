@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dinoviz import embedded
+from dinoviz import embedded_weights as embedded
 from dinoviz.model_files import (
     WEIGHTS,
     ModelError,

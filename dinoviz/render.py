@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dinoviz.errors import DinovizError
-from dinoviz.images import PatchGrid
+from dinoviz.grid import PatchGrid
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import dinoviz
-from dinoviz import embedded
+from dinoviz import embedded_weights as embedded
 from dinoviz.backbone import Backbone
 
 ROOT = Path(__file__).resolve().parents[1]

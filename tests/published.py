@@ -1,6 +1,6 @@
 """Label propagation as DINO's video evaluation describes it, written plainly: every patch against every patch.
 
-The reference for parity, quality and speed. It shares no code with dinoviz/video.py.
+The reference for parity, quality and speed. It shares no code with dinoviz/video/tracking.py.
 """
 
 from __future__ import annotations

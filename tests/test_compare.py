@@ -11,7 +11,7 @@ from dinoviz import attention, compare, pca
 from dinoviz.compare import density, iou, joint_colours, layer_at, linear_cka, on_grid, patch_cka
 from dinoviz.errors import DinovizError
 from dinoviz.features import Features
-from dinoviz.images import PatchGrid
+from dinoviz.grid import PatchGrid
 from tests.test_pca import disc_on_plain, made_of, noise
 
 

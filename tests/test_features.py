@@ -7,8 +7,10 @@ import pytest
 from PIL import Image
 
 import dinoviz
+from dinoviz.cache import FeatureCache, image_digest
 from dinoviz.errors import DinovizError, Stopped
-from dinoviz.features import FeatureCache, Features, features_bytes, image_digest, layer_index, layer_indices
+from dinoviz.features import Features, layer_index, layer_indices
+from dinoviz.memory import features_bytes
 from tests.benchmarks import memory
 
 ROOMY = 1 << 30

@@ -11,16 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dinoviz.errors import DinovizError
-from dinoviz.images import (
-    FORMATS,
-    MAX_PATCHES,
-    MAX_RESOLUTION,
-    MIN_RESOLUTION,
-    ImageError,
-    PatchGrid,
-    find_images,
-    open_image,
-)
+from dinoviz.grid import MAX_PATCHES, MAX_RESOLUTION, MIN_RESOLUTION, PatchGrid
+from dinoviz.images import FORMATS, ImageError, find_images, open_image
 
 UNREADABLE = "this is not an image that can be read (PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF and PNM are)."
 

@@ -13,10 +13,10 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 import dinoviz
-from dinoviz import published_depth
+from dinoviz.depth import dpt as published_depth
 from dinoviz.errors import DinovizError
 from tests import tiny_dpt
-from training.classifier import open_classifier
+from training.classifier.model import open_classifier
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 

@@ -19,7 +19,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import dinoviz
-from dinoviz import embedded, models
+from dinoviz import embedded_weights as embedded
+from dinoviz import models
 from dinoviz.errors import DinovizError
 from dinoviz.models import KNOWN, ModelError
 
@@ -370,7 +371,7 @@ def test_of_threads_that_convert_at_once_one_does(needs_embedded, tmp_path, monk
 
 @pytest.mark.slow
 def test_processes_that_convert_at_once_all_succeed(needs_embedded, tmp_path):
-    code = "from dinoviz import embedded; print(embedded.folder())"
+    code = "from dinoviz import embedded_weights as embedded; print(embedded.folder())"
     environment = os.environ | {"DINOVIZ_CACHE": str(tmp_path)}
     processes = [
         subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
@@ -478,7 +479,7 @@ def test_damaged_weights_without_the_package_are_one_sentence(damaged, monkeypat
 def test_what_a_killed_conversion_left_is_not_used_and_removed(damaged):
     shutil.rmtree(damaged)
     code = (
-        "import os, signal; from dinoviz import embedded; "
+        "import os, signal; from dinoviz import embedded_weights as embedded; "
         "embedded.convert = lambda source, target: "
         "(target.mkdir(), (target / 'model.safetensors').write_bytes(b'half'), os.kill(os.getpid(), signal.SIGKILL)); "
         "embedded.folder()"

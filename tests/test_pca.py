@@ -13,7 +13,7 @@ from sklearn.decomposition import PCA
 from dinoviz import pca
 from dinoviz.errors import DinovizError
 from dinoviz.features import Features
-from dinoviz.images import PatchGrid
+from dinoviz.grid import PatchGrid
 
 
 def made_of(patches: np.ndarray, weights_id: str = "a", weights: str = "model a") -> Features:

@@ -11,7 +11,7 @@ from PIL import Image, ImageChops
 from dinoviz import render
 from dinoviz.attention import HeadStatistics, cls_attention
 from dinoviz.errors import DinovizError
-from dinoviz.images import PatchGrid
+from dinoviz.grid import PatchGrid
 from dinoviz.render import Sheet
 
 GREY = Image.new("RGB", (280, 140), (90, 90, 90))

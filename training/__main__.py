@@ -75,9 +75,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    from training.arguments import add_settings
-    from training.config import PRESETS, PretrainConfig
-    from training.task_config import EvaluateConfig, FinetuneConfig, ProbeConfig
+    from training.config.cli import add_settings
+    from training.config.pretrain import PRESETS, PretrainConfig
+    from training.config.tasks import EvaluateConfig, FinetuneConfig, ProbeConfig
 
     parser = _Parser(prog="python -m training", description="Train a DINO, and what stands on one.")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")

@@ -6,9 +6,9 @@ import dataclasses
 import shlex
 from collections.abc import Sequence
 
-from training.config import PretrainConfig, pretrain_preset
-from training.settings import Config
-from training.task_config import FinetuneConfig, ProbeConfig
+from training.config.base import Config
+from training.config.pretrain import PretrainConfig, pretrain_preset
+from training.config.tasks import FinetuneConfig, ProbeConfig
 
 KINDS: dict[str, type[Config]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "probe": ProbeConfig}
 

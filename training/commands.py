@@ -11,10 +11,10 @@ import shutil
 import textwrap
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from training.bars import Bar, Stages, shown
+from training.engine.progress import Bar, Stages, shown
 
 # What takes long to make, in a run's folder: steps, the features of a probe's images, the depth that a teacher wrote.
 TAKES_LONG = ("checkpoints/*", "features/*.bin", "teacher/depth/*")
@@ -22,7 +22,7 @@ HASH_DIGITS = 12  # of weights, which tell them from all others that one has
 
 
 def run_pretrain(options: argparse.Namespace) -> int | None:
-    from training.config import PretrainConfig, pretrain_preset
+    from training.config.pretrain import PretrainConfig, pretrain_preset
     from training.pretrain import pretrain
 
     preset = pretrain_preset(options.preset, getattr(options, "epochs", None)) if options.preset else {}
@@ -30,23 +30,23 @@ def run_pretrain(options: argparse.Namespace) -> int | None:
 
 
 def run_finetune(options: argparse.Namespace) -> int | None:
+    from training.config.tasks import FinetuneConfig
     from training.finetune import finetune
-    from training.task_config import FinetuneConfig
 
     return _start(options, FinetuneConfig, "finetune", lambda *args: _say(shown(finetune, Stages())(*args)))
 
 
 def run_probe(options: argparse.Namespace) -> int | None:
+    from training.config.tasks import ProbeConfig
     from training.probe import probe
-    from training.task_config import ProbeConfig
 
     return _start(options, ProbeConfig, "probe", lambda *args: _say(shown(probe, Stages())(*args)))
 
 
 def _placed(config, folder: Path) -> tuple:
     """A probe's settings with its data in a folder, and what puts it there once there is a run; see `unpack`."""
-    from training.settings import ConfigError
-    from training.unpack import place, unpack
+    from training.config.base import ConfigError
+    from training.depth.unpack import place, unpack
 
     sources = [Path(config.data)] if config.data else []
     if not sources and not config.teacher:
@@ -61,9 +61,10 @@ def _start(
     options: argparse.Namespace, kind: type, name: str, work: Callable, preset: dict | None = None
 ) -> int | None:
     """Make the run and do its work in it; with several processes, the main one makes it."""
-    from training.arguments import save, settings_of
-    from training.runs import Run, check_name, root
-    from training.settings import ConfigError
+    from training.config.base import ConfigError
+    from training.config.cli import save, settings_of
+    from training.runs.paths import absolute
+    from training.runs.run import Run, check_name, root
 
     config = settings_of(options, kind, preset)
     config.check_new()
@@ -92,7 +93,7 @@ def _start(
         return None
     from accelerate.utils import broadcast_object_list
 
-    from training.distributed import close, state
+    from training.engine.distributed import close, state
 
     if state().is_main_process:
         run = _create(run_name, name, config, fill)
@@ -106,7 +107,7 @@ def _start(
 
 
 def _name_of_now(kind: str) -> str:
-    from training.runs import root
+    from training.runs.run import root
 
     names = itertools.count(2)
     now = name = f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -117,7 +118,8 @@ def _name_of_now(kind: str) -> str:
 
 def _create(name: str, kind: str, config, fill: Callable[[], None] | None = None):
     """fill: puts the data into the run's folder; if it cannot, or they are refused, there is no run."""
-    from training.runs import Run
+    from training.new_runs import check
+    from training.runs.run import Run
 
     if fill is None:
         check(kind, config)
@@ -131,17 +133,6 @@ def _create(name: str, kind: str, config, fill: Callable[[], None] | None = None
         raise
     print(f"training: the run is {run.folder}; `python -m training stop {run.name}` ends it where it can go on")
     return run
-
-
-def check(kind: str, config) -> None:
-    """Raise DinovizError for what a run would refuse at its start, so that no dead run holds a name."""
-    if kind == "pretrain":
-        from training.pretrain import check
-    elif kind == "finetune":
-        from training.finetune import check
-    else:
-        from training.probe import check
-    check(config)
 
 
 @contextmanager
@@ -161,43 +152,8 @@ def _alone() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) == 1
 
 
-def absolute(config):
-    """Paths as they will still be right when the run is resumed from another folder."""
-    from dinoviz.models import KNOWN
-
-    names = [f.name for f in dataclasses.fields(config) if f.name in ("data", "validation", "test", "probe_images")]
-    values = {}
-    for name in names:
-        value = getattr(config, name)
-        if isinstance(value, tuple):
-            values[name] = tuple(str(Path(each).absolute()) for each in value)
-        elif isinstance(value, str) and value:
-            values[name] = str(Path(value).absolute())
-    for name in ("start", "model"):  # a folder, or a name that there is no folder of
-        value = getattr(config, name, "")
-        if value and value not in KNOWN and Path(value).exists():
-            values[name] = str(Path(value).absolute())
-    if getattr(config, "teacher", ""):
-        values["teacher"] = _teacher(config.teacher)
-    return dataclasses.replace(config, **values)
-
-
-def _teacher(name: str) -> str:
-    """As `distil.open_teacher` finds it: a published head by its name, then a run by its name, then what is there."""
-    from dinoviz.published_depth import PUBLISHED
-    from training.runs import Run, RunError
-
-    if name not in PUBLISHED:
-        with suppress(RunError):
-            return str(Run.open(name).folder.absolute())
-        with suppress(OSError, ValueError, RuntimeError):  # a name that no file system takes, the home of nobody
-            path = Path(name).expanduser()
-            return str(path.absolute()) if path.exists() else name
-    return name
-
-
 def run_resume(options: argparse.Namespace) -> None:
-    from training.runs import Run, RunError
+    from training.runs.run import Run, RunError
 
     _quiet()
     run = Run.open(options.name)
@@ -218,13 +174,13 @@ def run_resume(options: argparse.Namespace) -> None:
     if _alone() or os.environ.get("RANK") == "0":
         _goodbye(run)
     if not _alone():
-        from training.distributed import close
+        from training.engine.distributed import close
 
         close()
 
 
 def run_stop(options: argparse.Namespace) -> None:
-    from training.runs import AT_WORK, Run, RunError
+    from training.runs.run import AT_WORK, Run, RunError
 
     run = Run.open(options.name)
     state = run.status()["state"]
@@ -236,7 +192,7 @@ def run_stop(options: argparse.Namespace) -> None:
 
 def run_export(options: argparse.Namespace) -> None:
     from training.export import export_checkpoint
-    from training.runs import Run
+    from training.runs.run import Run
 
     _quiet()
     run = Run.open(options.name)
@@ -245,7 +201,7 @@ def run_export(options: argparse.Namespace) -> None:
 
 
 def run_list(options: argparse.Namespace) -> None:
-    from training.runs import list_runs, root
+    from training.runs.run import list_runs, root
 
     runs = list_runs()
     if not runs:
@@ -267,10 +223,10 @@ def run_list(options: argparse.Namespace) -> None:
 
 
 def run_evaluate(options: argparse.Namespace) -> int | None:
-    from training.arguments import save, settings_of
+    from training.config.base import ConfigError
+    from training.config.cli import save, settings_of
+    from training.config.tasks import EvaluateConfig
     from training.evaluate import evaluate
-    from training.settings import ConfigError
-    from training.task_config import EvaluateConfig
 
     config = settings_of(options, EvaluateConfig)
     if options.save_config:
@@ -289,7 +245,7 @@ def run_evaluate(options: argparse.Namespace) -> int | None:
         print(f"linear top-1 {figures['linear']['top1']:.1%}")
     print(figures["protocol"])
     if options.out:
-        from dinoviz.files import whole, writing
+        from dinoviz.atomic_files import whole, writing
 
         with writing(options.out), whole(options.out) as part:
             part.write_text(json.dumps(figures, indent=2), encoding="utf-8")

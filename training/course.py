@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 
 from dinoviz.errors import DinovizError, Stopped
-from training.checkpoints import Checkpoint, load_optimizer, optimizer_tensors
-from training.clock import BEAT
-from training.protocols import Progress
-from training.runs import Run, RunError
-from training.schedules import cosine
-from training.stopping import early_stop
-from training.task_config import FinetuneConfig
-from training.ways import Head, Network
+from training.classifier.methods import Head, Network
+from training.config.tasks import FinetuneConfig
+from training.engine.schedules import cosine
+from training.engine.timing import BEAT
+from training.evaluation.knn_linear import Progress
+from training.runs.checkpoints import Checkpoint, load_optimizer, optimizer_tensors
+from training.runs.lifecycle import early_stop
+from training.runs.run import Run, RunError
 
 
 class FinetuneError(DinovizError):

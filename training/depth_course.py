@@ -14,18 +14,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dinoviz.depth import ProbeError
-from dinoviz.depth_heads import Head
-from training.checkpoints import Checkpoint, load_optimizer, optimizer_tensors
-from training.clock import BEAT
-from training.depth_losses import gradient_loss, scale_invariant_loss
-from training.depth_views import Encoded
-from training.precision import autocast
-from training.protocols import Progress
-from training.runs import Run, RunError
-from training.schedules import cosine
-from training.stopping import early_stop
-from training.task_config import ProbeConfig
+from dinoviz.depth.heads import Head
+from dinoviz.depth.probe import ProbeError
+from training.config.tasks import ProbeConfig
+from training.depth.cached_features import Encoded
+from training.depth.losses import gradient_loss, scale_invariant_loss
+from training.engine.precision import autocast
+from training.engine.schedules import cosine
+from training.engine.timing import BEAT
+from training.evaluation.knn_linear import Progress
+from training.runs.checkpoints import Checkpoint, load_optimizer, optimizer_tensors
+from training.runs.lifecycle import early_stop
+from training.runs.run import Run, RunError
 
 WARMUP = 0.1  # share of the steps
 CLIP = 1.0  # largest norm of a gradient

@@ -20,25 +20,27 @@ import numpy as np
 import torch
 
 import dinoviz
-from dinoviz import depth_heads, models
+from dinoviz import models
 from dinoviz.backbone import Backbone
+from dinoviz.depth import heads as depth_heads
 from dinoviz.errors import Stopped
-from dinoviz.images import PatchGrid
-from training import advice, monitor
-from training.classifier import build
-from training.config import PretrainConfig
+from dinoviz.grid import PatchGrid
+from training.classifier.methods import STORE, Head, Held, Network, logits_of
+from training.classifier.model import build
+from training.config.pretrain import PretrainConfig
+from training.config.tasks import FinetuneConfig, ProbeConfig
 from training.course import Course
-from training.data import DEMO, DEMO_CROPS, DataError, Decoded, Pictures, demo_probes, find
+from training.data.dataset import DEMO, DEMO_CROPS, DataError, Decoded, Pictures, demo_probes, find
+from training.depth.cached_features import View, views_of
+from training.depth.rgbd import find_pairs, split
 from training.depth_course import Lesson
-from training.depth_views import View, views_of
-from training.dino import Distillation
+from training.dino import checks as advice
+from training.dino import snapshots as monitor
+from training.dino.distillation import Distillation
 from training.evaluate import embed_tensor, evaluation_size
 from training.finetune import HEAD_FIRST
 from training.pretrain import schedules_in_words, steps_in_epoch
-from training.rgbd import find_pairs, split
-from training.stopping import enough_memory
-from training.task_config import FinetuneConfig, ProbeConfig
-from training.ways import STORE, Head, Held, Network, logits_of
+from training.runs.lifecycle import enough_memory
 
 # Of one measurement: laps after the first, which warms up; seconds that let short laps be told apart; seconds at most.
 LAPS, LEAST, MOST = 3, 0.25, 3.0

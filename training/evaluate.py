@@ -14,13 +14,13 @@ import torch
 
 import dinoviz
 from dinoviz.backbone import Backbone
-from training.data import demo, find
-from training.labels import aligned, halves, labelled
-from training.pictures import Pictures
-from training.protocols import EvaluateError, Progress, knn, knn_leave_one_out, knn_votes, linear
-from training.scores import scores
-from training.task_config import EvaluateConfig
-from training.transforms import SHARE, centre_of, centre_squares
+from training.config.tasks import EvaluateConfig
+from training.data.dataset import demo, find
+from training.data.labels import aligned, halves, labelled
+from training.data.sources import Pictures
+from training.data.transforms import SHARE, centre_of, centre_squares
+from training.evaluation.knn_linear import EvaluateError, Progress, knn, knn_leave_one_out, knn_votes, linear
+from training.evaluation.metrics import scores
 
 __all__ = [
     "EvaluateError",

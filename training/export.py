@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from dinoviz.files import writing
-from training.config import PretrainConfig
-from training.runs import Run, RunError
+from dinoviz.atomic_files import writing
+from training.config.pretrain import PretrainConfig
+from training.runs.run import Run, RunError
 
 
 def export(
@@ -59,7 +59,9 @@ def export_checkpoint(run: Run, folder: Path, who: str = "teacher") -> tuple[Pat
     Returns the folder and the checkpoint's step. Raises RunError if there is no checkpoint, if it cannot be written,
     and for a folder that holds anything but an export.
     """
-    from training.dino import first_backbone  # and not above: fine-tuning needs nothing of what that imports
+    from training.dino.distillation import (
+        first_backbone,  # and not above: fine-tuning needs nothing of what that imports
+    )
 
     checkpoint = run.checkpoint()
     if checkpoint is None or who not in checkpoint.keys:

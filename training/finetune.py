@@ -13,20 +13,20 @@ from dataclasses import dataclass
 import torch
 
 import dinoviz
-from dinoviz.files import whole, writing
-from training.classifier import build, predict
+from dinoviz.atomic_files import whole, writing
+from training.classifier.methods import STORE, Head, Held, Network, logits_of
+from training.classifier.model import build, predict
+from training.config.tasks import FinetuneConfig
 from training.course import Course, FinetuneError
-from training.data import Decoded, Pictures, demo, find, too_many
+from training.data.dataset import Decoded, Pictures, demo, find, too_many
+from training.data.labels import aligned, halves, labelled
+from training.data.transforms import short_side
 from training.evaluate import evaluation_size
+from training.evaluation.knn_linear import Progress
+from training.evaluation.metrics import scores
 from training.export import export
-from training.labels import aligned, halves, labelled
-from training.protocols import Progress
-from training.runs import Run, RunError
-from training.scores import scores
-from training.stopping import reopen, working
-from training.task_config import FinetuneConfig
-from training.transforms import short_side
-from training.ways import STORE, Head, Held, Network, logits_of
+from training.runs.lifecycle import reopen, working
+from training.runs.run import Run, RunError
 
 __all__ = ["FinetuneError", "finetune", "predict", "resume"]
 
@@ -166,7 +166,7 @@ def _result(task: _Task, course: Course, way: Head | Network, run: Run) -> dict:
     """Export the best weights; then what is to be said of them, also written to the run's result.json.
 
     Keys: model, weights_id, way, size, classes, train (count), epochs, best (the epoch chosen), validation and, where
-    there is a held-out folder, test: see `training.scores`. The test images are looked at here, once.
+    there is a held-out folder, test: see `training.evaluation.metrics`. The test images are looked at here, once.
     """
     network, prepare = way.classifier(), task.backbone.normalise
     mean, std = task.backbone.mean, task.backbone.std

@@ -12,21 +12,24 @@ import torch
 from PIL import Image
 
 from dinoviz import models
+from dinoviz.atomic_files import writing
 from dinoviz.errors import Stopped
-from dinoviz.files import writing
 from dinoviz.images import open_image
-from training import advice, distributed, health, monitor
-from training.checkpoints import Checkpoint
-from training.clock import BEAT, Clock, memory_mb
-from training.config import SCHEDULES, PretrainConfig
-from training.data import DataError, Decoded, Pictures, batches, cores, demo, demo_probes, find, split
-from training.dino import ORDER, Distillation, Seen, generator
+from training.config.base import ConfigError
+from training.config.pretrain import SCHEDULES, PretrainConfig
+from training.data.dataset import DataError, Decoded, Pictures, batches, cores, demo, demo_probes, find, split
+from training.dino import checks as advice
+from training.dino import collapse as health
+from training.dino import snapshots as monitor
+from training.dino.distillation import ORDER, Distillation, Seen, generator
+from training.dino.student_teacher import check_frozen
+from training.engine import distributed
+from training.engine.precision import in_bfloat16
+from training.engine.timing import BEAT, Clock, memory_mb
 from training.export import export
-from training.networks import check_frozen
-from training.precision import in_bfloat16
-from training.runs import Run, RunError
-from training.settings import ConfigError
-from training.stopping import reopen, working
+from training.runs.checkpoints import Checkpoint
+from training.runs.lifecycle import reopen, working
+from training.runs.run import Run, RunError
 
 PROBES = 4
 Progress = Callable[[dict], None]

@@ -19,21 +19,22 @@ import numpy as np
 import torch
 
 import dinoviz
-from dinoviz import depth, depth_heads
+from dinoviz import depth
+from dinoviz.atomic_files import whole, writing
 from dinoviz.backbone import Backbone
-from dinoviz.depth import ProbeError
+from dinoviz.depth import heads as depth_heads
+from dinoviz.depth.probe import ProbeError
 from dinoviz.errors import Stopped
-from dinoviz.files import whole, writing
 from dinoviz.images import open_image
-from training.clock import BEAT
 from training.command_line import command_line
+from training.config.tasks import ProbeConfig
+from training.depth.cached_features import Encoded, View, views_of
+from training.depth.rgbd import Pair, Split, counts, depth_errors, find_pairs, groups_of, intrinsics, meta, split
 from training.depth_course import Course, Lesson
-from training.depth_views import Encoded, View, views_of
-from training.protocols import Progress
-from training.rgbd import Pair, Split, counts, depth_errors, find_pairs, groups_of, intrinsics, meta, split
-from training.runs import Run, RunError
-from training.stopping import reopen, working
-from training.task_config import ProbeConfig
+from training.engine.timing import BEAT
+from training.evaluation.knn_linear import Progress
+from training.runs.lifecycle import reopen, working
+from training.runs.run import Run, RunError
 
 VERSION = 1  # of the header
 FAMILIAR = 2000  # training pictures that a probe remembers at most
@@ -90,7 +91,7 @@ def _work(config: ProbeConfig, run: Run, progress: Progress, resumed: bool) -> d
 
         told, data = config, {"folder": Path(config.data).name}
         if config.teacher:
-            from training import distil
+            from training.depth import pseudo_labels as distil
 
             config, taught = distil.taught(config, run.folder / "teacher", heard)
             data |= taught

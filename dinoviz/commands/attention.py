@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
     import numpy as np
 
     from dinoviz import attention, render
-    from dinoviz.images import PatchGrid
+    from dinoviz.grid import PatchGrid
 
     if not 0 < options.mass <= 1:
         raise DinovizError(f"The mass is a share in (0, 1], not {options.mass}.")

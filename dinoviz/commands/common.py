@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dinoviz import models
+from dinoviz.atomic_files import writing
 from dinoviz.errors import DinovizError, check_share
-from dinoviz.files import writing
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -78,7 +78,7 @@ def load_backbone(options: argparse.Namespace) -> Backbone:
 
 def prepare(options: argparse.Namespace) -> None:
     """Check the resolution and make the folder for the results, before anything is downloaded."""
-    from dinoviz.images import MAX_RESOLUTION, MIN_RESOLUTION
+    from dinoviz.grid import MAX_RESOLUTION, MIN_RESOLUTION
 
     if options.resolution is not None and not MIN_RESOLUTION <= options.resolution <= MAX_RESOLUTION:
         raise DinovizError(f"The resolution is {MIN_RESOLUTION} to {MAX_RESOLUTION}, not {options.resolution}.")

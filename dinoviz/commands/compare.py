@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dinoviz import __version__, models
+from dinoviz.atomic_files import writing
 from dinoviz.commands import common
 from dinoviz.errors import DinovizError
-from dinoviz.files import writing
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -47,7 +47,7 @@ def add(commands, looking: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Draw every picture twice, and say in numbers how far the models agree."""
     from dinoviz import compare
-    from dinoviz.images import MAX_RESOLUTION, MIN_RESOLUTION
+    from dinoviz.grid import MAX_RESOLUTION, MIN_RESOLUTION
 
     common.check_pictures(options)
     resolutions, wanted = _two(options.resolution, "--resolution"), _two(options.layer, "--layer")
@@ -94,7 +94,7 @@ def _check_map(name: str, backbone: Backbone) -> None:
 
 
 def _needed(backbone: Backbone, layer: int, segmented: bool) -> tuple[int, ...]:
-    from dinoviz.segment import layers_of
+    from dinoviz.segment.segmentation import layers_of
 
     return (layer, *(layers_of(backbone.layers) if segmented else ()))
 
@@ -105,7 +105,8 @@ def _write(
 ) -> None:  # fmt: skip
     import numpy as np
 
-    from dinoviz import compare, export, pca, render, segment
+    from dinoviz import compare, pca, render, segment
+    from dinoviz.segment import coco as export
 
     densities = [compare.density(f, options.map, layer) for f, layer in zip(features, layers, strict=True)]
     foreground = not options.background

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-    from dinoviz.camera import Camera
-    from dinoviz.depth import Depth, Probe
+    from dinoviz.depth.camera import Camera
+    from dinoviz.depth.probe import Depth, Probe
 
 CLOUD_SIDE = 1600  # pixels on the long side of what becomes points: up to 2.5 million, many times what a head tells
 
@@ -76,7 +76,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _is_published(probe: str | None) -> bool:
-    from dinoviz import depth, published_depth
+    from dinoviz import depth
+    from dinoviz.depth import dpt as published_depth
 
     if probe is None or depth.probe_file(probe).is_file():  # a run has a config.json of its own
         return False
@@ -84,9 +85,9 @@ def _is_published(probe: str | None) -> bool:
 
 
 def _published(options: argparse.Namespace) -> Reader:
-    from dinoviz import published_depth
-    from dinoviz.depth import Depth
-    from dinoviz.images import PatchGrid
+    from dinoviz.depth import dpt as published_depth
+    from dinoviz.depth.probe import Depth
+    from dinoviz.grid import PatchGrid
 
     if options.model:
         raise DinovizError(f"{options.probe} is a network of its own: leave --model out.")
@@ -128,7 +129,7 @@ def _probe(options: argparse.Namespace) -> Reader:
 
 
 def _none_for(model: str) -> str:
-    from dinoviz import published_depth
+    from dinoviz.depth import dpt as published_depth
 
     published = published_depth.names_for(model)
     instead = f", or take --probe {published[0]}, which Meta published" if published else ""
@@ -157,8 +158,9 @@ def _write(options: argparse.Namespace, reader: Reader, picture: Image.Image, ta
     from PIL import Image
     from tqdm import tqdm
 
-    from dinoviz import render, surfaces
-    from dinoviz.camera import Camera, exif_focal
+    from dinoviz import render
+    from dinoviz.depth import geometry as surfaces
+    from dinoviz.depth.camera import Camera, exif_focal
 
     camera = Camera.of(picture.size, options.focal, exif_focal(picture, picture.size))
     found, origin = reader.read(picture)
@@ -190,7 +192,7 @@ def _write(options: argparse.Namespace, reader: Reader, picture: Image.Image, ta
 
 def _drawn(options: argparse.Namespace, found: Depth, picture: Image.Image) -> np.ndarray:
     """(H, W) metres at the size of the picture or of a copy of it, as asked for."""
-    from dinoviz import surfaces
+    from dinoviz.depth import geometry as surfaces
 
     grid = replace(found.grid, image_size=picture.size)
     if options.sharp:
@@ -202,7 +204,8 @@ def _cloud(options: argparse.Namespace, found: Depth, picture: Image.Image, came
     """The bytes of a .ply file: what lies between near and far, without the points that hang between two things."""
     import numpy as np
 
-    from dinoviz import render, surfaces
+    from dinoviz import render
+    from dinoviz.depth import geometry as surfaces
 
     small = render.display_copy(picture, 1, CLOUD_SIDE)
     metres = _drawn(options, found, small)

@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dinoviz import __version__
-from dinoviz.commands import common, segment_files
-from dinoviz.commands.journal import Journal
-from dinoviz.commands.segment_files import COCO, ENDINGS, JOURNAL, TABLE
+from dinoviz.atomic_files import writing
+from dinoviz.commands import common
+from dinoviz.commands import segment_outputs as segment_files
+from dinoviz.commands.resume_log import Journal
+from dinoviz.commands.segment_outputs import COCO, ENDINGS, JOURNAL, TABLE
 from dinoviz.errors import DinovizError, check_share
-from dinoviz.files import writing
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from dinoviz.backbone import Backbone
-    from dinoviz.commands.segment_finder import Finder, Wanted
+    from dinoviz.commands.segment_targets import Finder, Wanted
     from dinoviz.features import Features
 
 FORMATS = ("png", "coco")
@@ -70,7 +71,7 @@ def add(commands, _) -> None:
 def run(options: argparse.Namespace) -> int:
     """Write the masks of all targets, and a table of what is where."""
     _check(options)
-    from dinoviz.commands import segment_finder
+    from dinoviz.commands import segment_targets as segment_finder
     from dinoviz.images import find_images
 
     wanted = segment_finder.read(options)
@@ -98,7 +99,7 @@ def batch_of(backbone: Backbone) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     """Refuse what makes no sense before anything is read."""
-    from dinoviz.evidence import METHODS
+    from dinoviz.segment.few_shot import METHODS
 
     if not options.images:
         raise DinovizError("There are no targets: name pictures, or folders of them.")
@@ -176,7 +177,8 @@ class _Job:
 
     def _do(self, batch: Sequence[Work]) -> None:
         """Encode neighbours of one model size at once, and write what is found in each."""
-        from dinoviz.images import PatchGrid, open_image
+        from dinoviz.grid import PatchGrid
+        from dinoviz.images import open_image
 
         alike = defaultdict(list)
         for path, target in batch:

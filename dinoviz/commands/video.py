@@ -16,17 +16,17 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dinoviz.atomic_files import writing
 from dinoviz.commands import common
 from dinoviz.errors import DinovizError, check_share
-from dinoviz.files import writing
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
     from dinoviz.backbone import Backbone
-    from dinoviz.clips import Clip
-    from dinoviz.video import Propagator, Settings
+    from dinoviz.video.io import Clip
+    from dinoviz.video.tracking import Propagator, Settings
 
 # The state is some 30 MB; a kill -9 costs at most what was done since it was written last.
 SAVE_SECONDS = 10
@@ -53,7 +53,8 @@ def run(options: argparse.Namespace) -> int:
 
     A run that was interrupted goes on with the first frame that is not done; its files end up the same.
     """
-    from dinoviz import clips, features, video
+    from dinoviz import features, video
+    from dinoviz.video import io as clips
 
     if options.every < 1:
         raise DinovizError(f"--every takes a whole number from 1, not {options.every}.")
@@ -99,7 +100,8 @@ class _Job:
     def run(self) -> int:
         from tqdm import tqdm
 
-        from dinoviz import clips, render
+        from dinoviz import render
+        from dinoviz.video import io as clips
 
         areas, overlay = self.out / f"{self.stem}-areas.csv", self.out / f"{self.stem}-overlay"
         before = list(self.masks.glob("*.png"))
@@ -145,7 +147,8 @@ class _Job:
 
     def _frames(self) -> Iterator[tuple[str, Image.Image, np.ndarray]]:
         """Every frame with its name and its mask; those that the state has seen from the files, the others anew."""
-        from dinoviz import clips, video
+        from dinoviz import video
+        from dinoviz.video import io as clips
 
         frames = self.clip.frames(self.every, self._skip)
         for index in range(self.state.index if self.state else 0):

@@ -7,19 +7,16 @@ from pathlib import Path
 
 import gradio as gr
 
-from dinoviz.ui import (
-    attention_tab,
-    bar,
-    compare_tab,
-    depth_tab,
-    live_figure,
-    open_tab,
-    pca_tab,
-    segment_tab,
-    train_tab,
-)
+from dinoviz.ui import active_tab as open_tab
+from dinoviz.ui import attention_tab, pca_tab
+from dinoviz.ui import image_bar as bar
+from dinoviz.ui.compare import tab as compare_tab
+from dinoviz.ui.components import live_figure
+from dinoviz.ui.depth import tab as depth_tab
 from dinoviz.ui.page import Page
+from dinoviz.ui.segment import tab as segment_tab
 from dinoviz.ui.temporary_files import TemporaryFiles
+from dinoviz.ui.train import tab as train_tab
 from dinoviz.ui.workbench import Settings, Workbench
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"

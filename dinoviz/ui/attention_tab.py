@@ -14,9 +14,8 @@ from PIL import Image
 from dinoviz import attention, models, render
 from dinoviz.attention import MEAN, NORMS, ROLLOUT, map_names
 from dinoviz.errors import DinovizError
-from dinoviz.ui.bar import Bar
-from dinoviz.ui.overlap import Overlap
-from dinoviz.ui.parts import (
+from dinoviz.ui.image_bar import Bar
+from dinoviz.ui.shared import (
     DRAWING,
     EMPTY,
     EVERY,
@@ -36,6 +35,7 @@ from dinoviz.ui.parts import (
     told,
     view_image,
 )
+from dinoviz.ui.stale_answers import Overlap
 from dinoviz.ui.workbench import Job, Look, Workbench
 
 MEANINGS = {

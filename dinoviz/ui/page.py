@@ -8,7 +8,7 @@ from gradio.context import LocalContext
 
 from dinoviz.errors import DinovizError
 from dinoviz.ui.guard import check_click, check_value, file_paths, own_files, refusal, takes_click
-from dinoviz.ui.parts import told
+from dinoviz.ui.shared import told
 from dinoviz.ui.temporary_files import NotYours, TemporaryFiles
 
 

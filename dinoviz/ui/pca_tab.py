@@ -15,8 +15,8 @@ from PIL import Image
 
 from dinoviz import pca, render
 from dinoviz.errors import DinovizError
-from dinoviz.ui.bar import Bar
-from dinoviz.ui.parts import (
+from dinoviz.ui.image_bar import Bar
+from dinoviz.ui.shared import (
     DRAWING,
     EMPTY,
     ONCE,

@@ -23,13 +23,15 @@ from PIL import Image
 
 from dinoviz import models, render
 from dinoviz.backbone import Backbone
-from dinoviz.cache import OnceCache
+from dinoviz.cache import FeatureCache, OnceCache, image_digest
 from dinoviz.errors import DinovizError, Stopped
-from dinoviz.features import FeatureCache, Features, Layers, encode_bytes, features_bytes, image_digest
-from dinoviz.images import ImageError, PatchGrid, decode_bytes, open_image
+from dinoviz.features import Features, Layers
+from dinoviz.grid import PatchGrid
+from dinoviz.images import ImageError, decode_bytes, open_image
+from dinoviz.memory import encode_bytes, features_bytes
 from dinoviz.ui.admission import Admission
-from training.limits import Limits
-from training.runs import is_run_network, list_runs
+from training.runs.limits import Limits
+from training.runs.run import is_run_network, list_runs
 
 Made = TypeVar("Made")
 

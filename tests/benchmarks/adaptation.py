@@ -18,11 +18,11 @@ import dinoviz
 from dinoviz.backbone import Backbone
 from dinoviz.models import quiet_transformers
 from tests.benchmarks.pca_stability import data_folder
-from training.config import PretrainConfig, pretrain_preset
-from training.data import find
+from training.config.pretrain import PretrainConfig, pretrain_preset
+from training.data.dataset import find
 from training.evaluate import embed, knn_leave_one_out
 from training.pretrain import pretrain
-from training.runs import Run
+from training.runs.run import Run
 
 SIZE = 98
 SEEN = ("scenes/train/buildings", "scenes/train/forest", "scenes/train/glacier", "flowers/daisy", "flowers/dandelion")

@@ -1,9 +1,9 @@
 """What lowers the error of a depth probe: the shipped recipe, and one change at a time.
 
 Protocol: NYU Depth v2's 795 labelled training images, the embedded weights, one seed. 100 images are held out by the
-rule of `training.rgbd.split` and looked at once for each row; when to stop is decided by other groups of images. RMSE,
-AbsRel and delta1 with the Eigen crop up to 10 m, each picture at its full size; then the same with each prediction
-scaled to the true median. Features are encoded anew for each row. Run it by
+rule of `training.depth.rgbd.split` and looked at once for each row; when to stop is decided by other groups of images.
+RMSE, AbsRel and delta1 with the Eigen crop up to 10 m, each picture at its full size; then the same with each
+prediction scaled to the true median. Features are encoded anew for each row. Run it by
 `python -m tests.benchmarks.depth [DATA] [--rows NAME ...] [--epochs N] [--limit N]`; a quarter of an hour a row on one
 core.
 """
@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 
 from tests.benchmarks.pca_stability import data_folder
+from training.config.tasks import ProbeConfig
 from training.probe import probe
-from training.runs import Run
-from training.task_config import ProbeConfig
+from training.runs.run import Run
 
 RECIPE = {"border": 8, "held_out": 100}
 ROWS: dict[str, dict] = {

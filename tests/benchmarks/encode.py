@@ -23,11 +23,12 @@ from PIL import Image
 from transformers import AutoModel
 
 import dinoviz
-from dinoviz import attention, embedded
+from dinoviz import attention
+from dinoviz import embedded_weights as embedded
 from dinoviz.backbone import IMAGENET_MEAN, IMAGENET_STD, _to_tensor
 from dinoviz.ui.attention_tab import draw
-from dinoviz.ui.bar import example_files
-from dinoviz.ui.parts import jpeg_file
+from dinoviz.ui.image_bar import example_files
+from dinoviz.ui.shared import jpeg_file
 from dinoviz.ui.workbench import Settings, Workbench
 
 ROUNDS = {518: 9, 1036: 3}

@@ -19,11 +19,11 @@ import torch
 
 import dinoviz
 from tests.benchmarks.pca_stability import data_folder
+from training.config.tasks import FinetuneConfig
+from training.data.sources import find
 from training.evaluate import embed, knn, linear
 from training.finetune import finetune
-from training.pictures import find
-from training.runs import Run
-from training.task_config import FinetuneConfig
+from training.runs.run import Run
 
 SIZE = 98
 PER_CLASS = 100

@@ -23,10 +23,10 @@ from pathlib import Path
 import psutil
 from PIL import Image
 
-from dinoviz.features import encode_bytes
 from dinoviz.images import decode_bytes
+from dinoviz.memory import encode_bytes
 from dinoviz.ui.admission import give_back
-from dinoviz.ui.parts import follow
+from dinoviz.ui.shared import follow
 from dinoviz.ui.workbench import Settings, Workbench
 
 MB = 2**20

@@ -22,11 +22,11 @@ from torch.nn import functional as F
 
 from dinoviz.models import quiet_transformers
 from tests.benchmarks.pca_stability import data_folder
-from training.config import PretrainConfig, pretrain_preset
-from training.data import Decoded, batches, find
+from training.config.pretrain import PretrainConfig, pretrain_preset
+from training.data.dataset import Decoded, batches, find
 from training.evaluate import knn
 from training.pretrain import Pretraining
-from training.runs import Run
+from training.runs.run import Run
 
 PRESET = "quarter-hour"
 TIMED, WARM = 12, 4  # steps that are timed, after some that are not

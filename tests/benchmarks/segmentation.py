@@ -33,9 +33,10 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 import dinoviz
-from dinoviz import evidence, segment
-from dinoviz.bias import Bias, content_free, positional_bias
+from dinoviz import segment
 from dinoviz.features import Features
+from dinoviz.segment import few_shot as evidence
+from dinoviz.segment.positional_bias import Bias, content_free, positional_bias
 from tests.benchmarks.encode import picture
 from tests.benchmarks.pca_stability import data_folder
 

@@ -24,9 +24,9 @@ from PIL import Image
 
 from tests.benchmarks.pca_stability import data_folder
 from tests.benchmarks.published_dino import Crops, Loop
-from training.config import PretrainConfig, pretrain_preset
-from training.data import Decoded, batches, demo, find
-from training.dino import Distillation
+from training.config.pretrain import PretrainConfig, pretrain_preset
+from training.data.dataset import Decoded, batches, demo, find
+from training.dino.distillation import Distillation
 
 IMAGES, EPOCH, STEPS = 512, 8, 1000
 WARM, COUNTED, TURNS = 2, 4, 3

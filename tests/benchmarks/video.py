@@ -29,7 +29,8 @@ from PIL import Image
 import dinoviz
 from dinoviz import video
 from dinoviz.features import Features, part_layer
-from dinoviz.images import PatchGrid, open_image
+from dinoviz.grid import PatchGrid
+from dinoviz.images import open_image
 from tests import published
 from tests.benchmarks.encode import _peak
 from tests.benchmarks.pca_stability import data_folder

@@ -87,7 +87,7 @@ def app_log(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def app(app_log) -> Iterator[str]:
     """The address of a running app."""
-    from dinoviz import embedded
+    from dinoviz import embedded_weights as embedded
 
     if embedded.onnx_path() is None:
         pytest.skip("the embedded weights (requirements-embedded.txt) are not installed")

@@ -11,7 +11,8 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
-from dinoviz import depth, stereo
+from dinoviz import depth
+from dinoviz.depth import middlebury as stereo
 from tests.browser.conftest import watched_page
 from tests.browser.pictures import (
     choose,
@@ -25,8 +26,8 @@ from tests.browser.pictures import (
     wait_for_status,
     wait_for_text,
 )
-from training.runs import Run
-from training.task_config import ProbeConfig
+from training.config.tasks import ProbeConfig
+from training.runs.run import Run
 
 pytestmark = [
     pytest.mark.browser,

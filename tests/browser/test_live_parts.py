@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinoviz.ui import launch_options, train_curves
-from dinoviz.ui.live_figure import LiveFigure, drawn, script_path
-from dinoviz.ui.strip import Strip, shown
+from dinoviz.ui import launch_options
+from dinoviz.ui.components.live_figure import LiveFigure, drawn, script_path
+from dinoviz.ui.train import curves as train_curves
+from dinoviz.ui.train.strip import Strip, shown
 from tests.browser.conftest import ROOT, watched_page
-from training.runs import Run
+from training.runs.run import Run
 
 pytestmark = pytest.mark.browser
 

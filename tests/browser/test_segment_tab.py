@@ -10,7 +10,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image, ImageOps
 
-from dinoviz.features import image_digest
+from dinoviz.cache import image_digest
 from dinoviz.images import open_image
 from tests.browser.conftest import watched_page
 from tests.browser.pictures import (
@@ -24,7 +24,7 @@ from tests.browser.pictures import (
     wait_for_status,
     wait_for_text,
 )
-from tests.test_marks import distances
+from tests.segment.test_prompts import distances
 
 pytestmark = pytest.mark.browser
 

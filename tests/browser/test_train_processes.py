@@ -12,7 +12,7 @@ import pytest
 from tests.browser.conftest import started_app, watched_page
 from tests.browser.pictures import click_at, source, wait_for_change
 from tests.browser.train import ALONE, half, open_train, says, train
-from training.runs import Run
+from training.runs.run import Run
 
 pytestmark = pytest.mark.browser
 
@@ -24,7 +24,7 @@ STOPWATCH = """() => {
 }"""
 
 
-@pytest.mark.slow  # two minutes; tests/training/test_jobs.py has the same without a page
+@pytest.mark.slow  # two minutes; tests/training/runs/test_queue.py has the same without a page
 def test_a_killed_run_a_queue_and_a_killed_app(browser, tmp_path):
     """Two runs in a queue; kill -9 of the run, and of the app; Ctrl-C leaves no process behind."""
     runs = tmp_path / "queue"

@@ -59,14 +59,15 @@ def image_bytes(path: Path, room: Room) -> None:
 
 
 def mask(path: Path, room: Room) -> None:
-    from dinoviz import clips, video
+    from dinoviz import video
+    from dinoviz.video import io as clips
 
     clips.read_classes(path)
     video.check_mask(clips.read_mask(path), (96, 72))
 
 
 def clip(path: Path, room: Room) -> None:
-    from dinoviz import clips
+    from dinoviz.video import io as clips
 
     for number, _ in enumerate(clips.open_clip(path).frames(on_skip=lambda error: None)):
         if number == MOST:
@@ -92,7 +93,7 @@ def probe(path: Path, room: Room) -> None:
 
 
 def marks(path: Path, room: Room) -> None:
-    from dinoviz import marks as module
+    from dinoviz.segment import prompts as module
 
     text = path.read_text()
     for size in ((96, 72), (7071, 7071)):
@@ -101,7 +102,7 @@ def marks(path: Path, room: Room) -> None:
 
 def marks_of_pages(path: Path, room: Room) -> None:
     """As a canvas sends them, by the picture's key."""
-    from dinoviz import marks as module
+    from dinoviz.segment import prompts as module
 
     text = path.read_text()
     for actions in module.by_picture(f'{{"picture": {text or "[]"}}}').values():
@@ -111,7 +112,7 @@ def marks_of_pages(path: Path, room: Room) -> None:
 
 def pictures(path: Path, room: Room) -> None:
     """What training finds and decodes."""
-    from training.data import Decoded, find
+    from training.data.dataset import Decoded, find
 
     for classes in (True, False):
         Decoded(find(path, classes=classes), 32, max_broken=0.5)
@@ -119,7 +120,7 @@ def pictures(path: Path, room: Room) -> None:
 
 def streamed(path: Path, room: Room) -> None:
     """The same where the pictures do not fit into memory."""
-    from training.data import Decoded, batches, find
+    from training.data.dataset import Decoded, batches, find
 
     found = find(path)
     decoded = Decoded(found, 32, memory=0, max_broken=0.5)
@@ -128,7 +129,7 @@ def streamed(path: Path, room: Room) -> None:
 
 
 def rgbd(path: Path, room: Room) -> None:
-    from training import rgbd as module
+    from training.depth import rgbd as module
 
     pairs = module.find_pairs(path)
     module.split(pairs, 0.125)
@@ -139,7 +140,7 @@ def rgbd(path: Path, room: Room) -> None:
 
 
 def unpack(path: Path, room: Room) -> None:
-    from training import unpack as module
+    from training.depth import unpack as module
 
     for taught in (True, False):
         folder = room.work / f"taught-{taught}"
@@ -179,8 +180,9 @@ def _name_networks(run) -> None:
 
 def run_page(path: Path, room: Room) -> None:
     """What the page's list, its notice and its curves say of it."""
-    from dinoviz.ui import train_curves, train_runs
-    from training.runs import list_runs
+    from dinoviz.ui.train import curves as train_curves
+    from dinoviz.ui.train import run_list as train_runs
+    from training.runs.run import list_runs
 
     for each in list_runs(path):
         train_runs.label(each)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dinoviz import embedded
+from dinoviz import embedded_weights as embedded
 from tests.hostile import load
 from tests.hostile.app import feed as feed_app
 from tests.hostile.generate import Case, generate, size_of

@@ -12,9 +12,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from training.config import PretrainConfig
+from training.config.pretrain import PretrainConfig
 from training.pretrain import pretrain
-from training.runs import Run
+from training.runs.run import Run
 
 FOLDER = Path(__file__).parent / "recorded"
 SHORT = {

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from tests.training.record_courses import COURSES, FOLDER
-from training.config import PretrainConfig
-from training.health import Watch
+from training.config.pretrain import PretrainConfig
+from training.dino.collapse import Watch
 
 UNIFORM, FEW, SAME_WAY, LOWER = "uniform answer", "same few prototypes", "point the same way", "lower lr"
 EXPECTED = {

@@ -23,12 +23,12 @@ from tests.conftest import ROOT
 from tests.training.tiny_runs import settings, write_images
 from training import depth_course
 from training.__main__ import EVALUATE_HELP, FINETUNE_HELP, PRETRAIN_HELP, PROBE_HELP, _parser, main
-from training.arguments import save
-from training.commands import absolute
-from training.config import PRESETS, PretrainConfig
-from training.dino import Distillation
-from training.runs import Run, list_runs
-from training.task_config import EvaluateConfig, FinetuneConfig, ProbeConfig
+from training.config.cli import save
+from training.config.pretrain import PRESETS, PretrainConfig
+from training.config.tasks import EvaluateConfig, FinetuneConfig, ProbeConfig
+from training.dino.distillation import Distillation
+from training.runs.paths import absolute
+from training.runs.run import Run, list_runs
 
 SETTINGS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "probe": ProbeConfig, "evaluate": EvaluateConfig}
 

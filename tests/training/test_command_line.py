@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.__main__ import _parser
-from training.arguments import settings_of
 from training.command_line import KINDS, command_line
-from training.config import PRESETS, PretrainConfig, pretrain_preset
+from training.config.cli import settings_of
+from training.config.pretrain import PRESETS, PretrainConfig, pretrain_preset
 
 
 def parsed(kind: str, command: str):

@@ -12,12 +12,12 @@ from PIL import Image
 
 from dinoviz.errors import DinovizError, Stopped
 from tests.training.tiny_runs import begin, settings, write_images
+from training.config.tasks import FinetuneConfig, ProbeConfig
 from training.estimate import estimate
 from training.finetune import finetune
 from training.pretrain import pretrain
 from training.probe import probe
-from training.runs import Run
-from training.task_config import FinetuneConfig, ProbeConfig
+from training.runs.run import Run
 
 ABOUT = 2.0  # what the two are allowed to differ by
 TRIES = 3  # for other work on the machine comes and goes

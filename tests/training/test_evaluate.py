@@ -11,13 +11,13 @@ from PIL import Image
 from dinoviz.errors import DinovizError
 from tests.training.tiny_runs import write_classes
 from training import evaluate as ev
-from training import protocols
-from training.data import demo
-from training.pictures import find
-from training.scores import scores
-from training.settings import ConfigError
-from training.task_config import EvaluateConfig
-from training.transforms import centre_of, centre_square, centre_squares, random_crops
+from training.config.base import ConfigError
+from training.config.tasks import EvaluateConfig
+from training.data.dataset import demo
+from training.data.sources import find
+from training.data.transforms import centre_of, centre_square, centre_squares, random_crops
+from training.evaluation import knn_linear as protocols
+from training.evaluation.metrics import scores
 
 
 def clouds(n: int, dim: int = 12, classes: int = 4, seed: int = 0, spread: float = 1.0):

@@ -13,14 +13,14 @@ import dinoviz
 from dinoviz.errors import DinovizError
 from tests.conftest import ROOT
 from tests.training.tiny_runs import write_classes
-from training.classifier import build, open_classifier
+from training.classifier.methods import Head, Held, Network, logits_of
+from training.classifier.model import build, open_classifier
+from training.config.tasks import FinetuneConfig
 from training.course import Course, FinetuneError
-from training.data import demo
+from training.data.dataset import demo
+from training.data.sources import find
 from training.finetune import finetune, predict, resume
-from training.pictures import find
-from training.runs import Run
-from training.task_config import FinetuneConfig
-from training.ways import Head, Held, Network, logits_of
+from training.runs.run import Run
 
 WAYS = ("linear", "lora", "full")
 CLASSES = ("astronaut", "brick", "camera")
@@ -81,7 +81,7 @@ def test_the_export_is_what_was_trained_and_opens_everywhere(family, way, config
 
 def way_of(config: FinetuneConfig, network=None, pictures=None):
     """(the way, its network before, what prepares its pixels, the images that are held)."""
-    from training.data import Decoded
+    from training.data.dataset import Decoded
 
     backbone = dinoviz.load(config.model, device="cpu")
     pictures = pictures or find(config.data)
@@ -160,7 +160,7 @@ import os, signal, sys
 import torch
 from training.finetune import finetune
 from training.runs import Run
-from training.task_config import FinetuneConfig
+from training.config.tasks import FinetuneConfig
 torch.set_num_threads(int(sys.argv[2]))
 run = Run(sys.argv[1])
 finetune(FinetuneConfig.from_dict(run.config), run,

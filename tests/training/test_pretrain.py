@@ -9,14 +9,14 @@ import torch
 import dinoviz
 from tests.conftest import FAMILIES
 from tests.training.tiny_runs import PLAIN, assert_same, begin, losses, settings, tensors, without_machine, write_images
-from training import monitor
-from training.config import PretrainConfig
-from training.data import DataError
+from training.config.base import ConfigError
+from training.config.pretrain import PretrainConfig
+from training.data.dataset import DataError
+from training.dino import snapshots as monitor
+from training.dino.student_teacher import blocks
 from training.export import export_checkpoint
-from training.networks import blocks
 from training.pretrain import Pretraining, pretrain
-from training.runs import Run, RunError
-from training.settings import ConfigError
+from training.runs.run import Run, RunError
 
 
 @pytest.fixture(scope="module")

@@ -16,15 +16,16 @@ from PIL import Image
 
 import dinoviz
 from dinoviz import depth as dp
-from dinoviz import depth_heads
+from dinoviz.depth import heads as depth_heads
 from dinoviz.errors import DinovizError
+from dinoviz.grid import PatchGrid
 from training import probe as pb
+from training.config.tasks import ProbeConfig
+from training.depth.cached_features import Encoded, View, views_of
+from training.depth.losses import gradient_loss, scale_invariant_loss
+from training.depth.rgbd import counts, depth_errors, find_pairs
 from training.depth_course import Lesson
-from training.depth_losses import gradient_loss, scale_invariant_loss
-from training.depth_views import Encoded, View, views_of
-from training.rgbd import counts, depth_errors, find_pairs
-from training.runs import Run, RunError
-from training.task_config import ProbeConfig
+from training.runs.run import Run, RunError
 
 
 def test_the_loss_is_the_published_one_and_forgives_scale():
@@ -95,7 +96,7 @@ def ramp(width: int = 64, height: int = 48) -> tuple[Image.Image, np.ndarray]:
 @pytest.mark.parametrize("view", [View(), View(True), View(zoom=1.5, at=(1.0, 0.3)), View(True, 1.3, (0.2, 0.9))])
 def test_picture_and_depth_of_a_view_stay_together(view):
     picture, depth = ramp()
-    grid = dinoviz.images.PatchGrid.fit(picture.size, 56, 14)
+    grid = PatchGrid.fit(picture.size, 56, 14)
     pixels, target = view.show(picture, depth, depth > 0, grid)
     assert target.shape == (16, 4 * grid.shape[1])
     red = torch.nn.functional.adaptive_avg_pool2d(pixels, target.shape)[0].numpy()
@@ -106,7 +107,7 @@ def test_picture_and_depth_of_a_view_stay_together(view):
 def test_depth_that_is_not_known_is_not_mixed_with_what_is():
     picture, depth = ramp()
     depth[10:30, 20:40] = 0
-    grid = dinoviz.images.PatchGrid.fit(picture.size, 56, 14)
+    grid = PatchGrid.fit(picture.size, 56, 14)
     _, target = View().show(picture, depth, depth > 0, grid)
     assert (target == 0).sum() > 10
     assert target[target > 0].min() > 1
@@ -275,7 +276,7 @@ def test_a_run_that_was_killed_ends_as_if_it_was_not(config, tmp_path):
     pb.probe(config, straight)
     code = (
         "import os, signal, sys\n"
-        "from training import probe\nfrom training.runs import Run\nfrom training.task_config import ProbeConfig\n"
+        "from training import probe\nfrom training.runs import Run\nfrom training.config.tasks import ProbeConfig\n"
         "run = Run(sys.argv[1])\n"
         "def kill(done, of, what):\n"
         "    if what == 'epoch 2' and done == of // 2:\n"

@@ -14,10 +14,10 @@ import torch.distributed as dist
 
 from tests.conftest import ROOT
 from tests.training.tiny_runs import begin, losses, settings, write_images
-from training.arguments import save
-from training.config import PretrainConfig
+from training.config.cli import save
+from training.config.pretrain import PretrainConfig
 from training.pretrain import pretrain
-from training.runs import Run
+from training.runs.run import Run
 
 pytestmark = [
     pytest.mark.slow,

@@ -7,8 +7,8 @@ import torch
 from accelerate import Accelerator
 
 from tests.benchmarks.published_dino import Crops, Loop
-from training.config import PretrainConfig
-from training.dino import Distillation
+from training.config.pretrain import PretrainConfig
+from training.dino.distillation import Distillation
 
 STEPS, EPOCH, BATCH = 10, 2, 3
 CONFIG = PretrainConfig(

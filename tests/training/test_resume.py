@@ -14,13 +14,13 @@ import torch
 
 from tests.conftest import ROOT
 from tests.training.tiny_runs import assert_same, begin, fill, losses, settings, small_disk, write_images
-from training import checkpoints
-from training.config import PretrainConfig
-from training.data import DataError
+from training.config.base import ConfigError
+from training.config.pretrain import PretrainConfig
+from training.data.dataset import DataError
+from training.engine.schedules import scaled_lr
 from training.pretrain import pretrain, resume
-from training.runs import Run, RunError
-from training.schedules import scaled_lr
-from training.settings import ConfigError
+from training.runs import checkpoints
+from training.runs.run import Run, RunError
 
 EVERYTHING = {
     "ibot_weight": 1.0, "ibot_head": True, "koleo_weight": 0.1, "drop_path": 0.3, "accumulate": 2, "registers": 2,
@@ -299,7 +299,7 @@ def ends_well(process: subprocess.Popen) -> str:
 
 
 def config_file(config: PretrainConfig, folder: Path) -> Path:
-    from training.arguments import save
+    from training.config.cli import save
 
     path = folder / "settings.json"
     save(config, path)

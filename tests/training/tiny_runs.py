@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from training.config import PretrainConfig
-from training.data import Pictures, demo
-from training.runs import Run
+from training.config.pretrain import PretrainConfig
+from training.data.dataset import Pictures, demo
+from training.runs.run import Run
 
 # What a run measures of the machine; all else is a function of settings, data and seed.
 OF_THE_MACHINE = ("speed", "waiting", "memory_mb")

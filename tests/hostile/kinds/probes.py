@@ -37,7 +37,8 @@ def about(model: Path) -> dict:
 
 def write_good(path: Path, model: Path, **changed) -> None:
     """A probe with random weights that reads the tiny model."""
-    from dinoviz import depth, depth_heads
+    from dinoviz import depth
+    from dinoviz.depth import heads as depth_heads
 
     torch.manual_seed(0)
     header = {**about(model), **changed}

@@ -1,0 +1,110 @@
+"""The files of `python -m dinoviz segment`: masks, overlays and cut-outs of each target, and what lists them all."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dinoviz.atomic_files import whole
+from dinoviz.errors import DinovizError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+TABLE, COCO, JOURNAL = "segments.csv", "annotations.json", "segments-unfinished.jsonl"
+ENDINGS = ("mask.png", "overlay.jpg", "cutout.png")
+
+
+def check_folder(
+    out: Path, folders: Iterable[Path], inputs: Iterable[Path], targets: Iterable[Callable[[str], Path]]
+) -> None:
+    """Refuse a folder in which something would be lost.
+
+    folders: the targets' own. inputs: all files that are read. targets: from an ending to the file that is written.
+
+    Raises DinovizError where the targets themselves lie in it, where an input would be overwritten, and where there
+    are files of these names that no run left.
+    """
+    for folder in folders:
+        if folder.is_dir() and folder.resolve() == out.resolve():
+            raise DinovizError(f"{folder} holds the targets: choose another --out.")
+    if not out.is_dir():
+        return
+    ours = (out / TABLE).exists() or (out / JOURNAL).exists()
+    given = {path.resolve() for path in inputs}
+    for path in [out / COCO, *(target(ending) for target in targets for ending in ENDINGS)]:
+        if path.exists():
+            if path.resolve() in given:
+                raise DinovizError(f"{path} would be overwritten: choose another --out.")
+            if not ours:
+                raise DinovizError(f"{path} was there before, no run of this command left it: choose another --out.")
+
+
+def write_all(
+    target: Callable[[str], Path], endings: Iterable[str], picture: Image.Image, labels: np.ndarray, classes: int
+) -> None:
+    """The files of one target, each whole or not at all. labels: (H, W) uint8, 0 where there is nothing."""
+    from dinoviz import render
+    from dinoviz.segment import coco as export
+    from dinoviz.video import io as clips
+
+    for ending in endings:
+        path = target(ending)
+        if ending == "mask.png":
+            clips.write_mask(path, labels, classes)
+        elif ending == "overlay.jpg":
+            drawn = export.overlay(picture, labels > 0) if classes == 1 else render.labels_picture(picture, labels)
+            _write(path, render.to_jpeg(drawn))
+        else:
+            _write(path, render.to_png(export.cutout(picture, labels > 0)))
+
+
+def write_table(path: Path, entries: Iterable[dict], names: Mapping[int, str]) -> None:
+    """A CSV file with a row for each class of each target."""
+    # A file's name need not be UTF-8; one that is not must not cost the table of all others.
+    with whole(path) as part, part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        rows = csv.writer(file)
+        rows.writerow(["file", "class", "present", "presence", "threshold", "area (share)"])
+        for entry in entries:
+            for found in entry["classes"]:
+                share = found["area"] / (entry["width"] * entry["height"])
+                rows.writerow([
+                    entry["name"], names[found["number"]], str(found["present"]).lower(), f"{found['presence']:.4f}",
+                    f"{found['threshold']:.4f}", f"{share:.6f}",
+                ])  # fmt: skip
+
+
+def write_coco(path: Path, entries: Callable[[], Iterable[dict]], names: Mapping[int, str]) -> None:
+    """A COCO file, written as it is read: `entries` is called twice, for the images and for what is in them."""
+    with whole(path) as part, part.open("w", encoding="utf-8") as file:
+        file.write('{"info": {"description": "Masks made with dinoviz"}, "categories": ')
+        json.dump([{"id": number, "name": name} for number, name in names.items()], file)
+        for key, items in (("images", _images(entries())), ("annotations", _annotations(entries()))):
+            file.write(f', "{key}": [')
+            for i, item in enumerate(items):
+                file.write((", " if i else "") + json.dumps(item))
+            file.write("]")
+        file.write("}")
+
+
+def _images(entries: Iterable[dict]) -> Iterator[dict]:
+    for number, entry in enumerate(entries, 1):
+        yield {"id": number, "file_name": entry["name"], "width": entry["width"], "height": entry["height"]}
+
+
+def _annotations(entries: Iterable[dict]) -> Iterator[dict]:
+    made = 0
+    for number, entry in enumerate(entries, 1):
+        for found in entry["classes"]:
+            if found.get("annotation"):
+                made += 1
+                yield {"id": made, "image_id": number, "category_id": found["number"], **found["annotation"]}
+
+
+def _write(path: Path, content: bytes) -> None:
+    with whole(path) as part:
+        part.write_bytes(content)

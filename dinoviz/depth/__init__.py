@@ -1,0 +1,35 @@
+"""Metric depth from frozen patch features: probes, published heads, cameras, and the surfaces that follow."""
+
+from dinoviz.depth.probe import (
+    ASSETS,
+    SHIPPED,
+    Depth,
+    Probe,
+    ProbeError,
+    check_about,
+    descriptor,
+    joined,
+    look,
+    open_probe,
+    predict,
+    probe_file,
+    save_probe,
+    unfamiliarity,
+)
+
+__all__ = [
+    "ASSETS",
+    "SHIPPED",
+    "Depth",
+    "Probe",
+    "ProbeError",
+    "check_about",
+    "descriptor",
+    "joined",
+    "look",
+    "open_probe",
+    "predict",
+    "probe_file",
+    "save_probe",
+    "unfamiliarity",
+]

@@ -1,0 +1,247 @@
+"""Depth from the heads that Meta published with DINOv2: DPT, trained on NYU Depth v2 or KITTI, in metres.
+
+A checkpoint is a network of its own, backbone and head, and looks at a picture in one pass of its own. Features of an
+equal backbone do not save that pass: its head reads what four blocks left before the final norm, and a norm cannot be
+undone.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from dinoviz import model_files, models
+from dinoviz.errors import DinovizError
+from dinoviz.grid import MAX_PATCHES, PatchGrid
+from dinoviz.images import ImageSource, open_image
+from dinoviz.model_files import ModelError
+
+NEAR = 0.001  # metres, the least that the heads were trained to say
+# As the published preprocessor has them: of pixels from 0 to 255, which it does not rescale.
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a head was trained on.
+
+    far: the farthest that it says, in metres. short_side: of its pictures, in pixels; the same thing in other sizes
+    seems nearer or farther to it.
+    """
+
+    data: str
+    scenes: str
+    far: float
+    short_side: int
+
+    def __str__(self) -> str:
+        return f"trained on {self.data} ({self.scenes}, to {self.far:g} m)"
+
+
+TRAINED = {
+    "nyu": Trained("NYU Depth v2", "indoor", 10.0, 480),
+    "kitti": Trained("KITTI", "street", 80.0, 375),
+}
+SIZES = ("small", "base", "large", "giant")
+PUBLISHED: dict[str, Trained] = {
+    f"facebook/dpt-dinov2-{size}-{data}": trained for size in SIZES for data, trained in TRAINED.items()
+}
+"""Hub ids of the published heads, and what each was trained on."""
+
+
+def names_for(backbone: str) -> tuple[str, ...]:
+    """The published heads on a backbone, named as in `models.KNOWN` or on the Hub; most backbones have none."""
+    hub_id = models.KNOWN[backbone].hub_id if backbone in models.KNOWN else backbone
+    return tuple(name for name in PUBLISHED if name.replace("/dpt-", "/").rpartition("-")[0] == hub_id)
+
+
+def is_cached(name: str) -> bool:
+    """Whether a published head can be loaded without a network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return all(isinstance(try_to_load_from_cache(name, file), str) for file in ("config.json", models.WEIGHTS))
+
+
+@dataclass(frozen=True, eq=False)
+class PublishedDepth:
+    """A DPT head with its own DINOv2 backbone, made by `load`. Threads may share it; passes run one after the other.
+
+    name: Hub id or folder. source: one sentence part on where it is from and what it was trained on.
+    mean, std: of RGB values from 0 to 255.
+    """
+
+    name: str
+    source: str
+    trained: Trained
+    model: torch.nn.Module
+    device: torch.device
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The nearest and the farthest that it can say, in metres."""
+        return NEAR, self.trained.far
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels on a side of the backbone's patches."""
+        return self.model.config.backbone_config.patch_size
+
+    def predict(
+        self,
+        image: ImageSource,
+        resolution: int | None = None,
+        *,
+        on_block: Callable[[int, int], None] | None = None,
+    ) -> np.ndarray:
+        """The depth of a picture, (H, W) float32 metres at its own size, within `range`.
+
+        resolution: the short side in model pixels, see `PatchGrid.fit`. None is as published: the picture at its own
+            size, with a border of the mean colour up to the next multiple of the patch size, whose depth is cut off.
+        on_block: called with (blocks done, blocks) as the pass goes on; what it raises ends the pass.
+
+        Raises ImageError and DinovizError for images and resolutions that cannot be.
+        """
+        picture = open_image(image)
+        pixels, (left, top) = self.preprocess(picture, resolution)
+        with self._lock, torch.inference_mode(), _told(self.model, on_block):
+            metres = self.model(pixels.to(self.device)).predicted_depth[:, None].float().cpu()
+        width, height = picture.size
+        # Bicubic as transformers' post_process_depth_estimation, before the border is cut off that it stretches along.
+        size = tuple(pixels.shape[2:]) if resolution is None else (height, width)
+        metres = F.interpolate(metres, size, mode="bicubic", align_corners=False)[0, 0]
+        return metres[top : top + height, left : left + width].clamp(*self.range).numpy()
+
+    def preprocess(self, picture: Image.Image, resolution: int | None) -> tuple[torch.Tensor, tuple[int, int]]:
+        """What the network is given of an RGB picture, (1, 3, h, w), and the border on its left and top in pixels.
+
+        As `predict` says; equal to what transformers' DPTImageProcessor gives with the published settings.
+        """
+        if resolution is not None:
+            picture = picture.resize(
+                PatchGrid.fit(picture.size, resolution, self.patch_size).model_size, Image.Resampling.BICUBIC
+            )
+        mean, std = (np.float32(values) for values in (self.mean, self.std))
+        pixels = torch.from_numpy((np.asarray(picture, np.float32) - mean) / std).permute(2, 0, 1)
+        sides = [math.ceil(side / self.patch_size) * self.patch_size for side in picture.size]
+        if math.prod(sides) > MAX_PATCHES * self.patch_size**2:
+            raise DinovizError(
+                f"{picture.width} x {picture.height} pixels at their own size are more than {MAX_PATCHES:,} patches; "
+                "choose a resolution."
+            )
+        (left, right), (top, bottom) = (
+            ((new - old) // 2, new - old - (new - old) // 2) for new, old in zip(sides, picture.size, strict=True)
+        )
+        return F.pad(pixels, (left, right, top, bottom))[None], (left, top)
+
+
+def load(name_or_folder: str | os.PathLike, device: str | torch.device | None = None) -> PublishedDepth:
+    """A published head: a name of `PUBLISHED`, another Hub id of its kind, or a folder in transformers' format.
+
+    device: as for `dinoviz.load`. The computation is in float32.
+
+    Raises ModelError for an unknown name (it lists the choices), a folder without safetensors, a network that is no
+    DPT on DINOv2 or does not tell metres, and a Hub that does not answer.
+    """
+    device = models.pick_device(device)
+    text = os.fspath(name_or_folder)
+    folder = Path(text).expanduser()
+    if text not in PUBLISHED and models.is_folder(folder):
+        return _from_folder(folder, folder.resolve().name, f"the folder {folder}", device)
+    if not models.is_hub_id(text):
+        raise ModelError(
+            f"There is no published depth head {text!r}. Known are {', '.join(PUBLISHED)}; "
+            "a folder in transformers' format will do as well."
+        )
+    source = "published by Meta with DINOv2" if text in PUBLISHED else f"the Hugging Face Hub, {text}"
+    offline = not models.hub_answers()
+    try:
+        folder = model_files.hub_folder(text, offline=offline)
+    except OSError as error:
+        if offline:
+            raise ModelError(
+                f"{text}: the Hugging Face Hub does not answer (or HF_HUB_OFFLINE is set) and its cache has no such "
+                "depth head."
+            ) from None
+        raise ModelError(f"{text} cannot be had from the Hugging Face Hub: {model_files.first_line(error)}") from None
+    return _from_folder(folder, text, source, device)
+
+
+def _from_folder(folder: Path, name: str, source: str, device: torch.device) -> PublishedDepth:
+    from transformers import DPTForDepthEstimation
+
+    model_files.check_folder(folder)
+    settings = model_files.read_settings(folder, name)
+    family, backbone = settings.get("model_type"), settings.get("backbone_config")
+    if family != "dpt" or not isinstance(backbone, dict) or backbone.get("model_type") != "dinov2":
+        what = "DPT without DINOv2" if family == "dpt" else f"{family!r:.40} model"
+        raise ModelError(f"{name} is a {what}; a published depth head is a DPT on a DINOv2 backbone.")
+    config = model_files.make_config(settings, name)
+    trained = _trained(name, config)
+    # The mask token serves training only, and the first fusion has nothing to add: both are never used.
+    unused = ("mask_token", "fusion_stage.layers.0.residual_layer1")
+    model = model_files.load_network(DPTForDepthEstimation, config, folder, name, unused)
+    mean, std = _mean_and_std(folder) or (MEAN, STD)
+    model = model.eval().requires_grad_(False).to(device)
+    side = 2 * config.backbone_config.patch_size
+
+    def encode() -> torch.Tensor:
+        with torch.inference_mode():
+            return model(torch.zeros(1, 3, side, side, device=device)).predicted_depth
+
+    model_files.check_pass(encode, name)
+    return PublishedDepth(name, f"{source}, {trained}", trained, model, device, mean, std)
+
+
+def _trained(name: str, config) -> Trained:
+    """What is known of the training: transformers' DPTConfig has no place for it, published heads tell it by name."""
+    if name in PUBLISHED:
+        return PUBLISHED[name]
+    named = TRAINED.get(name.rpartition("-")[2].lower())
+    far = getattr(config, "max_depth", None)
+    if isinstance(far, int | float) and 0 < far < math.inf:
+        known = named or Trained("unknown data", "as its config.json says", far, TRAINED["nyu"].short_side)
+        return replace(known, far=float(far))
+    if named is None:
+        raise ModelError(
+            f"{name}: nothing says that its depth is in metres: its name does not end in -nyu or -kitti, and its "
+            "config.json has no max_depth."
+        )
+    return named
+
+
+def _mean_and_std(folder: Path) -> tuple[tuple, tuple] | None:
+    """Of RGB values from 0 to 255, as the checkpoint's preprocessor_config.json says, or None."""
+    values = model_files.read_preprocessor(folder)
+    try:
+        scale = float(values["rescale_factor"]) if values["do_rescale"] else 1.0
+    except (TypeError, ValueError, KeyError):
+        return None
+    return model_files.mean_and_std(values, scale)
+
+
+@contextmanager
+def _told(model: torch.nn.Module, on_block: Callable[[int, int], None] | None) -> Iterator[None]:
+    """Have `on_block` called after each block of the backbone in this context."""
+    blocks: Sequence[torch.nn.Module] = model.backbone.encoder.layer if on_block else ()
+    hooks = [
+        block.register_forward_hook(lambda *_, done=i + 1: on_block(done, len(blocks)))
+        for i, block in enumerate(blocks)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

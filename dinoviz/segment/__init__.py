@@ -1,0 +1,29 @@
+"""Find an object in pictures from clicks, a drawn mask or references of it, by the similarity of patch features."""
+
+from dinoviz.segment.segmentation import (
+    THRESHOLD,
+    Concept,
+    Example,
+    Segmentation,
+    apply,
+    classes_from_reference,
+    components,
+    fit,
+    from_points,
+    from_reference,
+    layers_of,
+)
+
+__all__ = [
+    "THRESHOLD",
+    "Concept",
+    "Example",
+    "Segmentation",
+    "apply",
+    "classes_from_reference",
+    "components",
+    "fit",
+    "from_points",
+    "from_reference",
+    "layers_of",
+]

@@ -1,0 +1,1 @@
+"""The Compare tab: two models, runs or snapshots on the same picture."""

@@ -1,0 +1,166 @@
+"""The pictures in which a marked thing is looked for: encoded once, kept small, so that hundreds fit in memory."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dinoviz import render, segment
+from dinoviz.cache import OnceCache
+from dinoviz.errors import DinovizError
+from dinoviz.features import Features, LayerTokens
+from dinoviz.grid import PatchGrid
+from dinoviz.images import open_image
+from dinoviz.ui.workbench import Job, Workbench, file_key
+
+MAX_TARGETS = 500
+THUMB = 260  # the long side in the gallery
+SESSIONS = 1000
+LATELY = 24  # masks and concepts: the handlers of one click share them
+NOTHING = np.empty(0, dtype=np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """One picture, without its pixels at full size. features: half precision, of the layers that segmenting reads."""
+
+    path: str
+    name: str
+    digest: str
+    size: tuple[int, int]
+    jpeg: bytes
+    thumb: Image.Image
+    halved: Features
+
+    @property
+    def features(self) -> Features:
+        """In single precision, as the views expect them."""
+        return _with_type(self.halved, np.float32)
+
+    @property
+    def shown(self) -> Image.Image:
+        """The copy that is shown large."""
+        return Image.open(io.BytesIO(self.jpeg)).convert("RGB")
+
+    @property
+    def full(self) -> Image.Image:
+        """The picture as uploaded, decoded anew. Raises ImageError if the file is gone."""
+        return open_image(self.path)
+
+    @property
+    def nbytes(self) -> int:
+        """What it holds in memory."""
+        return self.halved.nbytes + len(self.jpeg) + 3 * self.thumb.width * self.thumb.height
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A file that cannot be looked at, and why, in one sentence."""
+
+    path: str
+    name: str
+    sentence: str
+    nbytes: int = 0
+
+
+class Targets:
+    """Targets by file, model and resolution, within a share of the memory that the features may have."""
+
+    def __init__(self, bench: Workbench):
+        self.bench = bench
+        self.derived = OnceCache(LATELY)  # of their own: each click makes some, and must not push out a rollout
+        self._turns: OnceCache[threading.Lock] = OnceCache(SESSIONS)
+        self._kept: OnceCache[Target | Refused] = OnceCache(bench.settings.cache_bytes // 2, lambda kept: kept.nbytes)
+
+    def turn(self, session: str) -> threading.Lock:
+        """For what one session may do only once at a time."""
+        return self._turns.get(session, threading.Lock)
+
+    def peek(self, path: str, model: str, resolution: str) -> Target | Refused | None:
+        """The target if it is there, else None; never decodes, loads or encodes."""
+        backbone = self.bench.loaded(model)
+        return backbone and self._kept.peek((file_key(path), backbone.key, int(resolution)))
+
+    def get(
+        self, path: str, model: str, resolution: str, on_block: Callable[[int, int], None] | None = None
+    ) -> Target | Refused:
+        """The target, encoded now if it was not. Raises what loading the model raises."""
+        backbone = self.bench.backbone(model)
+        key = file_key(path), backbone.key, int(resolution)
+
+        def make() -> Target | Refused:
+            try:
+                return self._encode(path, backbone, int(resolution), on_block)
+            except DinovizError as error:
+                return Refused(path, Path(path).name, str(error))
+
+        return self._kept.get(key, make)
+
+    def _encode(self, path: str, backbone, resolution: int, on_block) -> Target:
+        picture = self.bench.picture(path)
+        resolution = self.bench.resolution(picture, backbone, resolution)
+        # The bar may have looked at it already, with all layers.
+        features = self.bench.features_cache.peek(backbone, picture.digest, resolution, "all")
+        if features is None:
+            grid = PatchGrid.fit(picture.size, resolution, backbone.patch_size)
+            layers = segment.layers_of(backbone.layers)
+            with self.bench.pass_turn(backbone, grid.patches, layers):
+                features = backbone.encode(picture.image, resolution, layers, on_block=on_block)
+        jpeg = io.BytesIO()
+        picture.shown.save(jpeg, format="JPEG", quality=92)
+        thumb = render.display_copy(picture.shown, 1, THUMB)
+        return Target(path, picture.name, picture.digest, picture.size, jpeg.getvalue(), thumb, _light(features))
+
+    def start(self, owner: Hashable, paths: Sequence[str], model: str, resolution: str) -> Job[None]:
+        """Encode in the background; what cannot be looked at is kept as Refused, and the others are done."""
+
+        def work(job: Job) -> None:
+            job.tell(f"Loading {model}")
+            self.bench.backbone(model)
+            for i, path in enumerate(paths):
+                encoding = f"Encoding picture {i + 1} of {len(paths)}"
+                job.tell(encoding, i / len(paths))
+
+                def on_block(block: int, blocks: int, i: int = i, encoding: str = encoding) -> None:
+                    job.tell(encoding, (i + block / blocks) / len(paths))
+
+                self.get(path, model, resolution, on_block)
+
+        return self.bench.start(owner, ("targets", *paths, model, resolution), work)
+
+
+def checked(paths: Sequence[str] | None) -> list[str]:
+    """Each file once. Raises DinovizError if there are more than a page can show."""
+    paths = list(dict.fromkeys(paths or []))
+    if len(paths) > MAX_TARGETS:
+        raise DinovizError(
+            f"At most {MAX_TARGETS} pictures at once, not {len(paths)}: for more there is `python -m dinoviz segment`."
+        )
+    return paths
+
+
+def _light(features: Features) -> Features:
+    """Only what segmenting reads: no queries, keys and norms, and half of the precision."""
+    wanted = set(segment.layers_of(features.layers))
+    captured = {
+        layer: LayerTokens(tokens.patches, NOTHING, NOTHING, NOTHING, NOTHING)
+        for layer, tokens in features.captured.items()
+        if layer in wanted
+    }
+    return _with_type(replace(features, captured=captured), np.float16)
+
+
+def _with_type(features: Features, dtype: type) -> Features:
+    patches = features.patches.astype(dtype)
+    captured = {
+        # The last layer's patches are those of the whole, once.
+        layer: replace(tokens, patches=patches if layer == features.layers - 1 else tokens.patches.astype(dtype))
+        for layer, tokens in features.captured.items()
+    }
+    return replace(features, patches=patches, captured=captured)

@@ -1,0 +1,454 @@
+"""Runs as processes: they queue, are stopped, killed and resumed, and whoever started them may end before them."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from PIL import Image
+
+from dinoviz.errors import DinovizError
+from tests.conftest import ROOT
+from tests.training.tiny_runs import losses, settings, write_images
+from training import queue as module
+from training.config.base import ConfigError
+from training.config.pretrain import PretrainConfig
+from training.config.tasks import FinetuneConfig, ProbeConfig
+from training.probe import resume as resume_probe
+from training.queue import JobError, Jobs
+from training.runs.lifecycle import PARENT, reopen, working
+from training.runs.run import Run, RunError, list_runs
+
+ENDED = ("stopped", "finished", "failed", "died")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    return write_images(tmp_path_factory.mktemp("images"), 64, classes=True)
+
+
+@pytest.fixture
+def idle(tmp_path):
+    """Jobs that start none."""
+    with closing(Jobs(tmp_path / "runs", limit=0)) as jobs:
+        yield jobs
+
+
+def endless(images: Path) -> PretrainConfig:
+    return settings(images, epochs=1e5, checkpoint_minutes=60.0)
+
+
+def wait(condition, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def state(run: Run) -> str:
+    return run.status()["state"]
+
+
+def log(run: Run) -> str:
+    return (run.folder / "log.txt").read_text()
+
+
+def processes_in(root: Path) -> list[psutil.Process]:
+    """The living and the zombies, below this process, and others that work in this folder."""
+    below = psutil.Process().children(recursive=True)
+    return [each for each in below if each.status() == psutil.STATUS_ZOMBIE or str(root) in " ".join(each.cmdline())]
+
+
+def refusal(do, *args, **kwargs) -> str:
+    with pytest.raises(DinovizError) as refused:
+        do(*args, **kwargs)
+    assert "\n" not in str(refused.value)
+    assert str(refused.value).endswith(".")
+    return str(refused.value)
+
+
+@pytest.fixture(scope="module")
+def story(images, tmp_path_factory) -> SimpleNamespace:
+    """Three runs, one at a time: the first is killed and goes on, the second stopped as it starts, the third queued."""
+    root = tmp_path_factory.mktemp("runs")
+    long = settings(images, epochs=10.0, checkpoint_minutes=0.0)  # 40 steps
+    with closing(Jobs(root)) as jobs:
+        a, b, c = (jobs.submit(name, "pretrain", long if name == "a" else settings(images)) for name in "abc")
+        seen = SimpleNamespace(root=root, jobs=jobs, a=a, b=b, c=c, refused={})
+        jobs.stop(c)
+        seen.after_stop = state(c), c.status().get("step"), c.name in jobs.queue()
+        wait(lambda: a.checkpoint() is not None and len(losses(a)) >= 5)
+        seen.at_once = [state(a), state(b)], jobs.queue()
+        seen.refused["queued"] = refusal(jobs.resume, b)
+        killed = a.status()["pid"]
+        os.kill(killed, signal.SIGKILL)
+        began = time.monotonic()
+        wait(lambda: state(a) == "failed")
+        seen.killed = a.status() | {"seconds": time.monotonic() - began}
+        jobs.resume(a)
+        wait(lambda: state(b) == "starting")
+        seen.refused["at work"] = refusal(jobs.resume, b)
+        jobs.stop(b)
+        wait(lambda: state(b) in ENDED)
+        seen.stopped_early = b.status()
+        jobs.resume(b)
+        seen.at_the_end = jobs.queue()
+        wait(lambda: state(b) in ENDED)
+        wait(lambda: not processes_in(root), 10)  # nor a zombie, while the app is open
+        seen.refused |= {"finished": refusal(jobs.resume, a), "stop": refusal(jobs.stop, a)}
+    return seen
+
+
+def test_one_works_and_the_others_wait(story):
+    assert story.at_once == (["running", "queued"], ["b"])
+    assert story.at_the_end[-1] == "b"
+
+
+def test_a_queued_run_stops_at_once(story):
+    assert story.after_stop == ("stopped", None, False)
+    assert not (story.c.folder / "output.txt").exists()
+
+
+def test_a_killed_run_is_told_and_goes_on_from_its_checkpoint(story):
+    assert story.killed["seconds"] < 10
+    assert story.killed["message"] == "The process was killed; the machine may have run out of memory."
+    assert story.killed["steps"] == 40
+    resumed = int(log(story.a).split("resumed at step ")[1].split()[0])
+    assert resumed >= 4
+    assert (state(story.a), story.a.status()["step"]) == ("finished", 40)
+    assert [record["step"] for record in losses(story.a)] == list(range(1, 41))
+
+
+def test_a_stop_before_the_first_step_is_heeded_and_the_run_finishes_later(story):
+    assert (story.stopped_early["state"], story.stopped_early["step"]) == ("stopped", 1)
+    assert (state(story.b), story.b.status()["step"]) == ("finished", 8)
+
+
+def test_what_cannot_be_resumed_or_stopped_is_told(story):
+    assert story.refused == {
+        "queued": "b is queued already.",
+        "at work": "b is at work already.",
+        "finished": "a is finished: there is nothing left to do.",
+        "stop": "a is not at work (finished): there is nothing to stop.",
+    }
+
+
+def test_what_a_process_prints_is_kept_without_bars(story):
+    assert (story.b.folder / "output.txt").read_text() == "training: b is finished at step 8 of 8\n"
+
+
+APP = """
+import json, sys, time
+from pathlib import Path
+from training.queue import Jobs
+jobs = Jobs(Path(sys.argv[1]), limit=2)
+for name in ("ends", "stays", "waits"):
+    jobs.submit(name, "pretrain", json.loads(sys.argv[2]), keep=name == "stays")
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def app(images, tmp_path):
+    """Jobs of another process: two run until they are stopped, the third waits."""
+    arguments = [sys.executable, "-c", APP, tmp_path / "runs", json.dumps(endless(images).to_dict())]
+    process = subprocess.Popen(arguments, cwd=ROOT)
+    yield process
+    process.kill()
+    process.wait()
+    for name in ("ends", "stays"):
+        Run(tmp_path / "runs" / name).request_stop()
+
+
+def test_an_app_that_is_killed_takes_its_runs_along_but_those_to_keep(app, tmp_path):
+    ends, stays, waits = (Run(tmp_path / "runs" / name) for name in ("ends", "stays", "waits"))
+    wait(lambda: len(losses(ends)) >= 3 and len(losses(stays)) >= 3)
+    assert state(waits) == "queued"
+    app.kill()
+    app.wait()
+    wait(lambda: state(ends) in ENDED, 20)
+    assert (state(ends), ends.status()["step"]) == ("stopped", ends.checkpoint().step)
+    assert "Stopped, for the app that started it is gone." in log(ends)
+    assert state(waits) == "stopped"
+    step = stays.status()["step"]
+    with closing(Jobs(tmp_path / "runs")) as jobs:
+        jobs.resume(ends)
+        time.sleep(4 * module.POLL)
+        assert (state(ends), jobs.queue()) == ("queued", ["ends"])  # there is no room beside the other
+        wait(lambda: stays.status()["step"] > step)
+        jobs.stop(stays)
+        wait(lambda: state(stays) in ENDED, 20)
+        assert (state(stays), stays.status()["step"]) == ("stopped", stays.checkpoint().step)
+        wait(lambda: "resumed at step" in log(ends) and state(ends) == "running")
+        wait(lambda: ends.status()["step"] > ends.checkpoint().step)
+        jobs.close()
+        assert (state(ends), ends.status()["step"]) == ("stopped", ends.checkpoint().step)
+        assert processes_in(tmp_path) == []
+        assert refusal(jobs.submit, "late", "pretrain", {}) == "The app is about to end: it starts no more runs."
+        assert not (tmp_path / "runs" / "late").exists()
+
+
+def test_closing_ends_also_a_process_that_does_not_listen(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "GRACE", 0.5)
+    jobs = Jobs(tmp_path)
+    deaf, waits = (jobs.submit(name, "pretrain", endless(images)) for name in ("deaf", "waits"))
+    wait(lambda: state(deaf) == "starting")
+    os.kill(deaf.status()["pid"], signal.SIGSTOP)
+    jobs.close(0.1)
+    assert [state(run) for run in (deaf, waits)] == ["stopped", "stopped"]
+    assert "Ended with the app" in deaf.status()["message"]
+    assert processes_in(tmp_path) == []
+    jobs.close(0.1)
+
+
+@pytest.mark.parametrize("bound", [{"minutes": 0.005}, {"megabytes": 0.0001}])
+def test_a_run_that_reaches_a_bound_is_ended_and_says_so(bound, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "OVERTIME", 0.3)  # it is still importing torch then
+    with closing(Jobs(tmp_path, **bound)) as jobs:
+        run = jobs.submit("long", "pretrain", endless(images))
+        wait(lambda: state(run) == "stopped")
+        assert f"{next(iter(bound.values())):g} " in run.status()["message"]
+        if "minutes" in bound:
+            assert "0.005 minutes" in refusal(jobs.resume, run)
+    assert processes_in(tmp_path) == []
+
+
+@pytest.mark.slow  # the process takes seconds to begin
+def test_a_run_that_is_out_of_time_leaves_a_checkpoint(images, tmp_path):
+    with closing(Jobs(tmp_path, minutes=60)) as jobs:
+        run = jobs.submit("long", "pretrain", endless(images))
+        wait(lambda: len(losses(run)) >= 2)
+        jobs.minutes = 0.01
+        wait(lambda: "0.01 minutes" in run.status().get("message", ""))
+        status = run.status()
+        assert (status["state"], status["step"]) == ("stopped", run.checkpoint().step)
+        assert status["spent"] > 1
+
+
+def test_a_process_that_ends_at_once_is_told(images, idle, tmp_path, monkeypatch):
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "__main__.py").write_text("raise SystemExit('not ours')")
+    monkeypatch.chdir(tmp_path)
+    run = idle.submit("a", "pretrain", settings(images))
+    (run.folder / "config.json").write_text('{"kind": "pre')
+    gone = idle.submit("gone", "pretrain", settings(images))
+    shutil.rmtree(gone.folder)
+    idle.limit = 1
+    wait(lambda: state(run) == "failed")
+    assert "config.json is not valid JSON" in run.status()["message"]
+    wait(lambda: not idle.queue())
+    assert not gone.folder.exists()
+
+
+def test_a_run_has_its_folder_before_it_is_queued(images, idle, tmp_path, monkeypatch):
+    def put(run: Run) -> None:
+        assert (state(run), idle.queue()) == ("queued", [])
+        shutil.copytree(images, run.folder / "data")
+        run.set_config({**run.config, "data": [str(run.folder / "data")]})
+
+    monkeypatch.chdir(images.parent)
+    run = idle.submit("a", "pretrain", settings(Path(images.name)), before=put)
+    assert (state(run), idle.queue(), run.kind) == ("queued", ["a"], "pretrain")
+    assert PretrainConfig.from_dict(run.config).data == (str(run.folder / "data"),)
+    beside = idle.submit("b", "pretrain", settings(Path(images.name)))
+    assert beside.config["data"] == [str(images)]  # right for a process that is started elsewhere
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ConfigError("The pictures are gone."), "The pictures are gone."),
+        (OSError(28, "No space left on device"), "cannot be written: No space left on device."),
+        (KeyboardInterrupt("at the keyboard"), "at the keyboard"),
+    ],
+)
+def test_what_goes_wrong_before_leaves_no_folder(error, told, images, idle):
+    def fail(run: Run) -> None:
+        (run.folder / "data").mkdir()
+        raise error
+
+    with pytest.raises((DinovizError, KeyboardInterrupt), match=told):
+        idle.submit("a", "pretrain", settings(images), before=fail)
+    assert not (idle.root / "a").exists()
+    assert idle.queue() == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"), [({"freeze_layers": 6}, r"freeze_layers \(6\)"), ({"batch": 4096}, "fewer than the 4096")]
+)
+def test_what_a_run_would_refuse_is_not_queued_and_leaves_no_folder(changes, told, images, idle):
+    def put(run: Run) -> None:
+        shutil.copytree(images, run.folder / "data")
+        run.set_config({**run.config, "data": [str(run.folder / "data")]})
+
+    for before in (None, put):
+        with pytest.raises(DinovizError, match=told):
+            idle.submit("a", "pretrain", settings(images, **changes), before=before)
+    assert list_runs(idle.root) == []
+    assert idle.queue() == []
+
+
+def test_what_cannot_be_submitted_is_told(images, idle, tmp_path):
+    config = settings(images)
+    idle.submit("a", "pretrain", config)
+    assert refusal(idle.submit, "a", "pretrain", config).startswith("There is already a run a;")
+    assert refusal(idle.submit, "../a", "pretrain", config).startswith("'../a' cannot be a run's name")
+    assert refusal(idle.submit, "b", "train", config) == (
+        "There is no kind of run 'train'; there are pretrain, finetune, probe."
+    )
+    assert refusal(idle.submit, "b", "pretrain", {"lr": -1}).startswith("lr is at least")
+    (tmp_path / "file").touch()
+    told = refusal(Jobs(tmp_path / "file").submit, "b", "pretrain", config)
+    assert told.endswith("b cannot be made: Not a directory.")
+    assert idle.queue() == ["a"]
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_is_told(images, tmp_path):
+    (tmp_path / "runs").mkdir(mode=0o500)
+    told = refusal(Jobs(tmp_path / "runs").submit, "a", "pretrain", settings(images))
+    assert told.endswith("runs/a cannot be made: Permission denied.")
+
+
+def test_a_queued_run_can_be_stopped_from_elsewhere(images, idle):
+    a, _ = (idle.submit(name, "pretrain", settings(images)) for name in "ab")
+    a.request_stop()  # as `python -m training stop` does
+    wait(lambda: state(a) == "stopped", 5)
+    assert idle.queue() == ["b"]
+    idle.resume(a)
+    assert (state(a), a.stop_requested(), idle.queue()) == ("queued", False, ["b", "a"])
+
+
+def test_of_many_who_resume_a_run_one_gets_it(images, tmp_path):
+    run = Run.create("a", "pretrain", settings(images).to_dict(), root=tmp_path)
+    several = [Jobs(tmp_path, limit=0) for _ in range(8)]
+    told = []
+    for _ in range(5):
+        run.set_status("stopped")
+        ready = threading.Barrier(len(several))
+
+        def go(jobs: Jobs, ready=ready) -> None:
+            ready.wait()
+            try:
+                jobs.resume(run)
+            except JobError as error:
+                told.append(str(error))
+
+        threads = [threading.Thread(target=go, args=(jobs,)) for jobs in several]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sum(len(jobs.queue()) for jobs in several) == 1
+        next(jobs for jobs in several if jobs.queue()).stop(run)
+    assert told == ["a is queued already."] * 5 * 7
+    for jobs in several:
+        jobs.close()
+
+
+@pytest.fixture
+def run(images, tmp_path) -> Run:
+    return Run.create("a", "pretrain", settings(images).to_dict(), root=tmp_path)
+
+
+def test_a_job_is_taken_from_its_parent_with_the_request_to_stop(run):
+    """Which somebody may make while the process imports its libraries."""
+    for state_, pid in (("queued", os.getppid()), ("starting", os.getppid()), ("starting", os.getpid())):
+        run.set_status(state_, pid=pid)
+        run.request_stop()
+        reopen(run, "pretrain")
+        assert (state(run), run.status()["pid"], run.stop_requested()) == ("starting", os.getpid(), True)
+    run.set_status("stopped")
+    reopen(run, "pretrain")
+    assert not run.stop_requested()
+
+
+def test_a_job_of_another_is_not_taken(run):
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        for state_, told in (("queued", "a is queued already"), ("starting", "a is at work already")):
+            run.set_status(state_, pid=other.pid)
+            with pytest.raises(RunError, match=told):
+                reopen(run, "pretrain")
+            assert state(run) == state_
+
+
+def test_work_is_asked_to_stop_when_the_parent_is_another(run, monkeypatch):
+    with working(run) as asked_to_stop:
+        assert not asked_to_stop()
+        monkeypatch.setenv(PARENT, str(os.getppid()))
+        assert not asked_to_stop()
+        monkeypatch.setenv(PARENT, str(os.getppid() + 1))
+        assert asked_to_stop()
+
+
+@pytest.mark.parametrize(
+    ("kind", "lower"),
+    [
+        ("pretrain", "lower batch, local_crops or global_size, or raise accumulate"),
+        ("finetune", "lower batch or size"),
+        ("probe", "lower batch or resolution"),
+    ],
+)
+def test_a_full_memory_says_what_to_lower(kind, lower, tmp_path):
+    run = Run.create("a", kind, {}, root=tmp_path)
+    with pytest.raises(DinovizError) as told, working(run):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+    message = f"The device's memory is full: {lower}."
+    assert str(told.value) == run.status()["message"] == message
+    assert state(run) == "failed"
+
+
+@pytest.fixture(scope="module")
+def probing(tmp_path_factory, tiny_folders) -> ProbeConfig:
+    """On four pictures whose brighter parts are farther away."""
+    folder = tmp_path_factory.mktemp("rooms")
+    for name in ("rgb", "depth"):
+        (folder / name).mkdir()
+    numbers = np.random.default_rng(0)
+    for i in range(4):
+        shade = np.kron(numbers.uniform(0, 1, (6, 8)), np.ones((16, 16)))
+        Image.fromarray(np.repeat((255 * shade)[..., None], 3, 2).astype(np.uint8)).save(folder / f"rgb/{i}.png")
+        Image.fromarray((2000 + 6000 * shade).astype(np.uint16)).save(folder / f"depth/{i}.png")
+    return ProbeConfig(
+        data=str(folder), model=str(tiny_folders["dinov2"]), device="cpu", resolution=224, epochs=3, batch=2, bins=16,
+        upsample=1,
+    )  # fmt: skip
+
+
+def test_a_probe_begins_again(probing, tmp_path):
+    run = Run.create("a", "probe", probing.to_dict(), root=tmp_path)
+
+    def stop_in_the_second_epoch(done: int, of: int, what: str) -> None:
+        if what == "epoch 2":
+            run.request_stop()
+
+    assert resume_probe(run, stop_in_the_second_epoch) is None
+    assert (state(run), [record["epoch"] for record in run.metrics()]) == ("stopped", [1])
+    assert resume_probe(run) is not None
+    assert (state(run), [record["epoch"] for record in run.metrics()]) == ("finished", [1, 2, 3])
+    with pytest.raises(RunError, match="a is finished"):
+        resume_probe(run)
+
+
+@pytest.mark.slow
+def test_classifiers_and_probes_are_jobs_too(images, probing, tiny_folders, tmp_path):
+    tuning = FinetuneConfig(
+        data=(str(images),), model=str(tiny_folders["dinov2"]), device="cpu", size=42, epochs=2, batch=8
+    )
+    with closing(Jobs(tmp_path, limit=2)) as jobs:
+        both = [jobs.submit("a", "finetune", tuning), jobs.submit("b", "probe", probing)]
+        for run in both:
+            wait(lambda run=run: state(run) in ENDED)
+            assert state(run) == "finished", run.status()
+            assert run.export_folder.is_dir()

@@ -1,0 +1,1 @@
+"""Image classifiers on a DINO backbone: linear, LoRA and full fine-tuning."""

@@ -1,0 +1,97 @@
+"""The command line of a configuration: every setting is an option, and its help is the setting's own line."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from types import UnionType
+from typing import get_args, get_type_hints
+
+from dinoviz.atomic_files import whole
+from training.config.base import Config
+
+
+def add_settings(parser: argparse.ArgumentParser, config: type[Config], positional: tuple[str, ...] = ()) -> None:
+    """An option for each field, under the field's group; those that nobody gives do not appear in the result.
+
+    positional: fields that are given without a name.
+    """
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings from a file; options win over it")
+    parser.add_argument("--save-config", type=Path, metavar="FILE", help="write the settings to a file and stop there")
+    hints = get_type_hints(config)
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for field in dataclasses.fields(config):
+        group = field.metadata["group"]
+        if group not in groups:
+            groups[group] = parser.add_argument_group(group)
+        _add(groups[group], field, hints[field.name], field.name in positional)
+
+
+def _add(group, field: dataclasses.Field, hint, positional: bool) -> None:
+    kind = next(k for k in get_args(hint) if k is not type(None)) if isinstance(hint, UnionType) else hint
+    several = getattr(kind, "__origin__", None) is tuple
+    single = get_args(kind)[0] if several else kind
+    text = f"{field.metadata['help']}{_default(field.default)}".replace("%", "%%")
+    if positional:
+        several_or_one = {"nargs": "*"} if several else {"nargs": "?"}
+        group.add_argument(
+            field.name, metavar=field.name.upper(), default=argparse.SUPPRESS, help=text, **several_or_one
+        )
+        return
+    option = f"--{field.name.replace('_', '-')}"
+    common = {"dest": field.name, "default": argparse.SUPPRESS, "help": text}
+    if kind is bool:
+        group.add_argument(option, action=argparse.BooleanOptionalAction, **common)
+    elif field.metadata["choices"]:
+        group.add_argument(option, type=single, choices=field.metadata["choices"], **common)
+    else:
+        word = {int: "N", float: "X", str: "TEXT"}[single]
+        if several and single is not str:  # a path may hold commas
+            group.add_argument(option, type=_words(single), nargs="+", action=_Joined, metavar=word, **common)
+        else:
+            group.add_argument(option, type=single, metavar=word, **({"nargs": "+"} if several else {}), **common)
+
+
+def _words(single: type):
+    """Reads "3,6,9" as "3 6 9" is read."""
+
+    def words(text: str) -> list:
+        return [single(word) for word in text.split(",") if word.strip()]
+
+    words.__name__ = single.__name__  # which argparse says where it cannot be read
+    return words
+
+
+class _Joined(argparse.Action):
+    def __call__(self, parser, options, values, option=None):
+        setattr(options, self.dest, [each for word in values for each in word])
+
+
+def _default(value) -> str:
+    if value in ((), "", None):
+        return ""
+    shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return f" ({shown})"
+
+
+def settings_of(options: argparse.Namespace, config: type[Config], preset: dict | None = None) -> Config:
+    """What was chosen: options win over --config, which wins over the preset. Raises ConfigError."""
+    names = {field.name for field in dataclasses.fields(config)}
+    given = {name: value for name, value in vars(options).items() if name in names}
+    if not given.get("data", True):  # a positional that nobody gave
+        del given["data"]
+    values = config.read(options.config) if options.config else {}
+    return config.from_dict({**(preset or {}), **values, **given})
+
+
+def save(config: Config, path: Path) -> None:
+    """Write the settings so that --config takes them. Raises ConfigError."""
+    from training.config.base import ConfigError
+
+    try:
+        with whole(path) as part:
+            part.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror or error}.") from None

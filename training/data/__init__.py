@@ -1,0 +1,1 @@
+"""Training images: folders, zip files and lists, the built-in demo, labels and transforms."""

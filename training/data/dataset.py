@@ -1,0 +1,309 @@
+"""Pictures decoded once, or as they are asked for, and handed out in batches; and the demo data set."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dinoviz.images import ImageError, open_image
+from training.data.sources import DataError, Pictures, find
+
+__all__ = ["DataError", "Decoded", "Pictures", "batches", "cores", "demo", "demo_probes", "find", "split"]
+
+# The pictures that lie inside the wheels of scikit-image and scikit-learn, the same in every version that we allow.
+DEMO = (
+    *("astronaut.png", "brick.png", "camera.png", "cell.png", "chelsea.png", "coffee.png", "coins.png", "grass.png"),
+    *("gravel.png", "hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png", "page.png", "retina.jpg"),
+    *("rocket.jpg", "china.jpg", "flower.jpg"),
+)
+DEMO_SIZE = 96
+DEMO_HELD_OUT = 0.3  # of a picture's width, at its right: no held-out pixel is ever trained on
+DEMO_CROPS = {"train": 40, "held-out": 12}  # of each picture
+
+
+def demo(part: Literal["train", "held-out"] = "train") -> Pictures:
+    """A small labelled data set without a download: square crops, 96 px, of 18 pictures; the class is the picture.
+
+    The crops of "train" (40 a class) come from the left 70 % of each picture, those of "held-out" (12) from the right
+    30 %; their sides are 50 to 90 % of that part's, so both show things at the same scale. Always the same crops.
+    Raises DataError for another part, or if a picture is not there.
+    """
+    if part not in DEMO_CROPS:
+        raise DataError(f"The parts of the demo are 'train' and 'held-out', not {part!r}.")
+    names, crops = [], []
+    for index, file in enumerate(DEMO):
+        random = np.random.default_rng([index, list(DEMO_CROPS).index(part)])
+        picture = demo_picture(file)
+        border = round(picture.width * (1 - DEMO_HELD_OUT))
+        largest = min(picture.width - border, picture.height)
+        left, right = (0, border) if part == "train" else (border, picture.width)
+        for number in range(DEMO_CROPS[part]):
+            side = int(random.uniform(0.5, 0.9) * largest)
+            x, y = int(random.integers(left, right - side + 1)), int(random.integers(0, picture.height - side + 1))
+            # Cropped first: resize with a box would look at pixels beyond the border.
+            crop = picture.crop((x, y, x + side, y + side)).resize((DEMO_SIZE, DEMO_SIZE), Image.Resampling.BICUBIC)
+            names.append(f"{Path(file).stem}/{part}-{number:02}")
+            crops.append(np.asarray(crop))
+    labels = np.repeat(np.arange(len(DEMO)), DEMO_CROPS[part])
+    return Pictures(tuple(names), labels, tuple(Path(file).stem for file in DEMO), tuple(crops))
+
+
+def demo_probes() -> list[Image.Image]:
+    """Whole pictures of the demo that show a thing or two, to look at while a network learns."""
+    return [demo_picture(file) for file in ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")]
+
+
+def demo_picture(file: str) -> Image.Image:
+    """A picture that comes with scikit-image or scikit-learn. Raises DataError where it did not."""
+    import skimage
+    import sklearn
+
+    # By path, because skimage.data's own functions may reach for the network.
+    folders = Path(skimage.__file__).parent / "data", Path(sklearn.__file__).parent / "datasets" / "images"
+    try:
+        return open_image(next((folder / file for folder in folders if (folder / file).is_file()), folders[0] / file))
+    except ImageError as error:
+        raise DataError(f"The demo's pictures come with scikit-image and scikit-learn, but {error}") from None
+
+
+def split(pictures: Pictures, share: float, seed: int) -> tuple[Pictures, Pictures]:
+    """The pictures in two, at random: what is left, and `share` (between 0 and 1) of them.
+
+    With labels, the share is taken of each class, at least one picture and never all. The order is kept.
+    Raises DataError if a class, or the whole where there are no classes, is a single picture.
+    """
+    if not 0 < share < 1:
+        raise DataError(f"The share to split off lies between 0 and 1, not {share}.")
+    random = np.random.default_rng(seed)
+    labels = np.zeros(len(pictures), dtype=np.int64) if pictures.labels is None else pictures.labels
+    second: list[int] = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        if len(members) == 1:
+            what = f"The class {pictures.classes[label]} has" if pictures.classes else "There is"
+            raise DataError(f"{what} one image only, which cannot be on both sides of a split; at least 2 are needed.")
+        count = min(max(1, round(share * len(members))), len(members) - 1)
+        second += random.permutation(members)[:count].tolist()
+    if not second:
+        raise DataError("There are no images to split.")
+    chosen = np.zeros(len(pictures), dtype=bool)
+    chosen[second] = True
+    return pictures.subset(np.flatnonzero(~chosen)), pictures.subset(np.flatnonzero(chosen))
+
+
+class Decoded(torch.utils.data.Dataset):
+    """Pictures squeezed to a square of uint8 each, whatever their aspect, which is kept beside it.
+
+    If all fit into `memory` bytes they are decoded at once, in threads: `cached` is True, `images` (N, 3, S, S) uint8
+    and `aspects` (N,) float32, W / H of the upright original; broken ones are left out of `pictures` and `labels` and
+    named in `broken`. Otherwise `cached` is False, `images` and `aspects` are None, and each is decoded when asked for;
+    a broken one is then replaced by the next that can be read, and `batches` adds it to `broken`.
+
+    size: S in pixels; smaller pictures are enlarged to it.
+    max_broken: the share of pictures that may be broken; one always may, as long as others are left.
+    progress: called with the number done and the number in all while decoding at once.
+
+    Raises DataError if too many are broken, with their number and the first five; its `broken` names them all.
+    """
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        size: int,
+        *,
+        memory: int = 2 * 2**30,
+        max_broken: float = 0.03,
+        progress: Callable[[int, int], None] | None = None,
+    ):
+        if not len(pictures):
+            raise DataError("There are no images to decode.")
+        self.pictures, self.size, self.max_broken = pictures, size, max_broken
+        self.broken: list[tuple[str, str]] = []
+        self.images: torch.Tensor | None = None
+        self.aspects: torch.Tensor | None = None
+        self._known: set[int] = set()  # the indices of the broken ones that were met while streaming
+        self.cached = len(pictures) * 3 * size * size <= memory
+        if self.cached:
+            self._decode_all(progress)
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """(N,) int64, as in `pictures`."""
+        return self.pictures.labels
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, float, int]:
+        """Picture i: (3, S, S) uint8, its aspect, and i if it was broken and another stands in for it, else -1."""
+        if self.cached:
+            return self.images[i], float(self.aspects[i]), -1
+        pixels, aspect, broken = self._read(i)
+        return torch.from_numpy(pixels), aspect, broken[0][0] if broken else -1
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[torch.Tensor, float, int]]:
+        return [self[i] for i in indices]
+
+    def batch(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, 3, S, S) uint8 and their aspects (B,) float32."""
+        if self.cached:
+            rows = torch.as_tensor(indices, dtype=torch.int64)
+            return self.images.index_select(0, rows), self.aspects.index_select(0, rows)
+        pixels, aspects, broken = self._stack(indices)
+        self._count(broken)
+        return pixels, aspects
+
+    def _decode_all(self, progress: Callable[[int, int], None] | None) -> None:
+        count = len(self.pictures)
+        self.images = torch.empty((count, 3, self.size, self.size), dtype=torch.uint8)
+        self.aspects = torch.empty(count, dtype=torch.float32)
+        images, aspects, good = self.images.numpy(), self.aspects.numpy(), np.ones(count, dtype=bool)
+
+        def decode(i: int) -> str | None:
+            try:
+                images[i], aspects[i] = self._decode(i)
+            except ImageError as error:
+                return _reason(error, self.pictures.names[i])
+
+        with ThreadPoolExecutor(cores()) as pool:
+            for start in range(0, count, 1024):  # a queue of millions would itself take gigabytes
+                indices = range(start, min(start + 1024, count))
+                for i, reason in zip(indices, pool.map(decode, indices), strict=True):
+                    if reason:
+                        good[i] = False
+                        self.broken.append((self.pictures.names[i], reason))
+                    if progress:
+                        progress(i + 1, count)
+        self._check_broken(count)
+        if self.broken:
+            kept = np.flatnonzero(good)
+            for to, start in enumerate(kept):  # in place: a second copy of the data may not fit
+                if to != start:
+                    images[to], aspects[to] = images[start], aspects[start]
+            self.images, self.aspects = self.images[: len(kept)], self.aspects[: len(kept)]
+            self.pictures = self.pictures.subset(kept)
+
+    def _decode(self, i: int) -> tuple[np.ndarray, float]:
+        with self.pictures.opened(i, 2 * self.size) as picture:  # resized by 2 at least, as a whole one would be
+            return squeezed(picture, self.size), picture.width / picture.height
+
+    def _read(self, i: int) -> tuple[np.ndarray, float, list[tuple[int, str]]]:
+        """Picture i or the next that can be read, with the indices and reasons of those passed over."""
+        broken: list[tuple[int, str]] = []
+        for index in range(i, i + len(self.pictures)):
+            index %= len(self.pictures)
+            try:
+                pixels, aspect = self._decode(index)
+                return np.ascontiguousarray(pixels), aspect, broken
+            except ImageError as error:
+                broken.append((index, _reason(error, self.pictures.names[index])))
+            if too_many(len(broken), len(self.pictures), self.max_broken):
+                break
+        raise self._refusal([(self.pictures.names[index], reason) for index, reason in broken], len(self.pictures))
+
+    def _stack(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, list[tuple[int, str]]]:
+        read = [self._read(int(i)) for i in indices]
+        pixels = torch.from_numpy(np.stack([pixels for pixels, _, _ in read]))
+        aspects = torch.tensor([aspect for _, aspect, _ in read], dtype=torch.float32)
+        return pixels, aspects, [each for _, _, broken in read for each in broken]
+
+    def _count(self, broken: Sequence[tuple[int, str]]) -> None:
+        for index, reason in broken:
+            if index not in self._known:
+                self._known.add(index)
+                self.broken.append((self.pictures.names[index], reason))
+        self._check_broken(len(self.pictures))
+
+    def _check_broken(self, count: int) -> None:
+        if too_many(len(self.broken), count, self.max_broken):
+            raise self._refusal(self.broken, count)
+
+    def _refusal(self, broken: list[tuple[str, str]], count: int) -> DataError:
+        which = "; ".join(f"{name} ({reason})" for name, reason in broken[:5])
+        more = f"; and {len(broken) - 5:,} more" if len(broken) > 5 else ""
+        return DataError(
+            f"{len(broken):,} of {count:,} images cannot be read, too many to go on: {which}{more}.", broken
+        )
+
+
+def too_many(broken: int, count: int, share: float) -> bool:
+    """Whether so many of `count` pictures cannot be read that it is more than this share; one may, but never all."""
+    return broken > max(1, share * count) or broken == count
+
+
+def squeezed(picture: Image.Image, size: int) -> np.ndarray:
+    """A picture (mode RGB) as it is stored: (3, size, size) uint8, whatever its aspect."""
+    return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+
+
+def _reason(error: ImageError, name: str) -> str:
+    return str(error).removeprefix(f"{name}: ").removesuffix(".")
+
+
+def cores() -> int:
+    """How many this process may use, which in a container are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Stream(torch.utils.data.Dataset):
+    """Whole batches for a DataLoader. An error travels as a value: raised in a worker, it would come as a traceback."""
+
+    def __init__(self, decoded: Decoded):
+        self.decoded = decoded
+
+    def __getitems__(self, indices: Sequence[int]):
+        try:
+            return self.decoded._stack(indices)
+        except DataError as error:
+            return str(error), error.broken
+
+
+def _as_is(batch):
+    return batch
+
+
+def batches(
+    decoded: Decoded, order: Sequence[Sequence[int]], *, workers: int = 0
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The batches of an order: (B, 3, S, S) uint8 and aspects (B,) float32 for each list of indices in it.
+
+    The same order gives the same batches whatever the number of workers, and no global random state is touched.
+    workers: processes that decode ahead where `decoded` is not cached.
+    Raises DataError if too many pictures turn out to be broken, or if a worker is killed.
+    """
+    if decoded.cached:
+        yield from map(decoded.batch, order)
+        return
+    loader = torch.utils.data.DataLoader(
+        _Stream(decoded),
+        batch_sampler=order,
+        num_workers=workers,
+        collate_fn=_as_is,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # its own, or the loader would draw a seed from the global one
+    )
+    for batch in _alive(loader):
+        if isinstance(batch[0], str):
+            raise DataError(*batch)
+        pixels, aspects, broken = batch
+        decoded._count(broken)
+        yield pixels, aspects
+
+
+def _alive(loader: torch.utils.data.DataLoader) -> Iterator:
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if not re.search("exited unexpectedly|killed by signal", str(error)):
+            raise
+        raise DataError(
+            "A process that decodes images was ended by the system, mostly for want of memory; use fewer workers."
+        ) from None

@@ -1,0 +1,1 @@
+"""Training depth probes: RGB-D folders, pseudo labels of a teacher, cached features and losses."""

@@ -1,0 +1,1 @@
+"""What every training loop uses: devices, schedules, timing and progress."""

@@ -1,0 +1,1 @@
+"""How good features are: weighted k-NN, linear probes, and metrics."""

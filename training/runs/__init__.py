@@ -1,0 +1,5 @@
+"""A run is a folder: its files, checkpoints, queue, limits and end."""
+
+from training.runs.run import Run, list_runs, root
+
+__all__ = ["Run", "list_runs", "root"]
