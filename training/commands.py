@@ -235,11 +235,19 @@ def run_stop(options: argparse.Namespace) -> None:
 
 
 def run_export(options: argparse.Namespace) -> None:
-    from training.export import export_checkpoint
-    from training.runs import Run
+    from training.export import copy_export, export_checkpoint
+    from training.runs import Run, RunError
 
     _quiet()
     run = Run.open(options.name)
+    what = {"finetune": "classifier", "probe": "depth probe"}.get(run.kind)
+    if what:
+        if options.student:
+            raise RunError(f"{run.name} is a run of kind {run.kind!r}, which has no student: leave --student out.")
+        folder = options.out or run.export_folder
+        copy_export(run, folder)
+        print(f"training: the {what} of {run.name} is in {folder}")
+        return
     folder, step = export_checkpoint(run, options.out or run.export_folder, "student" if options.student else "teacher")
     print(f"training: step {step} of {run.name} is in {folder}; dinoviz.load opens it")
 
