@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, run, help in (
         ("resume", commands.run_resume, "go on with a run that was stopped or killed"),
         ("stop", commands.run_stop, "ask a run to end at its next step"),
-        ("export", commands.run_export, "write a pretraining run's network in transformers' format"),
+        ("export", commands.run_export, "write a run's network, in transformers' format, or its depth probe"),
     ):
         command(name, run, help).add_argument("name", help="of the run, or its folder")
     export = subparsers.choices["export"]

@@ -191,11 +191,19 @@ def run_stop(options: argparse.Namespace) -> None:
 
 
 def run_export(options: argparse.Namespace) -> None:
-    from training.export import export_checkpoint
-    from training.runs.run import Run
+    from training.export import copy_export, export_checkpoint
+    from training.runs.run import Run, RunError
 
     _quiet()
     run = Run.open(options.name)
+    what = {"finetune": "classifier", "probe": "depth probe"}.get(run.kind)
+    if what:
+        if options.student:
+            raise RunError(f"{run.name} is a run of kind {run.kind!r}, which has no student: leave --student out.")
+        folder = options.out or run.export_folder
+        copy_export(run, folder)
+        print(f"training: the {what} of {run.name} is in {folder}")
+        return
     folder, step = export_checkpoint(run, options.out or run.export_folder, "student" if options.student else "teacher")
     print(f"training: step {step} of {run.name} is in {folder}; dinoviz.load opens it")
 
@@ -214,10 +222,13 @@ def run_list(options: argparse.Namespace) -> None:
         for record in run.metrics():
             figures |= record
         shown = ", ".join(
-            f"{k} {figures[k]:.3g}" for k in ("loss", "knn", "top1", "rmse") if figures.get(k) is not None
+            f"{key.removeprefix('validation_')} {figures[key]:.3g}"
+            for key in ("loss", "knn", "validation_top1", "validation_rmse")
+            if isinstance(figures.get(key), int | float)
         )
         step = f"{status.get('step', '-')} of {status.get('steps', '-')}"
-        print(f"{run.name:32} {run.kind:9} {status['state']:9} {step:>15}  {shown}")
+        name = run.name.encode(errors="backslashreplace").decode()  # a folder may be called what is no UTF-8
+        print(f"{name:32} {run.kind:9} {status['state']:9} {step:>15}  {shown}")
         if status.get("message") and status["state"] in ("failed", "running"):
             print(textwrap.indent(textwrap.fill(status["message"], 100), "    "))
 

@@ -45,12 +45,34 @@ def export(
         "resample": 3,
     }
     (part / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2), encoding="utf-8")
+    _put(part, folder)
+
+
+def _put(part: Path, folder: Path) -> None:
     old = folder.with_name(f"{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.replace(old)
     part.replace(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def copy_export(run: Run, folder: Path) -> None:
+    """Write what a fine-tuning or a depth probe left in its export folder to another one, which is replaced whole.
+
+    Raises RunError if there is nothing yet, if it cannot be written, and for a folder that holds other files.
+    """
+    made, folder = run.export_folder.resolve(), folder.resolve()
+    if not made.is_dir():
+        raise RunError(f"{run.name} has no export yet: a run of kind {run.kind!r} writes it when it is finished.")
+    if folder == made:
+        return
+    _check_replaceable(folder)
+    part = folder.with_name(f"{folder.name}.part")
+    with writing(f"The export in {folder}", RunError):
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(made, part)
+        _put(part, folder)
 
 
 def export_checkpoint(run: Run, folder: Path, who: str = "teacher") -> tuple[Path, int]:
@@ -66,10 +88,7 @@ def export_checkpoint(run: Run, folder: Path, who: str = "teacher") -> tuple[Pat
     checkpoint = run.checkpoint()
     if checkpoint is None or who not in checkpoint.keys:
         raise RunError(f"{run.name} has no checkpoint of a {who} yet.")
-    with writing(f"The export in {folder}", RunError):
-        others = [each.name for each in folder.iterdir() if not _is_exported(each)] if folder.exists() else []
-    if others:
-        raise RunError(f"{folder} holds other files ({others[0]}), which an export would replace; name a new folder.")
+    _check_replaceable(folder)
     config = PretrainConfig.from_dict(run.config)
     backbone, mean, std = first_backbone(config)
     weights = {
@@ -83,5 +102,14 @@ def export_checkpoint(run: Run, folder: Path, who: str = "teacher") -> tuple[Pat
     return folder, checkpoint.step
 
 
+def _check_replaceable(folder: Path) -> None:
+    """Raise RunError for a folder with anything but an export, which would be lost."""
+    with writing(f"The export in {folder}", RunError):
+        others = [each.name for each in folder.iterdir() if not _is_exported(each)] if folder.exists() else []
+    if others:
+        raise RunError(f"{folder} holds other files ({others[0]}), which an export would replace; name a new folder.")
+
+
 def _is_exported(path: Path) -> bool:
-    return path.name in ("config.json", "preprocessor_config.json") or path.name.startswith("model")
+    known = ("config.json", "preprocessor_config.json", "probe.safetensors")
+    return path.name in known or path.name.startswith("model")

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from dinoviz.__main__ import main as dinoviz_main
+from dinoviz.depth import probe_file
 from dinoviz.errors import DinovizError
 from tests.conftest import ROOT
 from tests.training.tiny_runs import settings, write_images
@@ -27,6 +28,7 @@ from training.config.cli import save
 from training.config.pretrain import PRESETS, PretrainConfig
 from training.config.tasks import EvaluateConfig, FinetuneConfig, ProbeConfig
 from training.dino.distillation import Distillation
+from training.finetune import predict
 from training.runs.paths import absolute
 from training.runs.run import Run, list_runs
 
@@ -321,6 +323,7 @@ def test_a_zip_file_and_a_list_will_do(home, capsys, tiny, images):
         (["stop", "finished"], "finished is not at work (finished): there is nothing to stop"),
         (["export", "none"], "There is no run none"),
         (["export", "busy"], "busy has no checkpoint of a teacher yet"),
+        (["export", "tuned"], "tuned has no export yet"),
         (["evaluate", "flat"], "Evaluation needs labelled images"),
         (["evaluate"], "Name the labelled images, or --demo"),
         (["finetune", "flat"], "Fine-tuning needs labelled images"),
@@ -379,6 +382,8 @@ def test_a_probe_learns_from_a_zip_file_and_teaches_another(home, capsys, tiny_f
     first = Run.open("first")
     assert first.config["data"] == str(home / "runs" / "first" / "data" / "rooms")
     assert json.loads((first.folder / "result.json").read_text())["data"]["folder"] == "rooms"
+    assert "the depth probe of first is in copy" in done(capsys, "export", "first", "--out", "copy")
+    assert (home / "copy" / "probe.safetensors").read_bytes() == probe_file(first.folder).read_bytes()
     said = done(capsys, "probe", "--demo", *model, *settings, "--teacher", "first", "--name", "second")
     assert "training: second is finished" in said
     second = Run.open("second")
@@ -433,6 +438,21 @@ def test_figures_that_cannot_be_written(home, capsys, tiny_folders):
     assert main(["evaluate", "photos", *model, "--out", "nowhere/figures.json"]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line == "training: nowhere/figures.json cannot be written: No such file or directory."
+
+
+def test_the_export_of_a_classifier_run_is_its_classifier(home, capsys, images, tiny_folders):
+    settings = ("--model", tiny_folders["dinov2"], "--size", 42, "--way", "linear", "--epochs", 1)
+    done(capsys, "finetune", images, *settings, "--name", "tuned")
+    picture = next(images.rglob("*.png"))
+    expected = predict("runs/tuned", [picture], device="cpu")
+    for _ in range(2):  # the second takes the place of the first
+        assert "the classifier of tuned is in copy" in done(capsys, "export", "tuned", "--out", "copy")
+        assert predict("copy", [picture], device="cpu") == expected
+    assert "the classifier of tuned is in runs/tuned/export" in done(capsys, "export", "tuned")
+    assert predict("runs/tuned", [picture], device="cpu") == expected
+    assert "no student" in refusal(capsys, "export", "tuned", "--student")
+    (home / "copy" / "mine.jpg").touch()
+    assert "mine.jpg" in refusal(capsys, "export", "tuned", "--out", "copy")
 
 
 def test_runs_where_there_is_a_file(home, capsys, tiny):
