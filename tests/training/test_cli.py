@@ -470,6 +470,13 @@ def test_a_list_without_runs_and_of_a_run_that_died(home, capsys):
     assert re.search(r"^gone +pretrain +died +3 of 9", done(capsys, "list"), re.MULTILINE)
 
 
+def test_the_list_shows_a_run_whose_figures_or_name_are_damaged(home, capsys):
+    run = Run.create("odd", "finetune", {})
+    run.add_metrics({"step": 3, "loss": "much", "validation_top1": 0.91})
+    run.folder.rename(run.folder.with_name("odd-\udcff"))
+    assert re.search(r"^odd-\\udcff +finetune .*top1 0.91", done(capsys, "list"), re.MULTILINE)
+
+
 def test_the_command_line_speaks_from_a_terminal_too(tmp_path):
     """A process of its own: status 2 and one line."""
     done = subprocess.run(
