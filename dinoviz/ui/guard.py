@@ -151,7 +151,7 @@ CHECKS: dict[type, tuple[str, Check]] = {
     gr.CheckboxGroup: ("a list", lambda _, value: _texts(value)),
     gr.Radio: ("one of the choices", _choice),
     gr.Dropdown: ("one of the choices", _choice),
-    gr.Textbox: ("a text", lambda _, value: value is None or isinstance(value, str)),
+    gr.Textbox: ("a text", lambda block, value: isinstance(value, str) or (value is None and block.value is None)),
     gr.BrowserState: ("a text", lambda _, value: value is None or isinstance(value, str)),
     gr.HTML: ("a text", lambda _, value: value is None or isinstance(value, str)),
     gr.Dataset: ("the number of an example", lambda block, value: value in range(len(block.raw_samples))),

@@ -7,12 +7,14 @@ import math
 import time
 from pathlib import Path
 
+import gradio as gr
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
 from dinoviz.ui.door import MAX_BODY, hosts
+from dinoviz.ui.guard import check_value
 from dinoviz.ui.workbench import Settings
 from tests.ui.closed_doors import FILE_INPUTS, SECRET, default_data, foreign_paths, serving, shapes
 
@@ -164,8 +166,16 @@ WRONG = [None, True, -1, 1e308, math.nan, "x" * 100, "", [], [None], {}, {"a": 1
 
 
 def test_a_malformed_value_gives_one_sentence_and_no_stack_trace(local, capfd):
-    """One wrong value for each input of each endpoint; `make test-all` sends all of them, to a public page as well."""
-    assert not faults(local, capfd, lambda number, place: [WRONG[(number + 3 * place) % len(WRONG)]])
+    """One wrong value for each kind of input of each endpoint; `make test-all` sends all, to a public page as well."""
+    seen = set()
+
+    def values(number: int, place: int) -> list:
+        kind = number, type(local.page.fns[number].inputs[place])
+        first = kind not in seen
+        seen.add(kind)
+        return [WRONG[(number + 3 * place) % len(WRONG)]] if first else []
+
+    assert not faults(local, capfd, values)
 
 
 @pytest.mark.slow
@@ -188,6 +198,33 @@ def faults(served, capfd, values) -> list[tuple]:
                 if "Traceback" in printed or is_vague(answer):
                     bad.append((fn.name, block.label, str(value)[:20], printed[-300:]))
     return bad
+
+
+@pytest.mark.parametrize(
+    ("block", "good", "bad"),
+    [
+        (gr.Textbox("CLS"), ["", "10, 20"], [None, 1, ["a"], {}]),
+        (gr.Textbox(), [None, ""], [1, True]),
+        (gr.Slider(0, 1, value=0.5), [0, 1, 0.5], [None, True, "1", math.nan, math.inf, [1]]),
+        (gr.Number(), [None, 3, 1e300], ["3", math.nan, 10**400, False]),
+        (gr.Checkbox(), [True, False], [None, 0, "true"]),
+        (gr.Radio(["a"], value="a"), ["a"], [None, 1, ["a"]]),
+        (gr.Dropdown(["a"], value="a"), ["a"], [None, 1, ["a"], {}]),
+        (gr.Dropdown(["a"], multiselect=True), [None, [], ["a"]], ["a", [1], [None]]),
+        (gr.CheckboxGroup(["a"]), [[], ["a"]], [None, "a", [1]]),
+        (gr.File(), [None, {"path": "x"}], [{}, "x", [{"path": "x"}], 1]),
+        (gr.File(file_count="multiple"), [None, [], [{"path": "x"}]], [["x"], [None], [{}], "x"]),
+        (gr.Image(), [None, {"path": "x"}], [{}, "x", [{"path": "x"}]]),
+        (gr.HTML(), [None, "{}"], [1, {}, []]),
+    ],
+    ids=lambda block: type(block).__name__ if isinstance(block, gr.components.Component) else None,
+)
+def test_values_are_of_the_type_that_the_component_sends(block, good, bad):
+    for value in good:
+        check_value(block, value)
+    for value in bad:
+        with pytest.raises(gr.Error):
+            check_value(block, value)
 
 
 def is_vague(answer: httpx.Response) -> bool:
