@@ -566,6 +566,7 @@ def test_an_uploaded_list_reads_nothing(public):
         assert told == "list.txt lists files of this machine, which are not open to this page."
 
 
+@pytest.mark.slow
 def test_only_so_many_runs_wait(public):
     limits = Settings().limits
     try:
