@@ -179,7 +179,7 @@ def _feed(cases, doors, page: Page, watched: Watched, good: Path, runs: Path) ->
     page.call("encode", **_controls(page.upload("picture.png", good.read_bytes())))
     for case, door in pairs(cases, doors):
         path = Path(case.path)
-        if case.group != "run" and (not path.is_file() or path.stat().st_size > LARGEST_UPLOAD):
+        if case.group != "run" and (not _is_plain(path) or path.stat().st_size > LARGEST_UPLOAD):
             continue
         begun, before = time.monotonic(), watched.memory()
         watched.peak = before
@@ -195,6 +195,11 @@ def _feed(cases, doors, page: Page, watched: Watched, good: Path, runs: Path) ->
         )
         if outcome != "right":
             yield Result("http good", case.name, case.kind, "traceback", f"after it: {outcome}, {detail}", 0, 0)
+
+
+def _is_plain(path: Path) -> bool:
+    """Whether it has a content to upload; what a link leads to may have none, or no end."""
+    return path.is_file() and not path.is_symlink()
 
 
 def _ended(ask) -> tuple[str, str]:
