@@ -143,13 +143,14 @@ class Door:
         async for chunk in _chunks(request):
             body += chunk
             if len(body) > MAX_BODY:
-                await _too_large(f"A request holds at most {MAX_BODY >> 20} MB.")(scope, receive, send)
+                sentence = f"A request holds at most {MAX_BODY >> 20} MB."
+                await JSONResponse({"detail": sentence}, 413)(scope, receive, send)
                 return
         if request.headers.get("content-type", "").startswith("application/json"):
             try:
                 json.loads(bytes(body) or b"null")
             except (ValueError, RecursionError):
-                await JSONResponse({"error": "The request is no JSON that can be read."}, 400)(scope, receive, send)
+                await JSONResponse({"detail": "The request is no JSON that can be read."}, 400)(scope, receive, send)
                 return
         given = False
 

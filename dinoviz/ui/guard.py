@@ -64,6 +64,20 @@ def file_paths(value: Any) -> Iterator[str]:
             yield from file_paths(item)
 
 
+def sendable(value: Any) -> Any:
+    """The same value; what is no UTF-8 in its texts, as a file's name may be, is written as an escape.
+
+    One such name in a list would keep the whole answer from being sent.
+    """
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode(errors="backslashreplace").decode()
+    if type(value) is dict:
+        return {sendable(key): sendable(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(sendable, value))
+    return value
+
+
 def check_value(block: gr.components.Component, value: Any) -> None:
     """Raises gr.Error unless the value is of the type that the component sends."""
     if block.stateful:  # the page's own state; what a client sends for it is not used

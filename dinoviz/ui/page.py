@@ -7,7 +7,7 @@ from gradio.blocks import BlockFunction
 from gradio.context import LocalContext
 
 from dinoviz.errors import DinovizError
-from dinoviz.ui.guard import check_click, check_value, file_paths, own_files, refusal, takes_click
+from dinoviz.ui.guard import check_click, check_value, file_paths, own_files, refusal, sendable, takes_click
 from dinoviz.ui.shared import told
 from dinoviz.ui.temporary_files import NotYours, TemporaryFiles
 
@@ -61,7 +61,11 @@ class Page(gr.Blocks):
         """As Gradio's; the session may use what it is given."""
         data = await super().postprocess_data(block_fn, predictions, state)
         self.files.made(file_paths(data), self._session())
-        return data
+        return sendable(data)
+
+    def get_config_file(self) -> dict:
+        """As Gradio's, of the whole page."""
+        return sendable(super().get_config_file())
 
     def _session(self) -> str | None:
         """The session of the running request; None where the client gave none and Gradio made one up for this call."""

@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from dinoviz.ui.door import MAX_BODY, hosts
-from dinoviz.ui.guard import check_value
+from dinoviz.ui.guard import check_value, sendable
 from dinoviz.ui.workbench import Settings
 from tests.ui.closed_doors import FILE_INPUTS, SECRET, default_data, foreign_paths, serving, shapes
+from training.runs import Run
 
 NOT_UPLOADED = "was not uploaded to this page"
 
@@ -265,7 +266,25 @@ def test_a_request_that_is_no_json_or_too_deep_or_too_long_is_refused(served, ca
         assert post("/gradio_api/run/encode", content=body, headers=kind).status_code == 400
     long = post("/gradio_api/run/encode", content=b"[" + b" " * MAX_BODY + b"]", headers=kind)
     assert long.status_code == 413
+    assert "16 MB" in long.json()["detail"]
     assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_a_name_that_is_no_utf8_does_not_keep_an_answer_from_being_sent():
+    sent = sendable({"choices": [("odd-\udcff", "a"), ("grün", 1)], "value": None})
+    assert sent == {"choices": [("odd-\\udcff", "a"), ("grün", 1)], "value": None}
+    json.dumps(sent).encode()
+
+
+def test_a_run_whose_name_is_no_utf8_does_not_break_the_list(tmp_path):
+    with serving(tmp_path, Settings(runs_at_once=0)) as served:
+        made = Run.create("odd", "pretrain", {})
+        made.folder.rename(made.folder.with_name("odd-\udcff"))
+        refresh = endpoint(served, "refresh")
+        answer = served.ask(refresh, default_data(served.page.fns[refresh]))
+        assert answer.status_code == 200, answer.text
+        assert "odd-" in answer.text
+        assert served.client.get("/config").status_code == 200
 
 
 def test_another_host_name_is_refused(served):
