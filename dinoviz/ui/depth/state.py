@@ -207,8 +207,8 @@ def parse_points(text: str) -> list[list[float]]:
     """At most two points x, y, as the page keeps them in JSON. Raises DinovizError."""
     try:
         points = [[float(x), float(y)] for x, y in json.loads(text or "[]")]
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         points = [[]] * 3
-    if len(points) > 2:
+    if len(points) > 2 or not np.isfinite(points).all():
         raise DinovizError("Points are at most two [x, y] in pixels of the picture.")
     return points

@@ -131,6 +131,14 @@ def test_controls_that_say_nonsense_are_refused(wrong):
         Choice(**wrong)
 
 
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "[[NaN, 1]]", "[[1e999, 1]]", "[[1" + "0" * 400 + ", 1]]", "{}{", "[[1]]"]
+)
+def test_points_that_are_none_give_one_sentence(text):
+    with pytest.raises(DinovizError, match="at most two"):
+        parse_points(text)
+
+
 def test_points_are_two_at_most():
     assert parse_points("") == []
     assert parse_points("[[1, 2.5], [3, 4]]") == [[1, 2.5], [3, 4]]
