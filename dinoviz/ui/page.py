@@ -9,7 +9,7 @@ from gradio.context import LocalContext
 from dinoviz.errors import DinovizError
 from dinoviz.ui.guard import check_click, check_value, file_paths, own_files, refusal, sendable, takes_click
 from dinoviz.ui.shared import told
-from dinoviz.ui.temporary_files import NotYours, TemporaryFiles
+from dinoviz.ui.temporary_files import TemporaryFiles
 
 
 class Page(gr.Blocks):
@@ -40,17 +40,14 @@ class Page(gr.Blocks):
                 raise
 
     async def preprocess_data(self, block_fn: BlockFunction, inputs: list, state, explicit_call: bool = False):
-        """As Gradio's, of inputs that are checked. Raises gr.Error with one sentence."""
+        """As Gradio's, of inputs that are checked. Raises gr.Error or NotYours, each with one sentence."""
         if len(inputs) < len(block_fn.inputs):
             raise refusal(f"{len(block_fn.inputs)} inputs are needed, not {len(inputs)}.")
         props = block_fn.component_prop_inputs
         for i, (block, value) in enumerate(zip(block_fn.inputs, inputs, strict=False)):
             check_value(block, value.get("value") if i in props and isinstance(value, dict) else value)
         session = self._session()
-        try:
-            inputs = [own_files(value, lambda path: self.files.own(path, session)) for value in inputs]
-        except NotYours as error:
-            raise refusal(str(error)) from None
+        inputs = [own_files(value, lambda path: self.files.own(path, session)) for value in inputs]
         try:
             # Gradio would ask whether files lie in the folder of the process's newest page; what is above is stricter.
             return await super().preprocess_data(block_fn, inputs, state, explicit_call=True)
