@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from dinoviz.errors import DinovizError
-from dinoviz.exits import status
+from dinoviz.errors import DinovizError, status
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
@@ -21,7 +20,7 @@ def main() -> None:
     host = options.host or ("0.0.0.0" if on_space else "127.0.0.1")
     _check_address(host, options.port)
     from dinoviz.ui import build, door, launch_options
-    from dinoviz.ui.workbench import Settings
+    from dinoviz.ui.access import Settings
 
     public = on_space or options.share or host not in ("127.0.0.1", "localhost", "::1")
     settings = Settings(

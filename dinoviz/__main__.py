@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from dinoviz import exits, models
+from dinoviz import errors, models
 from dinoviz.commands import attention, common, compare, depth, pca, segment, video
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command and say how it ended; see `exits.status`."""
+    """Run a command and say how it ended; see `errors.status`."""
     options = _parser().parse_args(common.joined(sys.argv[1:] if arguments is None else arguments))
-    return exits.status("dinoviz", lambda: options.command(options))
+    return errors.status("dinoviz", lambda: options.command(options))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +10,6 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from dinoviz.errors import DinovizError
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room for anybody, for this user, in one file
-CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextmanager
@@ -37,25 +32,3 @@ def writing(what: str | Path, error: type[DinovizError] = DinovizError) -> Itera
 def why(error: OSError | SafetensorError) -> str:
     """Why a file cannot be written, in the system's words; safetensors has its own error for a full disk."""
     return getattr(error, "strerror", None) or re.sub(r"^.*?I/O error: | \(os error \d+\)", "", str(error))
-
-
-def disk_error(error: OSError | SafetensorError) -> DinovizError | None:
-    """What a full or closed disk refused, in one sentence; None for any other error.
-
-    For those who catch what nobody expected: the sentence names no path, since strangers may read it.
-    """
-    number = getattr(error, "errno", None) or _number(str(error))
-    if number in FULL:
-        return DinovizError("The disk is full, so that this cannot be written: free some space and try again.")
-    if number in CLOSED:
-        return DinovizError(
-            f"A file cannot be written ({os.strerror(number)}): whoever runs dinoviz has to open the folder for it."
-        )
-    return None
-
-
-def _number(text: str) -> int | None:
-    """The system's number of an error whose class keeps none: safetensors says it, NumPy has too few bytes written."""
-    if found := re.search(r"\(os error (\d+)\)", text):
-        return int(found[1])
-    return errno.ENOSPC if re.fullmatch(r"\d+ requested and \d+ written", text) else None

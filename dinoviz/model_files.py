@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,32 +107,6 @@ def _inside(folder: Path, name: str) -> Path:
     if not path.is_file():
         raise ModelError(f"{path} is {'no file' if path.exists() else 'missing'}.")
     return path
-
-
-def hub_folder(hub_id: str, *, offline: bool) -> Path:
-    """Where the Hub's cache has a model, downloaded if need be; no pickle is ever downloaded.
-
-    Raises OSError, in transformers' words, for what the Hub or its cache does not have, ModelError as `check_folder`.
-    """
-    from transformers.utils import cached_file
-
-    def fetch(name: str, revision: str | None = None) -> Path:
-        return Path(cached_file(hub_id, name, revision=revision, local_files_only=offline))
-
-    folder = fetch(CONFIG).parent
-    commit = folder.name  # the Hub's newest may change meanwhile
-    with suppress(OSError):
-        fetch(PREPROCESSOR, commit)
-    try:
-        fetch(WEIGHTS, commit)
-    except OSError as error:
-        try:
-            fetch(INDEX, commit)
-        except OSError:
-            raise error from None
-        for name in _shards(folder):
-            fetch(name, commit)
-    return folder
 
 
 def read_settings(folder: Path, name: str) -> dict[str, Any]:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dinoviz import embedded_weights as embedded
+from dinoviz.hub import hub_answers, hub_folder, is_folder, is_hub_id
 from dinoviz.model_files import (
     WEIGHTS,
     ModelError,
     check_folder,
     check_pass,
     first_line,
-    hub_folder,
     load_network,
     make_config,
     mean_and_std,
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 # transformers' model types whose attention interface and token order Backbone knows.
 FAMILIES = ("dinov2", "dinov2_with_registers", "vit", "dinov3_vit")
-HUB_TIMEOUT = 3.0  # seconds to wait for the Hub's first word before going on without it
 
 
 @dataclass(frozen=True)
@@ -169,76 +168,6 @@ def is_cached(name: str) -> bool:
     )
 
 
-def quiet_transformers() -> None:
-    """Keep transformers' loading bars and tables off the terminal; what is wrong with weights, `load` says itself."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-
-
-def download_progress(name: str) -> str:
-    """How much of a model of the table is in the Hub's cache, as ": 12 of 88 MB"; empty where that is not known."""
-    known = KNOWN.get(name)
-    if known is None or known.hub_id is None or is_cached(name):
-        return ""
-    from huggingface_hub import constants
-
-    folder = Path(constants.HF_HUB_CACHE) / f"models--{known.hub_id.replace('/', '--')}" / "blobs"
-    done = 0
-    for file in folder.glob("*"):
-        with contextlib.suppress(FileNotFoundError):  # a part that was just completed has another name now
-            done += file.stat().st_size
-    return f": {done / 1e6:.0f} of {known.parameters * 4:.0f} MB"
-
-
-def hub_answers(timeout: float = HUB_TIMEOUT) -> bool:
-    """Whether the Hugging Face Hub may be asked (HF_HUB_OFFLINE) and gives a page within `timeout` seconds.
-
-    An error is no answer, whoever it is from: a proxy that lets nobody through says 403 or 407 in the Hub's place.
-    """
-    import threading
-
-    import httpx
-    from huggingface_hub import constants
-
-    if constants.is_offline_mode():
-        return False
-    answered = threading.Event()
-
-    def ask() -> None:
-        try:
-            if httpx.head(f"{constants.ENDPOINT}/facebook/dinov2-small", timeout=timeout).status_code < 400:
-                answered.set()
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError):  # the last for a host name that cannot be one
-            pass
-
-    # In a thread of its own because a name server that stays silent is not covered by the client's time-out.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(timeout)
-    return answered.is_set()
-
-
-def is_folder(path: Path) -> bool:
-    """Whether there is such a folder; also a name that no path can have is none."""
-    try:
-        return path.is_dir()
-    except OSError:  # a name that no file system takes
-        return False
-
-
-def is_hub_id(text: str) -> bool:
-    """Whether it has the form owner/name."""
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
-
-    try:
-        validate_repo_id(text)
-    except HFValidationError:
-        return False
-    return text.count("/") == 1
-
-
 def _from_hub(hub_id: str, name: str, device, dtype) -> Backbone:
     offline = not hub_answers()
     try:
@@ -273,3 +202,18 @@ def _from_folder(folder: Path, name: str, source: str, device, dtype) -> Backbon
     side = 2 * backbone.patch_size
     check_pass(lambda: backbone.tokens(torch.full((1, 3, side, side), 0.5)), name)
     return backbone
+
+
+def download_progress(name: str) -> str:
+    """How much of a model of the table is in the Hub's cache, as ": 12 of 88 MB"; empty where that is not known."""
+    known = KNOWN.get(name)
+    if known is None or known.hub_id is None or is_cached(name):
+        return ""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{known.hub_id.replace('/', '--')}" / "blobs"
+    done = 0
+    for file in folder.glob("*"):
+        with contextlib.suppress(FileNotFoundError):  # a part that was just completed has another name now
+            done += file.stat().st_size
+    return f": {done / 1e6:.0f} of {known.parameters * 4:.0f} MB"

@@ -18,9 +18,7 @@ from dinoviz.errors import DinovizError
 from dinoviz.grid import PatchGrid
 
 if TYPE_CHECKING:
-    import plotly.graph_objects as go
-
-    from dinoviz.attention import HeadStatistics
+    pass
 
 COLORMAPS = ("inferno", "viridis", "magma", "plasma", "turbo", "cividis", "bone")
 # A handful of artefact patches must not turn the rest of the map black; the caption tells the true maximum.
@@ -209,119 +207,39 @@ def to_png(image: Image.Image | np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-# Colours that are told apart on light and dark pages and by colour-blind eyes (Okabe & Ito 2008).
-ACCENT, QUIET = "#E69F00", "#56B4E9"
+# A blue that hardly occurs in photographs of things, readable for colour-blind eyes beside the markers' red and green.
+TINT = (30, 144, 255)
 
 
-def _figure(height: int, **layout) -> go.Figure:
-    import plotly.graph_objects as go
-
-    # The page's own light or dark background shows through; mid grey text is readable on both.
-    return go.Figure(
-        layout={
-            "height": height,
-            "margin": {"l": 50, "r": 10, "t": 30, "b": 42},
-            "paper_bgcolor": "rgba(0,0,0,0)",
-            "plot_bgcolor": "rgba(0,0,0,0)",
-            "font": {"family": "system-ui, sans-serif", "color": "#808890"},
-            "showlegend": False,
-            **layout,
-        }
-    )
+def overlay(picture: Image.Image, mask: np.ndarray, opacity: float = 0.5) -> Image.Image:
+    """The picture (W, H) with the mask (H, W) tinted and outlined."""
+    photo = np.asarray(picture)
+    tinted = cv2.addWeighted(np.full_like(photo, TINT), opacity, photo, 1 - opacity, 0)
+    return Image.fromarray(_outlined(np.where(mask[..., None], tinted, photo), mask))
 
 
-def heads_figure(statistics: Sequence[HeadStatistics], layer: int) -> go.Figure:
-    """Mean attention distance and entropy of every head against the layer; one layer (from 0) stands out."""
-    import plotly.graph_objects as go
-    from plotly.subplots import make_subplots
-
-    figure = make_subplots(cols=2, rows=1, figure=_figure(280), horizontal_spacing=0.16)
-    for column, (field, unit) in enumerate((("distance", "patches"), ("entropy", "bits")), start=1):
-        values = np.array([getattr(s, field) for s in statistics])  # (layers, heads)
-        layers, heads = values.shape
-        x, head = np.divmod(np.arange(layers * heads), heads)
-        here = x == layer
-        for chosen, colour, size in ((~here, QUIET, 6), (here, ACCENT, 10)):
-            figure.add_trace(
-                go.Scatter(
-                    x=x[chosen] + 1,
-                    y=values.ravel()[chosen],
-                    customdata=head[chosen] + 1,
-                    mode="markers",
-                    marker={"color": colour, "size": size, "opacity": 0.85},
-                    hovertemplate=f"layer %{{x}}, head %{{customdata}}<br>{field} %{{y:.2f}} {unit}<extra></extra>",
-                ),
-                row=1,
-                col=column,
-            )
-        grid = {"gridcolor": "rgba(128,128,128,.25)", "zeroline": False}
-        figure.update_xaxes(title="layer", row=1, col=column, **grid)
-        figure.update_yaxes(title=f"{'mean ' if column == 1 else ''}{field} ({unit})", row=1, col=column, **grid)
-    return figure
+def outline(picture: Image.Image, mask: np.ndarray) -> Image.Image:
+    """The picture with nothing but the border of the mask drawn on it."""
+    return Image.fromarray(_outlined(np.array(picture), mask))
 
 
-def variance_figure(explained: np.ndarray) -> go.Figure:
-    """Bars of the share of variance of each component, with the running sum when hovered."""
-    import plotly.graph_objects as go
-
-    figure = _figure(280, bargap=0.25)
-    figure.add_trace(
-        go.Bar(
-            x=np.arange(1, len(explained) + 1),
-            y=explained * 100,
-            customdata=np.cumsum(explained) * 100,
-            marker={"color": [ACCENT if i < 3 else QUIET for i in range(len(explained))]},
-            hovertemplate="component %{x}: %{y:.1f} %<br>up to here %{customdata:.1f} %<extra></extra>",
-        )
-    )
-    figure.update_xaxes(title="component", dtick=1)
-    figure.update_yaxes(title="explained variance (%)", gridcolor="rgba(128,128,128,.25)")
-    return figure
+def _outlined(photo: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    line = max(1, round(min(photo.shape[:2]) / 300))
+    cv2.drawContours(photo, contours, -1, (0, 0, 0), 2 * line + 1)  # dark below light: seen on any ground
+    cv2.drawContours(photo, contours, -1, (255, 255, 255), line)
+    return photo
 
 
-def areas_figure(seconds: np.ndarray, percent: np.ndarray) -> go.Figure:
-    """How much of each frame a thing covers, over the time of a video."""
-    import plotly.graph_objects as go
-
-    figure = _figure(200)
-    figure.add_trace(
-        go.Scatter(
-            x=seconds,
-            y=percent,
-            mode="lines",
-            line={"color": ACCENT, "width": 2},
-            hovertemplate="%{x:.2f} s: %{y:.1f} % of the frame<extra></extra>",
-        )
-    )
-    figure.update_xaxes(title="seconds", gridcolor="rgba(128,128,128,.25)", zeroline=False)
-    figure.update_yaxes(title="area (% of the frame)", gridcolor="rgba(128,128,128,.25)", rangemode="tozero")
-    return figure
+def cutout(picture: Image.Image, mask: np.ndarray) -> Image.Image:
+    """The thing alone: RGBA at the picture's size, transparent outside the mask (H, W)."""
+    result = picture.convert("RGBA")
+    result.putalpha(Image.fromarray(mask.astype(np.uint8) * 255))
+    return result
 
 
-def scatter_figure(points: np.ndarray, colours: np.ndarray, axes: Sequence[int], hover: Sequence[str]) -> go.Figure:
-    """Patches (n, 3) in three components, each in its colour (n, 3) in [0, 1]; axes: the components, from 0."""
-    import plotly.graph_objects as go
-
-    figure = _figure(420, margin={"l": 0, "r": 0, "t": 0, "b": 0})
-    figure.add_trace(
-        go.Scatter3d(
-            x=points[:, 0],
-            y=points[:, 1],
-            z=points[:, 2],
-            text=hover,
-            mode="markers",
-            marker={"size": 3, "color": ["rgb({},{},{})".format(*c) for c in (colours * 255).round().astype(int)]},
-            hovertemplate="%{text}<extra></extra>",
-        )
-    )
-    titles = [f"component {i + 1}" for i in axes]
-    # uirevision keeps the camera where the user turned it when the points change.
-    figure.update_layout(
-        scene={
-            f"{axis}axis": {"title": title, "backgroundcolor": "rgba(0,0,0,0)", "gridcolor": "rgba(128,128,128,.3)"}
-            for axis, title in zip("xyz", titles, strict=True)
-        },
-        scene_camera={"eye": {"x": 1.7, "y": 1.7, "z": 1.0}, "center": {"x": 0, "y": 0, "z": -0.15}},
-        uirevision="patches",
-    )
-    return figure
+def on_checkers(picture: Image.Image, mask: np.ndarray, square: int = 12) -> Image.Image:
+    """The cut-out as it is shown: on a board of two greys."""
+    h, w = mask.shape
+    board = ((np.arange(h)[:, None] // square + np.arange(w) // square) % 2 * 28 + 200).astype(np.uint8)
+    return Image.fromarray(np.where(mask[..., None], np.asarray(picture), board[..., None]))

@@ -33,7 +33,8 @@ def embedded_backbone():
 @pytest.fixture(scope="module")
 def bench(embedded_backbone):
     """A workbench that has the embedded weights loaded."""
-    from dinoviz.ui.workbench import Settings, Workbench
+    from dinoviz.ui.access import Settings
+    from dinoviz.ui.workbench import Workbench
 
     bench = Workbench(Settings(cache_bytes=2**30))
     bench._models.get("embedded", lambda: embedded_backbone)

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import dinoviz
 from dinoviz import embedded_weights as embedded
-from dinoviz import models
+from dinoviz import hub, models
 from dinoviz.errors import DinovizError
 from dinoviz.models import KNOWN, ModelError
 
@@ -246,12 +246,12 @@ def test_a_hub_that_does_not_answer_is_given_up_in_time(dead_hub, no_hub_cache):
     start = time.monotonic()
     assert models.default_name() == "embedded"
     waited = time.monotonic() - start
-    assert 0.9 * models.HUB_TIMEOUT < waited < models.HUB_TIMEOUT + 1
+    assert 0.9 * hub.HUB_TIMEOUT < waited < hub.HUB_TIMEOUT + 1
 
 
 def test_the_patience_with_the_hub_can_be_chosen(dead_hub):
     start = time.monotonic()
-    assert not models.hub_answers(timeout=0.3)
+    assert not hub.hub_answers(timeout=0.3)
     assert time.monotonic() - start < 1
 
 
@@ -266,7 +266,7 @@ def test_a_name_server_that_does_not_answer_is_given_up_too(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(socket, "getaddrinfo", silent)
     start = time.monotonic()
-    assert not models.hub_answers(timeout=0.3)
+    assert not hub.hub_answers(timeout=0.3)
     assert time.monotonic() - start < 1
     over.set()
 
@@ -276,7 +276,7 @@ def test_a_hub_that_hangs_up_is_no_hub(monkeypatch):
         port = server.getsockname()[1]
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")  # nobody listens there any more
-    assert not models.hub_answers()
+    assert not hub.hub_answers()
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
@@ -284,7 +284,7 @@ def test_a_hub_that_hangs_up_is_no_hub(monkeypatch):
 def test_an_endpoint_that_is_no_address_is_no_hub(endpoint, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    assert not models.hub_answers(timeout=1)
+    assert not hub.hub_answers(timeout=1)
 
 
 @pytest.mark.parametrize(
@@ -306,7 +306,7 @@ def test_the_hub_answers_where_it_has_the_model_that_it_is_asked_for(status, ans
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
         for variable in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
             monkeypatch.delenv(variable, raising=False)
-        assert models.hub_answers() is answers
+        assert hub.hub_answers() is answers
 
 
 def test_a_model_in_the_hub_s_cache_needs_no_hub(tiny_folders, tmp_path):

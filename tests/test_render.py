@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageChops
 
-from dinoviz import render
+from dinoviz import figures, render
 from dinoviz.attention import HeadStatistics, cls_attention
 from dinoviz.errors import DinovizError
 from dinoviz.grid import PatchGrid
@@ -397,7 +397,7 @@ def statistics() -> list[HeadStatistics]:
 
 
 def test_the_heads_figure_has_every_head_of_every_layer(statistics):
-    figure = render.heads_figure(statistics, layer=1)
+    figure = figures.heads_figure(statistics, layer=1)
     for axis, field in (("x", "distance"), ("x2", "entropy")):
         traces = [trace for trace in figure.data if trace.xaxis == axis]
         points = {(x, head): y for t in traces for x, head, y in zip(t.x, t.customdata, t.y, strict=True)}
@@ -406,26 +406,26 @@ def test_the_heads_figure_has_every_head_of_every_layer(statistics):
 
 
 def test_the_heads_figure_highlights_the_layer_asked_for(statistics):
-    figure = render.heads_figure(statistics, layer=1)
-    highlighted = [trace for trace in figure.data if trace.marker.color == render.ACCENT]
+    figure = figures.heads_figure(statistics, layer=1)
+    highlighted = [trace for trace in figure.data if trace.marker.color == figures.ACCENT]
     assert len(figure.data) == 4
     assert [list(trace.x) for trace in highlighted] == [[2] * 4] * 2
-    assert all(2 not in trace.x for trace in figure.data if trace.marker.color == render.QUIET)
+    assert all(2 not in trace.x for trace in figure.data if trace.marker.color == figures.QUIET)
 
 
 def test_the_variance_figure_shows_percent_and_the_running_sum():
-    (bars,) = render.variance_figure(np.array([0.5, 0.25, 0.125, 0.0625])).data
+    (bars,) = figures.variance_figure(np.array([0.5, 0.25, 0.125, 0.0625])).data
     assert list(bars.x) == [1, 2, 3, 4]
     assert list(bars.y) == [50, 25, 12.5, 6.25]
     assert list(bars.customdata) == [50, 75, 87.5, 93.75]
-    assert list(bars.marker.color) == [render.ACCENT] * 3 + [render.QUIET]
+    assert list(bars.marker.color) == [figures.ACCENT] * 3 + [figures.QUIET]
 
 
 def test_the_scatter_figure_has_each_patch_in_its_colour():
     points = np.arange(12, dtype=float).reshape(4, 3)
     colours = np.array([[0, 0, 0], [1, 0, 0], [0, 0.5, 0], [1, 1, 1]])
     hover = ["patch a", "patch b", "patch c", "patch d"]
-    figure = render.scatter_figure(points, colours, axes=(0, 4, 2), hover=hover)
+    figure = figures.scatter_figure(points, colours, axes=(0, 4, 2), hover=hover)
     (scatter,) = figure.data
     np.testing.assert_array_equal(np.stack([scatter.x, scatter.y, scatter.z], axis=1), points)
     assert list(scatter.marker.color) == ["rgb(0,0,0)", "rgb(255,0,0)", "rgb(0,128,0)", "rgb(255,255,255)"]

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from dinoviz import exits
+from dinoviz import errors
 from training import commands
 
 PRETRAIN_HELP = """\
@@ -58,9 +58,9 @@ How much a model's features know of labelled images, by DINO's own measures: wei
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command and say how it ended; see `exits.status`."""
+    """Run a command and say how it ended; see `errors.status`."""
     options = _parser().parse_args(arguments)
-    return exits.status(
+    return errors.status(
         "training",
         lambda: options.command(options),
         interrupted="stopped at once; `resume` goes on from the last checkpoint.",

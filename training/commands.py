@@ -287,6 +287,6 @@ def _goodbye(run) -> None:
 
 
 def _quiet() -> None:
-    from dinoviz.models import quiet_transformers
+    from dinoviz.hub import quiet_transformers
 
     quiet_transformers()

@@ -30,14 +30,15 @@ from training.classifier.model import build
 from training.config.pretrain import PretrainConfig
 from training.config.tasks import FinetuneConfig, ProbeConfig
 from training.course import Course
-from training.data.dataset import DEMO, DEMO_CROPS, DataError, Decoded, Pictures, demo_probes, find
+from training.data.dataset import DataError, Decoded, Pictures, find
+from training.data.demo import DEMO, DEMO_CROPS, demo_probes
 from training.depth.cached_features import View, views_of
 from training.depth.rgbd import find_pairs, split
 from training.depth_course import Lesson
 from training.dino import checks as advice
 from training.dino import snapshots as monitor
 from training.dino.distillation import Distillation
-from training.evaluate import embed_tensor, evaluation_size
+from training.evaluation.embed import embed_tensor, evaluation_size
 from training.finetune import HEAD_FIRST
 from training.pretrain import schedules_in_words, steps_in_epoch
 from training.runs.lifecycle import enough_memory

@@ -18,10 +18,11 @@ from training.classifier.methods import STORE, Head, Held, Network, logits_of
 from training.classifier.model import build, predict
 from training.config.tasks import FinetuneConfig
 from training.course import Course, FinetuneError
-from training.data.dataset import Decoded, Pictures, demo, find, too_many
+from training.data.dataset import Decoded, Pictures, find, too_many
+from training.data.demo import demo
 from training.data.labels import aligned, halves, labelled
 from training.data.transforms import short_side
-from training.evaluate import evaluation_size
+from training.evaluation.embed import evaluation_size
 from training.evaluation.knn_linear import Progress
 from training.evaluation.metrics import scores
 from training.export import export

@@ -17,7 +17,8 @@ from dinoviz.errors import Stopped
 from dinoviz.images import open_image
 from training.config.base import ConfigError
 from training.config.pretrain import SCHEDULES, PretrainConfig
-from training.data.dataset import DataError, Decoded, Pictures, batches, cores, demo, demo_probes, find, split
+from training.data.dataset import DataError, Decoded, Pictures, batches, cores, find, split
+from training.data.demo import demo, demo_probes
 from training.dino import checks as advice
 from training.dino import collapse as health
 from training.dino import snapshots as monitor

@@ -26,7 +26,7 @@ from dinoviz.depth import heads as depth_heads
 from dinoviz.depth.probe import ProbeError
 from dinoviz.errors import Stopped
 from dinoviz.images import open_image
-from training.command_line import command_line
+from training.config.cli import command_line
 from training.config.tasks import ProbeConfig
 from training.depth.cached_features import Encoded, View, views_of
 from training.depth.rgbd import Pair, Split, counts, depth_errors, find_pairs, groups_of, intrinsics, meta, split

@@ -23,8 +23,8 @@ import psutil
 
 from dinoviz.errors import DinovizError
 from training import runs
-from training.command_line import KINDS
 from training.config.base import Config
+from training.config.cli import KINDS
 from training.new_runs import check
 from training.runs.files import anew, tail
 from training.runs.lifecycle import PARENT

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dinoviz import models
+from dinoviz import hub, models
 from dinoviz.atomic_files import writing
 from dinoviz.errors import DinovizError, check_share
 
@@ -82,7 +82,7 @@ def prepare(options: argparse.Namespace) -> None:
 
     if options.resolution is not None and not MIN_RESOLUTION <= options.resolution <= MAX_RESOLUTION:
         raise DinovizError(f"The resolution is {MIN_RESOLUTION} to {MAX_RESOLUTION}, not {options.resolution}.")
-    models.quiet_transformers()
+    hub.quiet_transformers()
     with writing(options.out):
         options.out.mkdir(parents=True, exist_ok=True)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dinoviz import __version__, models
+from dinoviz import __version__, hub, models
 from dinoviz.atomic_files import writing
 from dinoviz.commands import common
 from dinoviz.errors import DinovizError
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
         raise DinovizError("--not-point says what is beside a thing: --point says where the thing is.")
     points = [common.numbers(text, 2, float) for text in (*options.point, *options.not_point)]
     labels = [1] * len(options.point) + [0] * len(options.not_point)
-    models.quiet_transformers()
+    hub.quiet_transformers()
     with writing(options.out):
         options.out.mkdir(parents=True, exist_ok=True)
     backbones = [models.load(name, device=options.device) for name in options.models]
@@ -106,7 +106,6 @@ def _write(
     import numpy as np
 
     from dinoviz import compare, pca, render, segment
-    from dinoviz.segment import coco as export
 
     densities = [compare.density(f, options.map, layer) for f, layer in zip(features, layers, strict=True)]
     foreground = not options.background
@@ -134,7 +133,7 @@ def _write(
         drawn = render.map_picture(picture, f.grid, colours[i], **style)
         target(f"pca-{side}.png").write_bytes(render.to_png(drawn))
         if marked[0]:
-            over = export.overlay(picture, found[i].mask, 0.5 if options.opacity is None else options.opacity)
+            over = render.overlay(picture, found[i].mask, 0.5 if options.opacity is None else options.opacity)
             target(f"segment-{side}.png").write_bytes(render.to_png(over))
             arrays[f"mask_{side}"] = found[i].mask
         arrays |= {f"attention_{side}": densities[i], f"colours_{side}": colours[i]}

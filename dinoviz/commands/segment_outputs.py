@@ -48,19 +48,17 @@ def write_all(
     target: Callable[[str], Path], endings: Iterable[str], picture: Image.Image, labels: np.ndarray, classes: int
 ) -> None:
     """The files of one target, each whole or not at all. labels: (H, W) uint8, 0 where there is nothing."""
-    from dinoviz import render
-    from dinoviz.segment import coco as export
-    from dinoviz.video import io as clips
+    from dinoviz import mask_files, render
 
     for ending in endings:
         path = target(ending)
         if ending == "mask.png":
-            clips.write_mask(path, labels, classes)
+            mask_files.write_mask(path, labels, classes)
         elif ending == "overlay.jpg":
-            drawn = export.overlay(picture, labels > 0) if classes == 1 else render.labels_picture(picture, labels)
+            drawn = render.overlay(picture, labels > 0) if classes == 1 else render.labels_picture(picture, labels)
             _write(path, render.to_jpeg(drawn))
         else:
-            _write(path, render.to_png(export.cutout(picture, labels > 0)))
+            _write(path, render.to_png(render.cutout(picture, labels > 0)))
 
 
 def write_table(path: Path, entries: Iterable[dict], names: Mapping[int, str]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dinoviz import segment
+from dinoviz import mask_files, segment
 from dinoviz.cache import image_digest
 from dinoviz.commands import common
 from dinoviz.errors import DinovizError
@@ -20,7 +20,6 @@ from dinoviz.images import open_image
 from dinoviz.segment import coco as export
 from dinoviz.segment.few_shot import METHODS
 from dinoviz.segment.positional_bias import Bias, content_free, positional_bias
-from dinoviz.video import io as clips
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -77,7 +76,7 @@ def read(options: argparse.Namespace) -> Wanted:
     pictures = [open_image(path, name=str(path)) for path in options.reference]
     if pictures and options.point:
         check_points(points, pictures[0].size)
-    values = [clips.read_classes(path) for path in options.mask]
+    values = [mask_files.read_classes(path) for path in options.mask]
     for path, value, picture in zip(options.mask, values, pictures, strict=False):
         if value.shape != picture.size[::-1]:
             h, w = value.shape
@@ -100,7 +99,7 @@ def _numbered(values: Sequence[np.ndarray]) -> tuple[list[np.ndarray], dict[int,
     numbers = found if found[-1] <= 255 else range(1, len(found) + 1)
     if len(found) > 255:
         raise DinovizError(f"The masks hold {len(found)} classes; at most 255 can be told apart.")
-    names = [f"#{value - clips.COLOUR:06x}" if value >= clips.COLOUR else str(value) for value in found]
+    names = [f"#{value - mask_files.COLOUR:06x}" if value >= mask_files.COLOUR else str(value) for value in found]
     table = np.array([0, *numbers], np.uint8)
     return [table[np.searchsorted([0, *found], mask)] for mask in values], dict(zip(numbers, names, strict=True))
 

@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
 
     A run that was interrupted goes on with the first frame that is not done; its files end up the same.
     """
-    from dinoviz import features, video
+    from dinoviz import features, mask_files, video
     from dinoviz.video import io as clips
 
     if options.every < 1:
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     check_share("opacity", options.opacity)
     settings = _settings(options)
     clip = clips.open_clip(options.clip)
-    mask = video.check_mask(clips.read_mask(options.mask), clip.size)
+    mask = video.check_mask(mask_files.read_mask(options.mask), clip.size)
     layers = (lambda layers: layers - 1) if options.published else features.part_layer
     backbone, layer = common.load(options, layers)
     with writing(options.out):
@@ -147,8 +147,7 @@ class _Job:
 
     def _frames(self) -> Iterator[tuple[str, Image.Image, np.ndarray]]:
         """Every frame with its name and its mask; those that the state has seen from the files, the others anew."""
-        from dinoviz import video
-        from dinoviz.video import io as clips
+        from dinoviz import mask_files, video
 
         frames = self.clip.frames(self.every, self._skip)
         for index in range(self.state.index if self.state else 0):
@@ -156,8 +155,8 @@ class _Job:
             path = self.masks / f"{name}.png"
             if index == self.state.index - 1:  # which was perhaps interrupted between the state and the file
                 mask = self.state.mask(self.state.soft, picture) if index else self.mask
-                clips.write_mask(path, mask, self.objects)
-            yield name, picture, clips.read_labels(path)
+                mask_files.write_mask(path, mask, self.objects)
+            yield name, picture, mask_files.read_labels(path)
         saved = -float("inf")  # the first frame's at once: it marks the folder as ours
         for tracked in video.propagate(
             self._named(frames), self.mask, self.backbone, resolution=self.resolution, settings=self.settings,
@@ -168,7 +167,7 @@ class _Job:
             if time.monotonic() - saved > SAVE_SECONDS:
                 self._save()
                 saved = time.monotonic()
-            clips.write_mask(self.masks / f"{name}.png", tracked.mask, self.objects)
+            mask_files.write_mask(self.masks / f"{name}.png", tracked.mask, self.objects)
             yield name, tracked.picture, tracked.mask
 
     def _named(self, frames: Iterator[tuple[str, Image.Image]]) -> Iterator[Image.Image]:

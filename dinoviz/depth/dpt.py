@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from dinoviz import model_files, models
+from dinoviz import hub, model_files, models
 from dinoviz.errors import DinovizError
 from dinoviz.grid import MAX_PATCHES, PatchGrid
 from dinoviz.images import ImageSource, open_image
@@ -158,17 +158,17 @@ def load(name_or_folder: str | os.PathLike, device: str | torch.device | None = 
     device = models.pick_device(device)
     text = os.fspath(name_or_folder)
     folder = Path(text).expanduser()
-    if text not in PUBLISHED and models.is_folder(folder):
+    if text not in PUBLISHED and hub.is_folder(folder):
         return _from_folder(folder, folder.resolve().name, f"the folder {folder}", device)
-    if not models.is_hub_id(text):
+    if not hub.is_hub_id(text):
         raise ModelError(
             f"There is no published depth head {text!r}. Known are {', '.join(PUBLISHED)}; "
             "a folder in transformers' format will do as well."
         )
     source = "published by Meta with DINOv2" if text in PUBLISHED else f"the Hugging Face Hub, {text}"
-    offline = not models.hub_answers()
+    offline = not hub.hub_answers()
     try:
-        folder = model_files.hub_folder(text, offline=offline)
+        folder = hub.hub_folder(text, offline=offline)
     except OSError as error:
         if offline:
             raise ModelError(

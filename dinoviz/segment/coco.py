@@ -2,46 +2,7 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
-from PIL import Image
-
-# A blue that hardly occurs in photographs of things, readable for colour-blind eyes beside the markers' red and green.
-TINT = (30, 144, 255)
-
-
-def overlay(picture: Image.Image, mask: np.ndarray, opacity: float = 0.5) -> Image.Image:
-    """The picture (W, H) with the mask (H, W) tinted and outlined."""
-    photo = np.asarray(picture)
-    tinted = cv2.addWeighted(np.full_like(photo, TINT), opacity, photo, 1 - opacity, 0)
-    return Image.fromarray(_outlined(np.where(mask[..., None], tinted, photo), mask))
-
-
-def outline(picture: Image.Image, mask: np.ndarray) -> Image.Image:
-    """The picture with nothing but the border of the mask drawn on it."""
-    return Image.fromarray(_outlined(np.array(picture), mask))
-
-
-def _outlined(photo: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    line = max(1, round(min(photo.shape[:2]) / 300))
-    cv2.drawContours(photo, contours, -1, (0, 0, 0), 2 * line + 1)  # dark below light: seen on any ground
-    cv2.drawContours(photo, contours, -1, (255, 255, 255), line)
-    return photo
-
-
-def cutout(picture: Image.Image, mask: np.ndarray) -> Image.Image:
-    """The thing alone: RGBA at the picture's size, transparent outside the mask (H, W)."""
-    result = picture.convert("RGBA")
-    result.putalpha(Image.fromarray(mask.astype(np.uint8) * 255))
-    return result
-
-
-def on_checkers(picture: Image.Image, mask: np.ndarray, square: int = 12) -> Image.Image:
-    """The cut-out as it is shown: on a board of two greys."""
-    h, w = mask.shape
-    board = ((np.arange(h)[:, None] // square + np.arange(w) // square) % 2 * 28 + 200).astype(np.uint8)
-    return Image.fromarray(np.where(mask[..., None], np.asarray(picture), board[..., None]))
 
 
 def rle(mask: np.ndarray) -> dict:

@@ -10,6 +10,7 @@ import gradio as gr
 from dinoviz.ui import active_tab as open_tab
 from dinoviz.ui import attention_tab, pca_tab
 from dinoviz.ui import image_bar as bar
+from dinoviz.ui.access import Settings
 from dinoviz.ui.compare import tab as compare_tab
 from dinoviz.ui.components import live_figure
 from dinoviz.ui.depth import tab as depth_tab
@@ -17,7 +18,7 @@ from dinoviz.ui.page import Page
 from dinoviz.ui.segment import tab as segment_tab
 from dinoviz.ui.temporary_files import TemporaryFiles
 from dinoviz.ui.train import tab as train_tab
-from dinoviz.ui.workbench import Settings, Workbench
+from dinoviz.ui.workbench import Workbench
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 

@@ -11,10 +11,11 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from dinoviz import attention, models, render
+from dinoviz import attention, figures, models, render
 from dinoviz.attention import MEAN, NORMS, ROLLOUT, map_names
 from dinoviz.errors import DinovizError
 from dinoviz.ui.image_bar import Bar
+from dinoviz.ui.jobs import Job
 from dinoviz.ui.shared import (
     DRAWING,
     EMPTY,
@@ -36,7 +37,7 @@ from dinoviz.ui.shared import (
     view_image,
 )
 from dinoviz.ui.stale_answers import Overlap
-from dinoviz.ui.workbench import Job, Look, Workbench
+from dinoviz.ui.workbench import Look, Workbench
 
 MEANINGS = {
     MEAN: "attention, softmax over all tokens, mean of the heads",
@@ -350,7 +351,7 @@ def _figure(bench: Workbench, look: Look, layer: int):
     def measure() -> list[attention.HeadStatistics]:
         return [attention.head_statistics(look.features, i) for i in range(look.backbone.layers)]
 
-    return render.heads_figure(bench.derived(("heads", look.key), measure), layer - 1)
+    return figures.heads_figure(bench.derived(("heads", look.key), measure), layer - 1)
 
 
 def _register_sibling(model: str) -> str | None:

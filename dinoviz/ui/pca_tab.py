@@ -13,7 +13,7 @@ import numpy as np
 import plotly.graph_objects as go
 from PIL import Image
 
-from dinoviz import pca, render
+from dinoviz import figures, pca, render
 from dinoviz.errors import DinovizError
 from dinoviz.ui.image_bar import Bar
 from dinoviz.ui.shared import (
@@ -345,7 +345,7 @@ def _draw(bench: Workbench, looks: list[Look], refused: list[str], choice: _Choi
         pictures[0],
         gallery,
         _scatter(looks, fitted, choice),
-        render.variance_figure(fitted.explained),
+        figures.variance_figure(fitted.explained),
         round(fitted.threshold, 2),
         note(_caption(looks, fitted, choice) + bad),
     )
@@ -362,7 +362,7 @@ def _scatter(looks: list[Look], fitted: pca.PatchPCA, choice: _Choice) -> go.Fig
         f"{html.escape(looks[i].picture.name)}, row {row + 1}, column {column + 1}"
         for i, row, column in (where[n] for n in drawn)
     ]
-    return render.scatter_figure(points[drawn], colours[drawn], axes, hover)
+    return figures.scatter_figure(points[drawn], colours[drawn], axes, hover)
 
 
 def _caption(looks: list[Look], fitted: pca.PatchPCA, choice: _Choice) -> str:

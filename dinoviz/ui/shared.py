@@ -21,12 +21,12 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from dinoviz import __version__, render
-from dinoviz.atomic_files import disk_error
-from dinoviz.errors import DinovizError, Stopped
+from dinoviz.errors import DinovizError, Stopped, disk_error
 from dinoviz.grid import PatchGrid
 from dinoviz.ui.guard import Live
+from dinoviz.ui.jobs import Job
 from dinoviz.ui.temporary_files import fresh_folder, session_folder
-from dinoviz.ui.workbench import Job, Look, Workbench
+from dinoviz.ui.workbench import Look, Workbench
 
 # Of a handler that the page alone calls, and that answers at once. What is asked meanwhile is answered afterwards, with
 # the newest inputs: gradio's own way, for all but changes and also within a chain, is to forget it.

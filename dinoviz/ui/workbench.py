@@ -4,86 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import stat
 import threading
-import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from concurrent.futures import Future, wait
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
-from contextvars import ContextVar, copy_context
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Generic, TypeVar
 
-import psutil
-from gradio.context import LocalContext
 from PIL import Image
 
-from dinoviz import models, render
+from dinoviz import hub, models, render
 from dinoviz.backbone import Backbone
 from dinoviz.cache import FeatureCache, OnceCache, image_digest
-from dinoviz.errors import DinovizError, Stopped
+from dinoviz.errors import DinovizError
 from dinoviz.features import Features, Layers
 from dinoviz.grid import PatchGrid
 from dinoviz.images import ImageError, decode_bytes, open_image
 from dinoviz.memory import encode_bytes, features_bytes
+from dinoviz.ui.access import PUBLIC_MILLION_PARAMETERS, Settings
 from dinoviz.ui.admission import Admission
-from training.runs.limits import Limits
+from dinoviz.ui.jobs import Job, Made, _asking
 from training.runs.run import is_run_network, list_runs
-
-Made = TypeVar("Made")
 
 # The long side of the pictures on the page: a click repaints several of them. Downloads have the full size.
 DISPLAY_SIDES = (768, 1024)
-# Larger ones would fill a shared machine's memory and disk.
-PUBLIC_MILLION_PARAMETERS = 310
-
-
-def _default_cache_bytes() -> int:
-    text = os.environ.get("DINOVIZ_CACHE_MB", "")
-    return int(text) * 2**20 if text.isdigit() else _memory() // 8
-
-
-def _temporary_bytes() -> int:
-    text = os.environ.get("DINOVIZ_TEMP_MB", "")
-    return int(text) * 2**20 if text.isdigit() else 0
-
-
-def _default_job_bytes() -> int:
-    # With the caches, a quarter together, and what the weights and libraries need, it stays within the whole.
-    return _memory() // 3
-
-
-def _memory() -> int:
-    """Bytes of memory that this process may use: the machine's, or less where a container allows less."""
-    total = psutil.virtual_memory().total
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):
-            total = min(total, int(Path(limit).read_text()))
-    return total
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the operator decides.
-
-    public: others than the owner of the machine can reach the page. train: whether one can train there.
-    data_roots: folders of this machine whose pictures may be trained on. runs_at_once: how many; more wait.
-    limits: of the runs on a public page.
-    cache_bytes: of the features that are kept. job_bytes: that the passes which run may take together; more wait.
-    """
-
-    public: bool = False
-    train: bool = True
-    data_roots: tuple[Path, ...] = ()
-    runs_at_once: int = 1
-    limits: Limits = field(default_factory=lambda: Limits.of(os.environ))
-    cache_bytes: int = field(default_factory=_default_cache_bytes)
-    temporary_bytes: int = field(default_factory=_temporary_bytes)  # on the disk; 0: by what is free
-    job_bytes: int = field(default_factory=_default_job_bytes)
-    models_kept: int = 3  # the one of the bar, and the two that are compared
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,91 +83,13 @@ class Look:
         }
 
 
-class Job(Generic[Made]):
-    """Work in a thread of its own: progress, estimate, stop, result.
-
-    session: who waits for it, and whose place in the queue it takes.
-    """
-
-    def __init__(self, work: Callable[[Job], Made], request: Hashable, session: Hashable = None):
-        self.request, self.session = request, session
-        self.superseded = False  # the page asked for something else, nobody waits for this any more
-        self.what: Callable[[], str] = lambda: "Waiting"
-        self._share, self._began, self._began_at = 0.0, 0.0, 0.0
-        self._stop = threading.Event()
-        self._result: Future[Made] = Future()
-        # In the context of the request that began it: what the work writes is that session's.
-        threading.Thread(target=copy_context().run, args=(self._run, work), daemon=True).start()
-
-    def _run(self, work: Callable[[Job], Made]) -> None:
-        _working.set(self)
-        try:
-            self._result.set_result(work(self))
-        except BaseException as error:
-            self._result.set_exception(error)
-
-    def stop(self) -> None:
-        """Ask the job to end; it does the next time that it tells how far it is."""
-        self._stop.set()
-
-    @property
-    def stopped(self) -> bool:
-        """Whether it was asked to end."""
-        return self._stop.is_set()
-
-    def tell(self, what: str | Callable[[], str], share: float = 0.0) -> None:
-        """Called by the work: what it does, and the share of all that is done. Raises Stopped if it should end."""
-        if self.stopped:
-            raise Stopped
-        if share and not self._share:
-            # Loading and waiting say nothing about the speed of the work, nor does what was done by then.
-            self._began, self._began_at = time.monotonic(), share
-        self.what = what if callable(what) else lambda: what
-        self._share = share
-
-    def watch(self, every: float = 0.15) -> Iterator[str]:
-        """Sentences on how far it is, until it is done or stopped; leaving the loop early stops the job."""
-        try:
-            while not wait([self._result], timeout=every).done and not self.stopped:
-                yield self._sentence()
-        finally:
-            if not self._result.done():
-                self.stop()
-
-    def result(self) -> Made:
-        """What came out, after `watch`. Raises what the work raised, or Stopped."""
-        if not self._result.done():
-            raise Stopped  # a download that is under way ends by itself
-        return self._result.result()
-
-    def _sentence(self) -> str:
-        if not self._share:
-            return f"{self.what()} …"
-        done = self._share - self._began_at
-        left = (time.monotonic() - self._began) / done * (1 - self._share) if done > 0 else 0
-        return f"{self.what()}, {self._share:.0%}" + (f", about {left:.0f} s left" if left >= 1 else "")
-
-
-# The job that a thread works for: it has its own context.
-_working: ContextVar[Job | None] = ContextVar("working", default=None)
-
-
-def _asking() -> tuple[Hashable, Callable[[str], None]]:
-    """Who asks for what is done now, and how they are told that they wait: a job, or a handler's own client."""
-    job = _working.get()
-    if job:
-        return job.session, job.tell
-    request = LocalContext.request.get(None)
-    return getattr(request, "session_hash", None), lambda said: None
-
-
 class Workbench:
     """Everything that is shared by all who look at the page; each value is found by its content, never by its user."""
 
     def __init__(self, settings: Settings):
-        models.quiet_transformers()
+        hub.quiet_transformers()
         self.settings = settings
-        self.hub_answers = models.hub_answers()
+        self.hub_answers = hub.hub_answers()
         self.default_model = models.default_name(self.hub_answers)
         # Said in the status line, so that nobody takes the embedded weights for Meta's.
         self.default_reason = ""

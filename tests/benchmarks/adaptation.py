@@ -16,11 +16,12 @@ from pathlib import Path
 
 import dinoviz
 from dinoviz.backbone import Backbone
-from dinoviz.models import quiet_transformers
+from dinoviz.hub import quiet_transformers
 from tests.benchmarks.pca_stability import data_folder
 from training.config.pretrain import PretrainConfig, pretrain_preset
 from training.data.dataset import find
-from training.evaluate import embed, knn_leave_one_out
+from training.evaluate import knn_leave_one_out
+from training.evaluation.embed import embed
 from training.pretrain import pretrain
 from training.runs.run import Run
 

@@ -26,10 +26,11 @@ import dinoviz
 from dinoviz import attention
 from dinoviz import embedded_weights as embedded
 from dinoviz.backbone import IMAGENET_MEAN, IMAGENET_STD, _to_tensor
+from dinoviz.ui.access import Settings
 from dinoviz.ui.attention_tab import draw
 from dinoviz.ui.image_bar import example_files
 from dinoviz.ui.shared import jpeg_file
-from dinoviz.ui.workbench import Settings, Workbench
+from dinoviz.ui.workbench import Workbench
 
 ROUNDS = {518: 9, 1036: 3}
 WAYS = ("plain", "encode", "eager")

@@ -21,7 +21,8 @@ import dinoviz
 from tests.benchmarks.pca_stability import data_folder
 from training.config.tasks import FinetuneConfig
 from training.data.sources import find
-from training.evaluate import embed, knn, linear
+from training.evaluate import knn, linear
+from training.evaluation.embed import embed
 from training.finetune import finetune
 from training.runs.run import Run
 

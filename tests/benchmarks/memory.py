@@ -25,9 +25,10 @@ from PIL import Image
 
 from dinoviz.images import decode_bytes
 from dinoviz.memory import encode_bytes
+from dinoviz.ui.access import Settings
 from dinoviz.ui.admission import give_back
 from dinoviz.ui.shared import follow
-from dinoviz.ui.workbench import Settings, Workbench
+from dinoviz.ui.workbench import Workbench
 
 MB = 2**20
 LARGE = 7071  # squared the 50 million pixels that are accepted

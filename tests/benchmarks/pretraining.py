@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from dinoviz.models import quiet_transformers
+from dinoviz.hub import quiet_transformers
 from tests.benchmarks.pca_stability import data_folder
 from training.config.pretrain import PretrainConfig, pretrain_preset
 from training.data.dataset import Decoded, batches, find

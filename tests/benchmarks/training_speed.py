@@ -25,7 +25,8 @@ from PIL import Image
 from tests.benchmarks.pca_stability import data_folder
 from tests.benchmarks.published_dino import Crops, Loop
 from training.config.pretrain import PretrainConfig, pretrain_preset
-from training.data.dataset import Decoded, batches, demo, find
+from training.data.dataset import Decoded, batches, find
+from training.data.demo import demo
 from training.dino.distillation import Distillation
 
 IMAGES, EPOCH, STEPS = 512, 8, 1000

@@ -14,7 +14,7 @@ from playwright.sync_api import expect
 from tests.browser.conftest import started_app, watched_page
 from tests.browser.pictures import choose, is_blank, pixels, source, wait_for_change, wait_for_status
 from tests.browser.train import ALONE, half, open_train, says, train
-from training.data.dataset import demo
+from training.data.demo import demo
 
 pytestmark = pytest.mark.browser
 

@@ -10,7 +10,6 @@ from PIL import Image
 import dinoviz
 from dinoviz import compare, pca, render, segment
 from dinoviz.compare import density, joint_colours
-from dinoviz.segment import coco as export
 from tests.commands.test_attention_pca import names, refused, run
 
 
@@ -70,7 +69,7 @@ def test_the_same_points_are_clicked_in_both(two, seen, cat, out, chelsea):
     run("compare", cat, "--out", out, *two, "--point", "200,150", "--not-point", "10,10")
     found = [segment.from_points(f, [(200, 150), (10, 10)], [1, 0], chelsea) for f in seen]
     for side, each in zip("ab", found, strict=True):
-        expected = export.overlay(chelsea, each.mask)
+        expected = render.overlay(chelsea, each.mask)
         np.testing.assert_array_equal(drawn(out / f"cat-segment-{side}.png"), np.asarray(expected))
     about = json.loads((out / "cat-compare.json").read_text())
     assert about["segment_iou"] == compare.iou(found[0].mask, found[1].mask)

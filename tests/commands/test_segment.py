@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from dinoviz import models, render, segment
+from dinoviz import mask_files, models, render, segment
 from dinoviz.cache import image_digest
 from dinoviz.commands import segment as command
 from dinoviz.commands import segment_outputs as segment_files
 from dinoviz.images import open_image
-from dinoviz.segment import coco as export
-from dinoviz.video import io as clips
 from tests.commands.test_attention_pca import names, refused, run
 
 SIZE = (240, 160)
@@ -52,7 +50,7 @@ def scene(quick, tmp_path, flower, chelsea, embedded_backbone) -> Path:
     picture.save(tmp_path / "flower.png")
     features = embedded_backbone.encode(picture, 224, segment.layers_of(12))
     mask = segment.from_points(features, [CENTRE, BESIDE], [1, 0], picture).mask
-    clips.write_mask(tmp_path / "flower-drawn.png", mask.astype(np.uint8), 1)
+    mask_files.write_mask(tmp_path / "flower-drawn.png", mask.astype(np.uint8), 1)
     (tmp_path / "t" / "home").mkdir(parents=True)
     ImageOps.mirror(picture).save(tmp_path / "t" / "mirrored.png")
     chelsea.resize(SIZE).save(tmp_path / "t" / "home" / "cat.png")
@@ -166,8 +164,8 @@ def two_classes(scene) -> list:
     drawn = read(scene / "flower-drawn.png") > 0
     left = np.zeros(SIZE[::-1], bool)
     left[:, :50] = True
-    clips.write_mask(scene / "three.png", np.where(drawn, 3, 0).astype(np.uint8), 2)
-    clips.write_mask(scene / "seven.png", np.where(left, 7, 0).astype(np.uint8), 2)
+    mask_files.write_mask(scene / "three.png", np.where(drawn, 3, 0).astype(np.uint8), 2)
+    mask_files.write_mask(scene / "seven.png", np.where(left, 7, 0).astype(np.uint8), 2)
     pairs = [
         part
         for name in ("three", "seven")
@@ -183,7 +181,7 @@ def test_classes_keep_their_numbers_and_share_no_pixel(two_classes, scene, embed
     layers = segment.layers_of(12)
     reference = embedded_backbone.encode(scene / "flower.png", 224, layers)
     picture = Image.open(scene / "t" / "mirrored.png")
-    masks = [clips.read_classes(scene / f"{name}.png") for name in ("three", "seven")]
+    masks = [mask_files.read_classes(scene / f"{name}.png") for name in ("three", "seven")]
     features = embedded_backbone.encode(picture, 224, layers)
     expected = segment.classes_from_reference(features, [reference] * 2, masks, picture)
     assert list(expected) == [3, 7]
@@ -221,7 +219,7 @@ def test_overlays_and_cutouts_show_the_mask(taught, scene):
     assert len(names(scene / "out")) == 7
     picture, mask = Image.open(scene / "t" / "mirrored.png"), read(scene / "out" / "mirrored-mask.png")
     np.testing.assert_array_equal(read(scene / "out" / "mirrored-cutout.png")[..., 3], mask)
-    expected = render.to_jpeg(export.overlay(picture, mask > 0))
+    expected = render.to_jpeg(render.overlay(picture, mask > 0))
     assert (scene / "out" / "mirrored-overlay.jpg").read_bytes() == expected
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinoviz import video
+from dinoviz import mask_files, video
 from dinoviz.commands import video as command
 from dinoviz.video import io as clips
 from tests.commands.test_attention_pca import ROOT, names, refused, run
@@ -56,7 +56,7 @@ def test_masks_overlay_and_areas_are_written(tiny_model, tiny_backbone, folder, 
     assert "layer 2 of 3" in output
     assert "8 frames done" in output
     expected = list(
-        video.propagate(sorted(folder.iterdir()), clips.read_mask(mask), tiny_backbone, resolution=224)
+        video.propagate(sorted(folder.iterdir()), mask_files.read_mask(mask), tiny_backbone, resolution=224)
     )  # fmt: skip
     lines = (out / "cup-areas.csv").read_text().splitlines()
     assert lines[0] == "frame,object 1 (pixels)"
@@ -87,11 +87,11 @@ def test_a_video_file_of_odd_size_works(tiny_model, tmp_path, mask, out):
 def test_several_objects_come_from_a_palette_and_go_to_one(tiny_model, folder, tmp_path, out):
     labels = np.zeros(SIZE[::-1], np.uint8)
     labels[10:50, 10:50], labels[40:90, 60:110] = 1, 2
-    clips.write_mask(tmp_path / "two.png", labels, 2)
+    mask_files.write_mask(tmp_path / "two.png", labels, 2)
     assert run("video", folder, "--mask", tmp_path / "two.png", "--out", out, *tiny_model, "--every", "3") == 0
     assert names(out / "cup-masks") == ["00000.png", "00003.png", "00006.png"]
     assert Image.open(out / "cup-masks" / "00000.png").mode == "P"
-    np.testing.assert_array_equal(clips.read_labels(out / "cup-masks" / "00000.png"), labels)
+    np.testing.assert_array_equal(mask_files.read_labels(out / "cup-masks" / "00000.png"), labels)
     assert (out / "cup-areas.csv").read_text().startswith("frame,object 1 (pixels),object 2 (pixels)\n00000,1600,2500")
 
 
@@ -103,8 +103,8 @@ def test_options_reach_the_propagation(tiny_model, tiny_backbone, folder, mask, 
         "--temperature": video.Settings(temperature=0.5),
     }[option[0]]  # fmt: skip
     frames = [folder / "00000.png", folder / "00004.png"]
-    *_, last = video.propagate(frames, clips.read_mask(mask), tiny_backbone, resolution=224, settings=settings)
-    np.testing.assert_array_equal(clips.read_labels(out / "cup-masks" / "00004.png"), last.mask)
+    *_, last = video.propagate(frames, mask_files.read_mask(mask), tiny_backbone, resolution=224, settings=settings)
+    np.testing.assert_array_equal(mask_files.read_labels(out / "cup-masks" / "00004.png"), last.mask)
 
 
 # Interrupted
@@ -120,7 +120,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_files(
 ):
     arguments = ["video", folder, "--mask", mask, *tiny_model, "--out"]
     run(*arguments, tmp_path / "whole")
-    write_mask, encoded = clips.write_mask, []
+    write_mask, encoded = mask_files.write_mask, []
 
     def interrupted(path: Path, *rest) -> None:
         if path.stem == "00005":

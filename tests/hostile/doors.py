@@ -59,11 +59,10 @@ def image_bytes(path: Path, room: Room) -> None:
 
 
 def mask(path: Path, room: Room) -> None:
-    from dinoviz import video
-    from dinoviz.video import io as clips
+    from dinoviz import mask_files, video
 
-    clips.read_classes(path)
-    video.check_mask(clips.read_mask(path), (96, 72))
+    mask_files.read_classes(path)
+    video.check_mask(mask_files.read_mask(path), (96, 72))
 
 
 def clip(path: Path, room: Room) -> None:

@@ -93,7 +93,7 @@ class Corpus:
 
 def picture(width: int = 96, height: int = 72) -> Image.Image:
     """A cat, mode RGB: what is right about a file that is troublesome."""
-    from training.data.dataset import demo_picture
+    from training.data.demo import demo_picture
 
     return demo_picture("chelsea.png").resize((width, height))
 

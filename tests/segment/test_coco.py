@@ -52,7 +52,7 @@ def test_a_data_set_is_one_that_coco_reads(tmp_path):
 
 def test_a_cut_out_keeps_the_pixels_and_hides_the_rest(coffee):
     mask = disc(coffee.size, (300, 200), 120)
-    cut = np.asarray(export.cutout(coffee, mask))
+    cut = np.asarray(render.cutout(coffee, mask))
     assert np.array_equal(cut[..., :3], np.asarray(coffee))
     assert np.array_equal(cut[..., 3] == 255, mask)
     assert set(np.unique(cut[..., 3])) == {0, 255}
@@ -60,21 +60,21 @@ def test_a_cut_out_keeps_the_pixels_and_hides_the_rest(coffee):
 
 def test_an_overlay_leaves_what_is_far_outside_alone(coffee):
     mask = disc(coffee.size, (300, 200), 120)
-    overlay, photo = np.asarray(export.overlay(coffee, mask, 0.5)), np.asarray(coffee)
+    overlay, photo = np.asarray(render.overlay(coffee, mask, 0.5)), np.asarray(coffee)
     outside, inside = ~disc(coffee.size, (300, 200), 125), disc(coffee.size, (300, 200), 115)
     assert np.array_equal(overlay[outside], photo[outside])
-    assert np.allclose(overlay[inside], (photo[inside] + np.array(export.TINT, float)) / 2, atol=1)
+    assert np.allclose(overlay[inside], (photo[inside] + np.array(render.TINT, float)) / 2, atol=1)
 
 
 def test_the_outline_shows_a_full_and_an_empty_mask(coffee):
     for mask in (np.ones(coffee.size[::-1], bool), np.zeros(coffee.size[::-1], bool)):
-        assert export.overlay(coffee, mask).size == coffee.size
-        assert export.outline(coffee, mask).size == coffee.size
+        assert render.overlay(coffee, mask).size == coffee.size
+        assert render.outline(coffee, mask).size == coffee.size
 
 
 def test_the_board_is_behind_the_thing(coffee):
     mask = disc(coffee.size, (300, 200), 120)
-    shown, photo = np.asarray(export.on_checkers(coffee, mask)), np.asarray(coffee)
+    shown, photo = np.asarray(render.on_checkers(coffee, mask)), np.asarray(coffee)
     assert np.array_equal(shown[mask], photo[mask])
     assert set(np.unique(shown[~mask])) == {200, 228}
 

@@ -13,9 +13,10 @@ from tests.training.tiny_runs import write_classes
 from training import evaluate as ev
 from training.config.base import ConfigError
 from training.config.tasks import EvaluateConfig
-from training.data.dataset import demo
+from training.data.demo import demo
 from training.data.sources import find
 from training.data.transforms import centre_of, centre_square, centre_squares, random_crops
+from training.evaluation import embed
 from training.evaluation import knn_linear as protocols
 from training.evaluation.metrics import scores
 
@@ -159,7 +160,7 @@ def test_features_are_those_of_encode_and_the_broken_are_named(tiny, tmp_path, c
     for i, picture in enumerate((chelsea, coffee, chelsea)):
         centre_square(picture, 224).save(tmp_path / f"{i}.png")
     (tmp_path / "1.png").write_bytes(b"")
-    found = ev.embed(tiny.backbone, find(tmp_path), size=224, share=1, layer=(0, -1), tokens="cls+mean")
+    found = embed.embed(tiny.backbone, find(tmp_path), size=224, share=1, layer=(0, -1), tokens="cls+mean")
     features = tiny.backbone.encode(tmp_path / "0.png", 224, (0, -1))
     dim = tiny.backbone.dim
     np.testing.assert_allclose(found.features[0, dim : 2 * dim], features.cls, atol=1e-5)
@@ -172,19 +173,19 @@ def test_features_are_those_of_encode_and_the_broken_are_named(tiny, tmp_path, c
 def test_tensors_in_memory_give_the_features_of_their_files(tiny_backbone, tmp_path, chelsea):
     chelsea.resize((224, 224)).save(tmp_path / "0.png")
     images = torch.from_numpy(np.array(Image.open(tmp_path / "0.png"))).permute(2, 0, 1)[None]
-    one = ev.embed(tiny_backbone, find(tmp_path), size=224, share=1).features
-    np.testing.assert_allclose(ev.embed_tensor(tiny_backbone, images, 224, share=1), one, atol=1e-5)
-    means = ev.embed_tensor(lambda pixels: pixels.mean((2, 3)), images, 56)
+    one = embed.embed(tiny_backbone, find(tmp_path), size=224, share=1).features
+    np.testing.assert_allclose(embed.embed_tensor(tiny_backbone, images, 224, share=1), one, atol=1e-5)
+    means = embed.embed_tensor(lambda pixels: pixels.mean((2, 3)), images, 56)
     assert means.shape == (1, 3)
     assert 0 < means.mean() < 1
 
 
 def test_size_suits_the_patches(tiny_backbone):
     # Patches of 14 px, trained at 70: small networks are shown what they know.
-    assert ev.evaluation_size(tiny_backbone) == 70
-    assert ev.evaluation_size(tiny_backbone, 98) == 98
+    assert embed.evaluation_size(tiny_backbone) == 70
+    assert embed.evaluation_size(tiny_backbone, 98) == 98
     with pytest.raises(DinovizError, match=r"100 pixels is no multiple of the patch size 14; 98 or 112 is"):
-        ev.evaluation_size(tiny_backbone, 100)
+        embed.evaluation_size(tiny_backbone, 100)
 
 
 def test_scores_count_by_class():

@@ -17,7 +17,7 @@ from training.classifier.methods import Head, Held, Network, logits_of
 from training.classifier.model import build, open_classifier
 from training.config.tasks import FinetuneConfig
 from training.course import Course, FinetuneError
-from training.data.dataset import demo
+from training.data.demo import demo
 from training.data.sources import find
 from training.finetune import finetune, predict, resume
 from training.runs.run import Run

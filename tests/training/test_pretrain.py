@@ -13,7 +13,7 @@ from training.config.base import ConfigError
 from training.config.pretrain import PretrainConfig
 from training.data.dataset import DataError
 from training.dino import snapshots as monitor
-from training.dino.student_teacher import blocks
+from training.engine.vit import blocks
 from training.export import export_checkpoint
 from training.pretrain import Pretraining, pretrain
 from training.runs.run import Run, RunError

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from training.config.pretrain import PretrainConfig
-from training.data.dataset import Pictures, demo
+from training.data.dataset import Pictures
+from training.data.demo import demo
 from training.runs.run import Run
 
 # What a run measures of the machine; all else is a function of settings, data and seed.

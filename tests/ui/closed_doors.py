@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from dinoviz.ui import build, door, launch_options
+from dinoviz.ui.access import Settings
 from dinoviz.ui.page import Page
-from dinoviz.ui.workbench import Settings, Workbench
+from dinoviz.ui.workbench import Workbench
 
 SECRET = "a secret that nobody uploaded"
 FILE_INPUTS = (gr.File, gr.Image, gr.Video, gr.Gallery)

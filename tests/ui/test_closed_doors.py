@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dinoviz.ui.access import Settings
 from dinoviz.ui.door import MAX_BODY, hosts
 from dinoviz.ui.guard import check_value, sendable
-from dinoviz.ui.workbench import Settings
 from tests.ui.closed_doors import FILE_INPUTS, SECRET, default_data, foreign_paths, serving, shapes
 from training.runs import Run
 

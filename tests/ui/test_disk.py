@@ -18,8 +18,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from dinoviz.atomic_files import disk_error
-from dinoviz.exits import status
+from dinoviz.errors import disk_error, status
 from dinoviz.ui.page import Page
 from dinoviz.ui.shared import ViewImage, told
 from dinoviz.ui.temporary_files import TemporaryFiles

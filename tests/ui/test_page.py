@@ -6,7 +6,8 @@ import json
 import pytest
 
 from dinoviz.ui import build
-from dinoviz.ui.workbench import Settings, Workbench
+from dinoviz.ui.access import Settings
+from dinoviz.ui.workbench import Workbench
 
 DRAWN = (
     "attention-photo", "attention-map", "attention-heads", "attention-figure", "pca-map", "pca-scatter", "pca-variance",

@@ -25,8 +25,10 @@ from dinoviz.images import ImageError
 from dinoviz.ui import image_bar as bar
 from dinoviz.ui import pca_tab, workbench
 from dinoviz.ui import shared as parts
+from dinoviz.ui.access import Settings
+from dinoviz.ui.jobs import Job
 from dinoviz.ui.segment.targets import Targets
-from dinoviz.ui.workbench import Job, Picture, Settings, Workbench
+from dinoviz.ui.workbench import Picture, Workbench
 
 PATIENCE = 20  # seconds after which a thread that should have ended counts as hanging
 ROOMY = 1 << 30

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dinoviz import mask_files
 from dinoviz.images import ImageError
 from dinoviz.render import label_colours
 from dinoviz.video import io as clips
@@ -292,23 +293,23 @@ def test_a_video_that_was_not_finished_is_not_there(tmp_path):
 def test_one_object_is_written_as_black_and_white(tmp_path):
     mask = np.zeros((16, 20), np.uint8)
     mask[3:9, 4:11] = 1
-    clips.write_mask(tmp_path / "mask.png", mask, 1)
+    mask_files.write_mask(tmp_path / "mask.png", mask, 1)
     image = Image.open(tmp_path / "mask.png")
     assert image.mode == "L"
     np.testing.assert_array_equal(np.asarray(image), mask * 255)
-    np.testing.assert_array_equal(clips.read_labels(tmp_path / "mask.png"), mask)
-    np.testing.assert_array_equal(clips.read_mask(tmp_path / "mask.png"), mask)
+    np.testing.assert_array_equal(mask_files.read_labels(tmp_path / "mask.png"), mask)
+    np.testing.assert_array_equal(mask_files.read_mask(tmp_path / "mask.png"), mask)
     assert [path.name for path in tmp_path.iterdir()] == ["mask.png"]
 
 
 def test_several_objects_are_written_with_a_palette(tmp_path):
     mask = np.zeros((16, 20), np.uint8)
     mask[3:9, 4:11], mask[10:, 10:] = 3, 2  # the first has left
-    clips.write_mask(tmp_path / "mask.png", mask, 3)
+    mask_files.write_mask(tmp_path / "mask.png", mask, 3)
     image = Image.open(tmp_path / "mask.png")
     assert image.mode == "P"
     np.testing.assert_array_equal(np.asarray(image.convert("RGB")), label_colours()[mask])
-    np.testing.assert_array_equal(clips.read_labels(tmp_path / "mask.png"), mask)
+    np.testing.assert_array_equal(mask_files.read_labels(tmp_path / "mask.png"), mask)
 
 
 def stripes(*values: int | tuple) -> np.ndarray:
@@ -334,23 +335,23 @@ def stripes(*values: int | tuple) -> np.ndarray:
 )
 def test_masks_are_understood_as_people_make_them(tmp_path, pixels, labels):
     Image.fromarray(pixels).save(tmp_path / "mask.png")
-    np.testing.assert_array_equal(clips.read_mask(tmp_path / "mask.png")[0, ::10], labels)
+    np.testing.assert_array_equal(mask_files.read_mask(tmp_path / "mask.png")[0, ::10], labels)
 
 
 def test_the_indices_of_a_palette_are_the_objects(tmp_path):
     image = Image.fromarray(stripes(0, 2, 5))
     image.putpalette(label_colours().tobytes())
     image.save(tmp_path / "mask.png")
-    np.testing.assert_array_equal(clips.read_mask(tmp_path / "mask.png")[0, ::10], (0, 1, 2))
+    np.testing.assert_array_equal(mask_files.read_mask(tmp_path / "mask.png")[0, ::10], (0, 1, 2))
 
 
 def test_a_photograph_is_no_mask(tmp_path, coffee):
     coffee.save(tmp_path / "photo.png")
     with pytest.raises(ImageError, match=r"photo\.png: a picture of [\d,]+ colours is no mask"):
-        clips.read_mask(tmp_path / "photo.png")
+        mask_files.read_mask(tmp_path / "photo.png")
 
 
 def test_a_mask_with_negative_values_is_refused(tmp_path):
     Image.fromarray(np.array([[0, 1], [-5, 2]] * 8, np.int32).repeat(8, 1)).save(tmp_path / "negative.tif")
     with pytest.raises(ImageError, match="-5"):
-        clips.read_mask(tmp_path / "negative.tif")
+        mask_files.read_mask(tmp_path / "negative.tif")

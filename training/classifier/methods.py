@@ -13,8 +13,8 @@ from torch import nn
 from training.config.tasks import FinetuneConfig
 from training.data.dataset import Decoded, Pictures, batches
 from training.data.transforms import centre_squares, random_crops
-from training.dino.student_teacher import blocks, parameter_groups
 from training.engine.precision import autocast
+from training.engine.vit import blocks, parameter_groups
 
 STORE = 1.25  # the stored squares' side, in inputs': a crop of two thirds of the picture is then not enlarged
 

@@ -29,7 +29,7 @@ from dinoviz.model_files import (
 )
 from training.config.base import ConfigError
 from training.data.transforms import centre_square
-from training.dino.student_teacher import DropPath, blocks
+from training.engine.vit import DropPath, blocks
 
 
 class ClassifierError(DinovizError):

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 import dinoviz
-from dinoviz import depth, models
+from dinoviz import depth, hub, models
 from dinoviz.atomic_files import whole, writing
 from dinoviz.backbone import Backbone
 from dinoviz.depth import dpt as published_depth
@@ -71,7 +71,7 @@ def open_teacher(name: str, device: str | torch.device | None = None) -> Teacher
         probe = _probe_path(name)
         if probe is not None:
             return _probe_teacher(probe, device)
-        if not name or (name.count("/") != 1 and not models.is_folder(Path(name).expanduser())):
+        if not name or (name.count("/") != 1 and not hub.is_folder(Path(name).expanduser())):
             raise TeacherError(
                 f"There is no teacher {name!r}. A teacher is a published head, {', '.join(published_depth.PUBLISHED)}; "
                 "the folder of one; or a depth probe, its file or its run."

@@ -20,7 +20,7 @@ from PIL import Image
 from dinoviz.atomic_files import writing
 from dinoviz.images import SUFFIXES, ImageError
 from training.data import zips
-from training.data.dataset import DEMO, demo_picture
+from training.data.demo import DEMO, demo_picture
 from training.data.sources import DataError, Member, Pictures, find
 
 DEPTH = (".png", ".npy")

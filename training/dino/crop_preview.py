@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from dinoviz import render
+from dinoviz import figures
 from training.config.pretrain import PretrainConfig
 from training.data.dataset import squeezed
 from training.dino import checks as advice
@@ -67,7 +67,7 @@ def drawn(image: Image.Image, crops: Crops) -> Image.Image:
     picture = image.convert("RGB")
     draw = ImageDraw.Draw(picture)
     line = max(1, round(max(image.size) / 200))
-    for colour, several in ((render.ACCENT, crops.globals), (render.QUIET, crops.locals)):
+    for colour, several in ((figures.ACCENT, crops.globals), (figures.QUIET, crops.locals)):
         for crop in several:
             left, top, right, bottom = (round(v) for v in crop.box)
             # The dark line lets the other be seen before any ground.

@@ -22,10 +22,11 @@ from training.config.pretrain import PretrainConfig
 from training.dino.block_masks import block_masks
 from training.dino.losses import Centring, DINOLoss, IBOTPatchLoss, KoLeoLoss
 from training.dino.multicrop import GLOBALS, MultiCrop
-from training.dino.student_teacher import Scores, ema_update, new_backbone, parameter_groups, student_and_teacher
+from training.dino.student_teacher import Scores, ema_update, new_backbone, student_and_teacher
 from training.engine import distributed
 from training.engine.precision import autocast
 from training.engine.schedules import cosine, linear, scaled_lr
+from training.engine.vit import parameter_groups
 from training.runs.checkpoints import load_optimizer, optimizer_tensors
 
 CROPS, MASKS, DROPS, ORDER = range(4)  # streams of random numbers, which must not be the same

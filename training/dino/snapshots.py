@@ -14,7 +14,8 @@ from dinoviz import attention, pca, render
 from dinoviz.atomic_files import whole
 from dinoviz.backbone import Backbone
 from training.data.dataset import DataError, Decoded
-from training.evaluate import embed_tensor, knn, knn_leave_one_out
+from training.evaluate import knn, knn_leave_one_out
+from training.evaluation.embed import embed_tensor
 
 SHOWN = 256  # pixels of a snapshot's long side
 MOST_NEIGHBOURS = 5000  # training images that are searched; more would cost more than the epoch

@@ -13,6 +13,7 @@ from torch import nn
 from training.config.base import ConfigError
 from training.config.pretrain import PretrainConfig
 from training.dino.heads import DINOHead
+from training.engine.vit import DropPath, blocks
 
 
 @dataclass
@@ -92,20 +93,6 @@ def _cls_alone(backbone: nn.Module) -> Iterator[None]:
         del last.forward
 
 
-class DropPath(nn.Module):
-    """Skips a residual branch for some samples of a batch (Huang et al. 2016)."""
-
-    def __init__(self, probability: float):
-        super().__init__()
-        self.probability = probability
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.training or self.probability == 0:
-            return x
-        keep = 1 - self.probability
-        return x * x.new_empty(len(x), *[1] * (x.dim() - 1)).bernoulli_(keep).div_(keep)
-
-
 def new_backbone(config: PretrainConfig) -> nn.Module:
     """A transformer with random weights, as the configuration says."""
     from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
@@ -163,41 +150,6 @@ def student_and_teacher(backbone: nn.Module, config: PretrainConfig) -> tuple[DI
     if not config.ibot_weight and mask_token is not None:
         mask_token.requires_grad_(False)
     return student, teacher
-
-
-def blocks(backbone: nn.Module) -> nn.ModuleList:
-    """The transformer's blocks, whatever the family calls them."""
-    count = backbone.config.num_hidden_layers
-    return next(m for m in backbone.modules() if isinstance(m, nn.ModuleList) and len(m) == count)
-
-
-def depth_of(backbone: nn.Module) -> dict[str, int]:
-    """How deep each parameter lies: 0 for the embeddings, i + 1 for block i, blocks + 1 for the final norm."""
-    layers = blocks(backbone)
-    of_id = {id(p): i + 1 for i, block in enumerate(layers) for p in block.parameters()}
-    of_id |= {id(p): 0 for p in backbone.embeddings.parameters()}
-    return {name: of_id.get(id(p), len(layers) + 1) for name, p in backbone.named_parameters()}
-
-
-def parameter_groups(model: nn.Module, backbone: nn.Module, layer_decay: float = 1.0) -> list[dict]:
-    """Parameters that are trained, grouped by what the optimiser does with them.
-
-    Each group has `lr_scale` = layer_decay ** (blocks + 1 - depth), 1 for heads (Clark et al. 2020; as in DINOv2's
-    `get_vit_lr_decay_rate`), and `decays`: False for biases, norms and layer scales, which are those with one axis.
-    """
-    depths = {
-        id(p): depth for (_, p), depth in zip(backbone.named_parameters(), depth_of(backbone).values(), strict=True)
-    }
-    top = len(blocks(backbone)) + 1
-    groups: dict[tuple[float, bool], dict] = {}
-    for parameter in model.parameters():
-        if not parameter.requires_grad:
-            continue
-        scale = layer_decay ** (top - depths.get(id(parameter), top))
-        decays = parameter.dim() > 1
-        group = groups.setdefault((scale, decays), {"params": [], "lr_scale": scale, "decays": decays})
-        group["params"].append(parameter)
-    return list(groups.values())
 
 
 @torch.no_grad()

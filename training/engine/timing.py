@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import psutil
 import torch
@@ -68,23 +64,3 @@ def memory_mb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     return psutil.Process().memory_info().rss / 1e6
-
-
-@contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and the first Ctrl-C set, so that work ends where it can go on; the next Ctrl-C ends it."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # where signals cannot be taken
-        yield stop
-        return
-
-    def ask(number, frame):
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        stop.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

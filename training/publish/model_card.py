@@ -12,8 +12,8 @@ from typing import Any
 
 from dinoviz.json_files import read_json
 from dinoviz.models import run_name
-from training.command_line import KINDS, command_line
 from training.config.base import ConfigError
+from training.config.cli import KINDS, command_line
 from training.runs.files import checked, number, text, whole
 from training.runs.run import Run, RunError
 

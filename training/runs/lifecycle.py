@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -10,7 +12,6 @@ from contextlib import contextmanager, suppress
 import torch
 
 from dinoviz.errors import DinovizError, Stopped
-from training.engine.timing import stop_signals
 from training.runs.run import AT_WORK, Run, RunError
 
 PARENT = "DINOVIZ_PARENT"  # the environment variable with the process that a run is not to outlive
@@ -98,3 +99,23 @@ def reopen(run: Run, kind: str) -> None:
         if not job:
             run.clear_stop()
         run.set_status("starting")
+
+
+@contextmanager
+def stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and the first Ctrl-C set, so that work ends where it can go on; the next Ctrl-C ends it."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # where signals cannot be taken
+        yield stop
+        return
+
+    def ask(number, frame):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        stop.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -22,8 +22,8 @@ import torch
 from filelock import FileLock, Timeout
 
 from dinoviz.atomic_files import whole, writing
-from training.command_line import KINDS
 from training.config.base import ConfigError, shortened
+from training.config.cli import KINDS
 from training.runs import checkpoints
 from training.runs import files as run_files
 from training.runs.checkpoints import Checkpoint, CheckpointError

@@ -11,11 +11,13 @@ from dinoviz.backbone import Backbone
 from dinoviz.cache import OnceCache
 from dinoviz.errors import DinovizError
 from dinoviz.ui.compare.state import SIDES
+from dinoviz.ui.jobs import Job
 from dinoviz.ui.shared import note
-from dinoviz.ui.workbench import Job, Workbench
-from training.data.dataset import demo
+from dinoviz.ui.workbench import Workbench
+from training.data.demo import demo
 from training.data.transforms import SHARE
-from training.evaluate import embed, evaluation_size, knn
+from training.evaluate import knn
+from training.evaluation.embed import embed, evaluation_size
 from training.runs.run import Run, RunError
 
 NEIGHBOURS = (10, 20)

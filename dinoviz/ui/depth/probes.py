@@ -12,7 +12,8 @@ from dinoviz import depth
 from dinoviz.depth import dpt as published_depth
 from dinoviz.depth.probe import Depth, Probe, ProbeError
 from dinoviz.features import Features
-from dinoviz.ui.workbench import Job, Look, Workbench, file_key
+from dinoviz.ui.jobs import Job
+from dinoviz.ui.workbench import Look, Workbench, file_key
 from training.runs.files import is_file
 from training.runs.run import list_runs
 

@@ -210,9 +210,9 @@ def zipped(search: Search, refused: Sequence[Refused], contents: Sequence[str], 
             if MASKS in contents:
                 yield f"masks/{name}.png", render.to_png(kept(found))
             if found.present and CUTOUTS in contents:
-                yield f"cut-outs/{name}.png", render.to_png(export.cutout(picture, mask))
+                yield f"cut-outs/{name}.png", render.to_png(render.cutout(picture, mask))
             if found.present and OVERLAYS in contents:
-                yield f"overlays/{name}.jpg", render.to_jpeg(export.overlay(picture, mask, search.choice.opacity))
+                yield f"overlays/{name}.jpg", render.to_jpeg(render.overlay(picture, mask, search.choice.opacity))
         if COCO in contents:
             yield "coco.json", json.dumps(data.as_dict()).encode()
 

@@ -14,6 +14,7 @@ from dinoviz.segment import prompts as marking
 from dinoviz.segment.few_shot import METHODS
 from dinoviz.ui.components.mark_canvas import MarkCanvas
 from dinoviz.ui.image_bar import Bar
+from dinoviz.ui.jobs import Job
 from dinoviz.ui.segment import downloads as segment_files
 from dinoviz.ui.segment import examples as segment_examples
 from dinoviz.ui.segment import video as segment_video
@@ -34,7 +35,7 @@ from dinoviz.ui.shared import (
     stop_shown,
     told,
 )
-from dinoviz.ui.workbench import Job, Look, Workbench
+from dinoviz.ui.workbench import Look, Workbench
 
 REPAINT_EVERY = 0.4  # seconds between two states of a gallery that is being filled
 

@@ -17,7 +17,8 @@ from dinoviz.errors import DinovizError
 from dinoviz.features import Features, LayerTokens
 from dinoviz.grid import PatchGrid
 from dinoviz.images import open_image
-from dinoviz.ui.workbench import Job, Workbench, file_key
+from dinoviz.ui.jobs import Job
+from dinoviz.ui.workbench import Workbench, file_key
 
 MAX_TARGETS = 500
 THUMB = 260  # the long side in the gallery

@@ -16,10 +16,9 @@ import numpy as np
 import plotly.graph_objects as go
 from PIL import Image
 
-from dinoviz import render, video
+from dinoviz import figures, render, video
 from dinoviz.cache import image_digest
 from dinoviz.errors import DinovizError
-from dinoviz.segment import coco as export
 from dinoviz.segment import prompts as marking
 from dinoviz.ui.image_bar import Bar
 from dinoviz.ui.segment import examples as segment_examples
@@ -219,7 +218,7 @@ def follow_through(
             while tracked := _next(steps, turn):
                 mask = tracked.mask > 0
                 files.writestr(f"masks/{tracked.index:06d}.png", render.to_png(mask.astype(np.uint8) * 255))
-                writer.add(export.overlay(tracked.picture, mask, search.choice.opacity))
+                writer.add(render.overlay(tracked.picture, mask, search.choice.opacity))
                 areas.append(float(mask.mean()))
         except DinovizError as error:  # a clip that is cut off: what was done up to here is good
             if not areas:
@@ -258,7 +257,7 @@ def _table(areas: list[float]) -> str:
 
 def areas_figure(done: Followed) -> go.Figure:
     """The share of the frame that the thing covers, over time."""
-    return render.areas_figure(np.arange(len(done.areas)) / done.rate, np.array(done.areas) * 100)
+    return figures.areas_figure(np.arange(len(done.areas)) / done.rate, np.array(done.areas) * 100)
 
 
 def _told(look: Look, done: Followed) -> str:

@@ -9,7 +9,6 @@ from PIL import Image
 
 from dinoviz import render, segment
 from dinoviz.features import Features
-from dinoviz.segment import coco as export
 from dinoviz.segment.prompts import Marks
 from dinoviz.segment.segmentation import Segmentation
 from dinoviz.ui.segment.state import CUTOUT, OVERLAY, RAW, SCORE, Choice, Search
@@ -25,14 +24,14 @@ def draw(picture: Image.Image, features: Features, found: Segmentation | None, c
     if found is None:
         return picture
     if choice.view == OVERLAY:
-        return export.overlay(picture, found.mask, choice.opacity)
+        return render.overlay(picture, found.mask, choice.opacity)
     if choice.view == CUTOUT:
-        return export.on_checkers(picture, found.mask)
+        return render.on_checkers(picture, found.mask)
     if choice.view == RAW:
         style = {"colormap": "viridis", "opacity": choice.opacity, "raw": True, "scale": (0, 1)}
         return render.map_picture(picture, features.grid, found.patch_score, **style)
     colours = Image.fromarray(render.colourise(found.score, (0, 1), "viridis"))
-    return export.outline(Image.blend(picture, colours, choice.opacity), found.mask)
+    return render.outline(Image.blend(picture, colours, choice.opacity), found.mask)
 
 
 def card(path: str, target: Target | Refused | None, search: Search | None) -> dict:

@@ -12,7 +12,7 @@ from dinoviz.images import find_images
 from dinoviz.ui.shared import file_name
 from dinoviz.ui.train.image_data import DEMO, FOLDER, Source, short
 from dinoviz.ui.workbench import Workbench
-from training.data.dataset import DEMO as DEMO_PICTURES
+from training.data.demo import DEMO as DEMO_PICTURES
 from training.data.sources import DataError, Pictures
 from training.depth.rgbd import find_pairs
 from training.depth.unpack import ZippedPairs, pictures, place, unpack, zipped_pairs

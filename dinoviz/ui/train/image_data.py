@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from dinoviz.images import SUFFIXES
+from dinoviz.ui.jobs import Job
 from dinoviz.ui.shared import file_name
-from dinoviz.ui.workbench import Job, Workbench
+from dinoviz.ui.workbench import Workbench
 from training.config.pretrain import PretrainConfig
-from training.data.dataset import DEMO as DEMO_PICTURES
-from training.data.dataset import DEMO_CROPS, DEMO_SIZE, too_many
+from training.data.dataset import too_many
+from training.data.demo import DEMO as DEMO_PICTURES
+from training.data.demo import DEMO_CROPS, DEMO_SIZE
 from training.data.preview import Survey, survey
 from training.data.sources import DataError, Member, Pictures, Where, find
 

@@ -9,9 +9,10 @@ import gradio as gr
 
 from dinoviz.errors import DinovizError
 from dinoviz.models import weights_stamp
+from dinoviz.ui.access import opened
 from dinoviz.ui.image_bar import Bar
 from dinoviz.ui.shared import ONCE, PRIVATE, bundle, download, note, told
-from dinoviz.ui.train.run_list import opened, pathless
+from dinoviz.ui.train.run_list import pathless
 from dinoviz.ui.workbench import Workbench
 from training.classifier.model import open_classifier, predict
 from training.publish import hub

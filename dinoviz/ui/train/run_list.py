@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import html
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from dinoviz.ui.shared import note
 from dinoviz.ui.train.curves import records
 from training.runs.files import tail
-from training.runs.run import AT_WORK, Run, RunError, is_name, is_run_network, list_runs, root
+from training.runs.run import AT_WORK, Run
 
 RESUMABLE = ("stopped", "failed", "died")
 LAST_LINES = 8
 LOG, OUTPUT = "log.txt", "output.txt"
-MOST_RUNS = 100
 # The folders of an absolute path; not the middle of a relative one or of an address.
 PATH = re.compile(r"(?<![\w.:/\\-])(?:/|[A-Za-z]:\\)(?:[^\s/\\:'\"<>]+[/\\])+")
 MOST_TEXT = 200_000  # bytes of a log that are read, from its end
@@ -25,33 +22,6 @@ WORDS = {
     "finished": "is finished", "failed": "failed", "died": "failed", "unknown": "cannot be read",
 }  # fmt: skip
 MARKS = {"queued": "…", "starting": "●", "running": "●", "stopped": "◼", "finished": "✓"}
-
-
-def own(run: Run, token: str) -> None:
-    """Write down, without telling the token, whose browser made the run."""
-    (run.folder / "owner.txt").write_text(_digest(token), encoding="ascii")
-
-
-def visible(public: bool, token: str) -> list[Run]:
-    """The runs that a browser may see, newest first: on a public page those that it made itself."""
-    return [run for run in list_runs() if not public or _owns(token, run)][:MOST_RUNS]
-
-
-def key(run: Run, public: bool) -> str:
-    """What the page calls a run: its folder; its name where strangers share the page, whom no path concerns."""
-    return run.name if public else str(run.folder)
-
-
-def opened(key: str | None, public: bool, token: str) -> Run:
-    """The run that the page calls so, if this browser may see it. Raises RunError."""
-    folder = str(root() / key) if public and isinstance(key, str) and is_name(key) else key
-    try:
-        known = isinstance(folder, str) and is_run_network(folder) and Path(folder).parent == root()  # no snapshot
-    except OSError:  # longer than any path
-        known = False
-    if not known or (public and not _owns(token, Run(folder))):
-        raise RunError("Choose a run first.")
-    return Run(folder)
 
 
 def label(run: Run) -> str:
@@ -144,15 +114,3 @@ def duration(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
-
-
-def _owns(token: str, run: Run) -> bool:
-    """A browser without a token owns nothing: all those would be one."""
-    try:
-        return bool(token) and tail(run.folder / "owner.txt", 65).decode() == _digest(token)
-    except ValueError:
-        return False
-
-
-def _digest(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()

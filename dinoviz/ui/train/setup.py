@@ -23,10 +23,10 @@ from dinoviz.ui.train.form import Form
 from dinoviz.ui.train.image_data import DEMO, FOLDER, UPLOAD, Source, check_broken, demo_words, in_words, surveyed
 from dinoviz.ui.train.run_list import duration
 from dinoviz.ui.workbench import Workbench
-from training.command_line import KINDS, command_line
 from training.config.base import Config
+from training.config.cli import KINDS, command_line
 from training.config.pretrain import PRESETS, pretrain_preset
-from training.data.dataset import demo
+from training.data.demo import demo
 from training.depth.pseudo_labels import MAX_BROKEN
 from training.estimate import estimate
 from training.runs.run import check_name

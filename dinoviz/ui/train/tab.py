@@ -7,12 +7,12 @@ import secrets
 
 import gradio as gr
 
+from dinoviz.ui.access import key, own, visible
 from dinoviz.ui.active_tab import OpenTab
 from dinoviz.ui.image_bar import Bar
 from dinoviz.ui.shared import ONCE, PRIVATE, note, told
 from dinoviz.ui.train import setup as train_setup
 from dinoviz.ui.train import watch as train_watch
-from dinoviz.ui.train.run_list import key, own, visible
 from dinoviz.ui.workbench import Workbench
 from training import runs
 from training.data.sources import DataError

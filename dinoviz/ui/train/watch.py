@@ -13,6 +13,7 @@ import gradio as gr
 from dinoviz.depth.probe import probe_file
 from dinoviz.errors import DinovizError
 from dinoviz.models import weights_stamp
+from dinoviz.ui.access import key, opened, visible
 from dinoviz.ui.active_tab import OpenTab
 from dinoviz.ui.components import live_figure
 from dinoviz.ui.components.live_figure import LiveFigure
@@ -21,7 +22,7 @@ from dinoviz.ui.shared import ONCE, PRIVATE, LiveDropdown, LiveRadio, note, told
 from dinoviz.ui.train import curves as train_curves
 from dinoviz.ui.train import publish as train_after
 from dinoviz.ui.train import strip
-from dinoviz.ui.train.run_list import RESUMABLE, key, label, last_lines, opened, pathless, said, visible
+from dinoviz.ui.train.run_list import RESUMABLE, label, last_lines, pathless, said
 from dinoviz.ui.train.strip import Strip
 from dinoviz.ui.workbench import Workbench
 from training.config.tasks import ProbeConfig

@@ -14,7 +14,8 @@ from PIL import Image
 from dinoviz.images import ImageError
 from tests.training.tiny_runs import refused
 from training.data import zips
-from training.data.dataset import DEMO_SIZE, DataError, Decoded, Pictures, batches, demo, find, split
+from training.data.dataset import DataError, Decoded, Pictures, batches, find, split
+from training.data.demo import DEMO_SIZE, demo
 
 UNREADABLE = "this is not an image that can be read (PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF and PNM are)"
 
@@ -279,7 +280,7 @@ def test_no_held_out_pixel_of_the_demo_is_trained_on(monkeypatch):
     # Pictures whose colour tells the side: a single foreign pixel would show.
     sides = np.zeros((100, 200, 3), np.uint8)
     sides[:, 140:] = 255
-    monkeypatch.setattr("training.data.dataset.demo_picture", lambda file: Image.fromarray(sides))
+    monkeypatch.setattr("training.data.demo.demo_picture", lambda file: Image.fromarray(sides))
     assert max(crop.max() for crop in demo("train").where) == 0
     assert min(crop.min() for crop in demo("held-out").where) == 255
 

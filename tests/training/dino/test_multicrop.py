@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 
 from tests.training import reference
 from training.config.pretrain import PretrainConfig
-from training.data.dataset import demo_picture
+from training.data.demo import demo_picture
 from training.data.transforms import cut
 from training.dino.multicrop import Draws, MultiCrop
 

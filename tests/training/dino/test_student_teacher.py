@@ -13,6 +13,7 @@ from tests.conftest import FAMILIES
 from training.config.base import ConfigError
 from training.config.pretrain import PretrainConfig
 from training.dino import student_teacher as networks
+from training.engine import vit
 
 MICRO = {
     "dim": 24, "depth": 3, "heads": 3, "patch": 4, "mlp_ratio": 2.0, "global_size": 16, "local_size": 8,
@@ -76,7 +77,7 @@ def test_without_patches_to_compare_the_cls_tokens_and_all_gradients_are_still_t
         return [scores.cls, scores.tokens, *[p.grad.clone() for p in trained], teacher(batches[:1], 3).cls]
 
     sizes = []
-    hook = networks.blocks(student.backbone)[-1].register_forward_hook(lambda _, __, out: sizes.append(out.shape[1]))
+    hook = vit.blocks(student.backbone)[-1].register_forward_hook(lambda _, __, out: sizes.append(out.shape[1]))
     short = results()
     assert sizes == [1, 1]
     monkeypatch.setattr(networks, "_cls_alone", lambda _: nullcontext())
@@ -92,7 +93,7 @@ def test_others_still_see_all_tokens_of_the_backbone():
     (batch,) = crops_of(1, {16: 2})
     teacher([batch], 1)
     assert teacher.backbone(batch).last_hidden_state.shape == (2, 17, 24)
-    assert "forward" not in vars(networks.blocks(teacher.backbone)[-1])
+    assert "forward" not in vars(vit.blocks(teacher.backbone)[-1])
 
 
 @pytest.mark.parametrize("registers", [0, 2])
@@ -215,7 +216,7 @@ def test_each_trained_parameter_is_in_one_group_with_its_rate_and_decay(family, 
     student, _ = networks.student_and_teacher(model, config)
     names = {id(p): name for name, p in student.named_parameters()}
     found = {}
-    for group in networks.parameter_groups(student, student.backbone, layer_decay=0.7):
+    for group in vit.parameter_groups(student, student.backbone, layer_decay=0.7):
         for p in group["params"]:
             assert names[id(p)] not in found
             found[names[id(p)]] = (pytest.approx(group["lr_scale"]), group["decays"])
@@ -248,7 +249,7 @@ def test_the_mask_token_is_trained_with_ibot_alone():
 
 def test_drop_path_grows_linearly_and_is_off_in_the_teacher():
     student, teacher = pair(drop_path=0.4)
-    rates = [block.drop_path.probability for block in networks.blocks(student.backbone)]
+    rates = [block.drop_path.probability for block in vit.blocks(student.backbone)]
     assert rates == pytest.approx([0, 0.2, 0.4])
     batches = crops_of(4, {16: 2})
     torch.manual_seed(0)
@@ -259,7 +260,7 @@ def test_drop_path_grows_linearly_and_is_off_in_the_teacher():
 
 def test_drop_path_skips_whole_samples_and_keeps_the_expectation():
     torch.manual_seed(0)
-    drop = networks.DropPath(0.3).train()
+    drop = vit.DropPath(0.3).train()
     out = drop(torch.ones(20_000, 2, 3))
     kept = out[:, 0, 0] != 0
     assert torch.equal(out, torch.where(kept[:, None, None], out[kept][0], 0).expand_as(out))
@@ -271,8 +272,8 @@ def test_drop_path_skips_whole_samples_and_keeps_the_expectation():
 def test_a_new_backbone_is_what_the_configuration_says():
     model = networks.new_backbone(micro(registers=2, layer_scale=0.5))
     assert model.embeddings.register_tokens.shape == (1, 2, 24)
-    assert len(networks.blocks(model)) == 3
-    block = networks.blocks(model)[0]
+    assert len(vit.blocks(model)) == 3
+    block = vit.blocks(model)[0]
     assert torch.equal(block.layer_scale1.lambda1, torch.full((24,), 0.5))
     assert block.mlp.fc1.weight.shape == (48, 24)
     assert model(torch.zeros(1, 3, 16, 16)).last_hidden_state.shape == (1, 1 + 2 + 16, 24)
@@ -295,7 +296,7 @@ def test_drop_path_works_in_a_family_or_is_refused(family, tiny_folders):
             networks.student_and_teacher(model, config)
         return
     student, _ = networks.student_and_teacher(model, config)
-    last, x = networks.blocks(student.backbone)[-1], torch.randn(200, 5, model.config.hidden_size)
+    last, x = vit.blocks(student.backbone)[-1], torch.randn(200, 5, model.config.hidden_size)
     extra = {"position_embeddings": (torch.ones(1, 16), torch.zeros(1, 16))} if family == "dinov3_vit" else {}
     unchanged = (last(x, **extra) == x).flatten(1).all(1)
     assert unchanged.float().mean().item() == pytest.approx(0.81, abs=0.15)  # both branches skipped: 0.9 squared

@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 import dinoviz
-from tests.training.test_command_line import parsed
+from tests.training.config.test_cli import parsed
 from tests.training.tiny_runs import settings, write_images
 from training.config.base import Config
 from training.config.tasks import FinetuneConfig, ProbeConfig

@@ -13,8 +13,9 @@ from dinoviz import depth
 from dinoviz.depth import dpt as published_depth
 from dinoviz.depth import heads as depth_heads
 from dinoviz.depth.probe import ProbeError
+from dinoviz.ui.access import Settings
 from dinoviz.ui.depth import probes as depth_probes
-from dinoviz.ui.workbench import Settings, Workbench
+from dinoviz.ui.workbench import Workbench
 from tests import tiny_dpt
 from training.runs.run import Run
 

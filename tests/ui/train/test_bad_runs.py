@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 from dinoviz.ui import build
+from dinoviz.ui.access import Settings
 from dinoviz.ui.train.run_list import label
-from dinoviz.ui.workbench import Settings, Workbench
-from training.command_line import KINDS
+from dinoviz.ui.workbench import Workbench
+from training.config.cli import KINDS
 from training.queue import Jobs
 from training.runs.run import Run, list_runs
 

@@ -17,8 +17,8 @@ from PIL import Image
 
 from dinoviz.depth.probe import SHIPPED
 from dinoviz.ui import build, door, launch_options
-from dinoviz.ui.train.run_list import visible
-from dinoviz.ui.workbench import Settings, Workbench
+from dinoviz.ui.access import Settings, visible
+from dinoviz.ui.workbench import Workbench
 from tests.conftest import ROOT
 from tests.training.tiny_runs import fill, small_disk, write_images
 from training.__main__ import _parser

@@ -9,8 +9,8 @@ import pytest
 from dinoviz.errors import DinovizError
 from dinoviz.ui.train.form import ELSEWHERE, Form
 from tests.training.tiny_runs import refused
-from training.command_line import KINDS
 from training.config.base import Config, ConfigError, setting
+from training.config.cli import KINDS
 from training.config.pretrain import PRESETS, PretrainConfig, pretrain_preset
 
 NONSENSE = (None, "abc", "", float("1e400"), float("-inf"), float("nan"), -1, 10**400, "1 2 3 4 5 6 7", [], {}, True)

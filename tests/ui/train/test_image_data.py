@@ -13,14 +13,16 @@ from PIL import Image
 
 from dinoviz.depth.probe import SHIPPED, ProbeError
 from dinoviz.errors import DinovizError
+from dinoviz.ui.access import Settings
+from dinoviz.ui.jobs import Job
 from dinoviz.ui.train.depth_data import DepthSource, teacher_name, teacher_of, teachers
 from dinoviz.ui.train.image_data import DEMO, FOLDER, UPLOAD, Source, check_broken, demo_words, in_words, surveyed
-from dinoviz.ui.workbench import Job, Settings, Workbench
+from dinoviz.ui.workbench import Workbench
 from tests.training.depth.test_pseudo_labels import save_probe
 from tests.training.tiny_runs import refused, settings, write_images
 from training.data import sources as pictures_module
 from training.data import zips
-from training.data.dataset import demo
+from training.data.demo import demo
 from training.data.sources import find
 from training.depth.rgbd import find_pairs, intrinsics
 from training.pretrain import pretrain

@@ -9,12 +9,12 @@ import gradio.oauth
 import httpx
 import pytest
 
+from dinoviz.ui.access import Settings, visible
 from dinoviz.ui.train.publish import LOGIN
-from dinoviz.ui.train.run_list import pathless, visible
-from dinoviz.ui.workbench import Settings
+from dinoviz.ui.train.run_list import pathless
 from tests.conftest import ROOT
 from tests.ui.train.test_endpoints import ME, YOU, Served, pictures, serving
-from training.command_line import KINDS
+from training.config.cli import KINDS
 from training.config.pretrain import PRESETS, PretrainConfig, pretrain_preset
 from training.config.tasks import ProbeConfig
 from training.runs.limits import LimitError, Limits, folder_bytes

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from dinoviz.ui.train import run_list as train_runs
-from dinoviz.ui.train.run_list import MARKS, MOST_RUNS, WORDS, duration, label, last_lines, opened, own, said, visible
+from dinoviz.ui import access
+from dinoviz.ui.access import MOST_RUNS, opened, own, visible
+from dinoviz.ui.train.run_list import MARKS, WORDS, duration, label, last_lines, said
 from tests.training.tiny_runs import refused
 from training.runs.run import STATES, Run, RunError
 
@@ -114,7 +115,7 @@ def test_a_run_that_is_gone_is_told(runs):
 
 
 def test_of_very_many_the_newest_are_shown(monkeypatch):
-    monkeypatch.setattr(train_runs, "MOST_RUNS", 3)
+    monkeypatch.setattr(access, "MOST_RUNS", 3)
     for i in range(5):
         run = made(f"r{i}", ME)
         os.utime(run.folder / "config.json", (i, i))

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.__main__ import _parser
-from training.command_line import KINDS, command_line
-from training.config.cli import settings_of
+from training.config.cli import KINDS, command_line, settings_of
 from training.config.pretrain import PRESETS, PretrainConfig, pretrain_preset
 
 
