@@ -23,7 +23,7 @@ from dinoviz.errors import DinovizError, Stopped
 from dinoviz.grid import PatchGrid
 from dinoviz.images import ImageError
 from dinoviz.ui import image_bar as bar
-from dinoviz.ui import pca_tab, workbench
+from dinoviz.ui import pca_views, workbench
 from dinoviz.ui import shared as parts
 from dinoviz.ui.access import Settings
 from dinoviz.ui.jobs import Job
@@ -536,9 +536,9 @@ def test_a_joint_basis_of_more_than_may_be_kept_is_refused_before_it_is_encoded(
     one = bench.look(cat, model, 224).features.nbytes
     small = Workbench(Settings(cache_bytes=int(1.5 * one)))
     with pytest.raises(DinovizError, match="2 pictures at 224 px"):
-        pca_tab._looks(small, small.look, [cat, cup], model, "224")
+        pca_views.open_looks(small, small.look, [cat, cup], model, "224")
     assert encodes == [224, 224]
-    assert len(pca_tab._looks(bench, bench.look, [cat, cup], model, "224")[0]) == 2
+    assert len(pca_views.open_looks(bench, bench.look, [cat, cup], model, "224").looks) == 2
 
 
 def test_room_for_features_is_made_before_the_pass(bench, model, cat, cup, monkeypatch):
