@@ -74,7 +74,7 @@ def settings_of(values: Sequence, limits: tuple[float, float] | None = None) -> 
     if limits not in (None, (near, far)):
         settings["by_itself"] = False
         if near > far - STEP:  # push the other one on
-            near, far = (near, near + STEP) if near != limits[0] else (max(far - STEP, 0), far)
+            near, far = (near, near + STEP) if near != limits[0] else (max(far - STEP, 0), max(far, STEP))
             settings |= {"near": near, "far": far}
     return ViewSettings(**settings)
 
