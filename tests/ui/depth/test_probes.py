@@ -10,12 +10,13 @@ import safetensors
 import safetensors.torch
 
 from dinoviz import depth
-from dinoviz.depth import dpt, heads
+from dinoviz.depth import dpt
 from dinoviz.depth.probe import ProbeError
 from dinoviz.ui.access import Settings
 from dinoviz.ui.depth import probes
 from dinoviz.ui.workbench import Workbench
 from tests import tiny_dpt
+from tests.ui.depth.tiny_probe import make_run, write_probe
 from training.runs.run import Run
 
 
@@ -30,22 +31,6 @@ def bench(monkeypatch, tmp_path) -> Workbench:
 def look(bench, tiny_folders, tmp_path, chelsea):
     chelsea.save(tmp_path / "cat.png")
     return bench.look(str(tmp_path / "cat.png"), str(tiny_folders["dinov2"]), 112)
-
-
-def write_probe(path, weights_id: str, resolution: int = 112) -> str:
-    about = {
-        "version": 1, "backbone": "tiny", "weights_id": weights_id, "head": "linear", "layers": [0, 2], "channels": 96,
-        "resolution": resolution, "depth": [0.5, 8.0], "bins": 16, "upsample": 2, "metrics": {"test": {"rmse": 0.7}},
-        "data": {"folder": "<rooms>"},
-    }  # fmt: skip
-    depth.save_probe(path, heads.make(about), about)
-    return str(path)
-
-
-def make_run(name: str, weights_id: str) -> str:
-    run = Run.create(name, "probe", {})
-    run.export_folder.mkdir()
-    return write_probe(depth.probe_file(run.folder), weights_id)
 
 
 def test_probes_of_these_weights_are_listed_and_no_others(bench, look):
