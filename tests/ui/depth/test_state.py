@@ -3,7 +3,6 @@
 import base64
 import re
 from dataclasses import asdict
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,10 +11,12 @@ from PIL import Image
 from dinoviz.depth import figures as depth_figures
 from dinoviz.depth.probe import Depth
 from dinoviz.errors import DinovizError
+from dinoviz.features import Features
 from dinoviz.grid import PatchGrid
 from dinoviz.ui.depth.probes import Prediction
 from dinoviz.ui.depth.state import STEP, Scene, ViewSettings, parse_points, settings_of
 from dinoviz.ui.depth.views import readout
+from dinoviz.ui.workbench import Look, Picture
 
 GRID = PatchGrid((240, 160), (168, 112), 14)  # 8 x 12 patches
 FOCAL = 200.0
@@ -24,8 +25,10 @@ FOCAL = 200.0
 def scene(metres, settings: ViewSettings | None = None, *, spread=None, unfamiliarity=None, exif=None) -> Scene:
     """A picture of 240 x 160, shown at half its size, for which a head predicted `metres` (16, 24)."""
     image = Image.fromarray(np.arange(160 * 240 * 3, dtype=np.uint32).reshape(160, 240, 3).astype(np.uint8))
-    picture = SimpleNamespace(image=image, size=image.size, shown=image.resize((120, 80)), digest="d")
-    look = SimpleNamespace(picture=picture, features=SimpleNamespace(grid=GRID))
+    picture = Picture(image.size, image.resize((120, 80)), "digest", "picture.png", lambda: image)
+    none = np.empty((0, 4), np.float32)
+    features = Features(none, none, none, GRID, 12, {}, 1.0, "model", "weights")
+    look = Look(picture, None, features, 112)
     patches = metres.reshape(8, 2, 12, 2).mean((1, 3))
     predicted = Depth(metres.astype(np.float32), spread, patches.astype(np.float32), unfamiliarity, GRID)
     return Scene(look, Prediction(predicted, "a probe", {}, (0.001, 10.0)), settings or ViewSettings(focal=FOCAL), exif)
