@@ -27,7 +27,7 @@ from dinoviz import attention
 from dinoviz import embedded_weights as embedded
 from dinoviz.backbone import IMAGENET_MEAN, IMAGENET_STD, _to_tensor
 from dinoviz.ui.access import Settings
-from dinoviz.ui.attention_tab import draw
+from dinoviz.ui.attention_views import ViewSettings, draw
 from dinoviz.ui.image_bar import example_files
 from dinoviz.ui.shared import jpeg_file
 from dinoviz.ui.workbench import Workbench
@@ -135,7 +135,8 @@ def _clicks() -> None:
     seconds = []
     for i in range(20):
         began = time.perf_counter()
-        drawn = draw(bench, look, 12, "mean of heads", f"{20 * i}, 100", "inferno", 0.7, False, 1.0)
+        settings = ViewSettings(12, "mean of heads", f"{20 * i}, 100", "inferno", 0.7, raw=False, mass=1.0)
+        drawn = draw(bench, look, settings)
         for image in drawn[:3]:
             jpeg_file(image)
         seconds.append(time.perf_counter() - began)

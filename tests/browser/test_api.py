@@ -82,7 +82,7 @@ def test_patch_pca_of_two_pictures(client, coffee_file):
     ("arguments", "sentence"),
     [
         ({"shown": "head 99"}, "head 99"),
-        ({"query": "here"}, "The query is CLS"),
+        ({"query": "here"}, "here"),
         ({"model": "dinov9"}, "There is no model 'dinov9'"),
         ({"image": None}, "There is no picture yet"),
         ({"resolution": "100"}, "100"),

@@ -1,4 +1,4 @@
-"""The bar: pictures in, models, resolution, status, stop."""
+"""The bar: picture, model, resolution, status, Stop."""
 
 import re
 
@@ -12,12 +12,11 @@ from tests.browser.pictures import choose, is_blank, pixels, source, upload, wai
 pytestmark = pytest.mark.browser
 
 
-def test_page_opens_with_an_example_and_says_what_it_looks_through(page):
+def test_the_page_opens_with_an_example_and_names_its_weights(page):
     assert not is_blank(pixels(page, "#attention-map"))
     status = wait_for_status(page, "patches of 14 px")
     assert "embedded" in status
     assert "not Meta's release" in status
-    assert "Hugging Face Hub does not answer" in status
     assert "embedded · layer 12 of 12" in page.inner_text("#attention-caption")
 
 
@@ -29,14 +28,13 @@ def test_an_example_is_one_click(page):
     assert "37 x 37 = 1,369 patches" in wait_for_status(page, "1,369")
 
 
-def test_changing_tabs_computes_nothing(page):
+def test_a_tab_keeps_what_it_has_drawn(page):
     drawn = source(page, "#attention-map")
     page.get_by_role("tab", name="Patch PCA").click()
     page.wait_for_selector("#pca-map img")
     pca = source(page, "#pca-map")
     page.get_by_role("tab", name="Attention").click()
     page.get_by_role("tab", name="Patch PCA").click()
-    page.wait_for_timeout(500)
     assert source(page, "#pca-map") == pca
     page.get_by_role("tab", name="Attention").click()
     assert source(page, "#attention-map") == drawn
@@ -50,16 +48,15 @@ def test_resolution_changes_the_grid(page):
 
 
 def test_stop_ends_a_long_encode_and_another_one_can_begin(page):
-    choose(page, "#resolution", "1792 px")
-    assert re.search(r"Encoding|Waiting", wait_for_status(page, "…") or "")
-    page.locator("#stop").click()
+    choose(page, "#resolution", "1792 px")  # takes minutes, until it is stopped
+    page.locator("#stop:not([disabled])").click()
     wait_for_status(page, "Stopped")
     choose(page, "#resolution", "224 px")
     wait_for_status(page, "16 x 24")
 
 
 @pytest.mark.parametrize("kind", ["text", "truncated", "empty", "tiny"])
-def test_a_bad_file_gets_one_sentence_and_the_next_one_works(page, tmp_path, kind):
+def test_a_bad_file_is_refused_and_the_next_one_works(page, tmp_path, kind):
     file = tmp_path / "bad.png"
     good = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8))
     if kind == "text":
@@ -71,11 +68,9 @@ def test_a_bad_file_gets_one_sentence_and_the_next_one_works(page, tmp_path, kin
     else:
         good.save(file)
         file.write_bytes(file.read_bytes()[:4000])
-    sentence = {"text": "not an image", "empty": "empty", "tiny": "too small", "truncated": "decoded"}[kind]
     upload(page, file)
-    status = wait_for_status(page, sentence)
-    assert "bad.png" in status
-    page.locator("#attention-caption").get_by_text("nothing to see").wait_for()
+    wait_for_status(page, "bad.png")
+    page.wait_for_function("!document.querySelector('#attention-map img')")
     page.locator("#examples .gallery-item").nth(1).click()
     wait_for_status(page, "1,369")
     wait_for_change(page, "#attention-map", "")
@@ -93,24 +88,23 @@ def test_a_format_that_browsers_do_not_show_is_shown(page, tmp_path):
 @pytest.mark.slow
 def test_clearing_the_picture_empties_the_views(page):
     page.locator("#picture button[aria-label='Clear'], #picture button[aria-label='Remove Image']").first.click()
-    wait_for_status(page, "Give it a picture")
+    wait_for_status(page, "No picture")
     page.wait_for_function("!document.querySelector('#attention-map img')")
 
 
 @pytest.mark.slow
-def test_a_model_that_cannot_be_had_is_one_sentence(page):
+def test_a_model_that_cannot_be_downloaded_is_refused(page):
     choose(page, "#model", "dinov2-small")
-    status = wait_for_status(page, "dinov2-small: the Hugging Face Hub does not answer")
-    assert "'embedded' needs no network" in status
+    assert "embedded" in wait_for_status(page, "dinov2-small:"), "which needs no network"
     choose(page, "#model", "embedded")
     wait_for_status(page, "not Meta's release")
 
 
 @pytest.mark.slow
-def test_a_folder_as_model_and_one_that_is_none(page, tmp_path):
+def test_a_folder_that_holds_no_model_is_refused(page, tmp_path):
     page.locator("#model input").fill(str(tmp_path))
     page.keyboard.press("Enter")
-    wait_for_status(page, "has no config.json")
+    wait_for_status(page, "config.json")
 
 
 def test_one_users_picture_never_shows_in_anothers_page(page, browser, app, app_log):
@@ -121,7 +115,10 @@ def test_one_users_picture_never_shows_in_anothers_page(page, browser, app, app_
         drawn = source(page, "#attention-map")
         page.locator("#examples .gallery-item").nth(2).click()
         wait_for_change(page, "#attention-map", drawn)
-        other.wait_for_timeout(500)
+        for act in ("check", "uncheck"):  # answered after whatever was under way
+            drawn = source(other, "#attention-map")
+            getattr(other.locator("#attention-raw input"), act)()
+            wait_for_change(other, "#attention-map", drawn)
         assert source(other, "#attention-map") == before[0]
         assert np.array_equal(pixels(other, "#attention-photo"), before[1])
 
@@ -144,7 +141,7 @@ def test_a_narrow_window_does_not_scroll_sideways(browser, app, app_log):
 
 
 @pytest.mark.slow
-def test_the_dark_page_is_dark(browser, app, app_log):
+def test_the_dark_theme_is_dark(browser, app, app_log):
     with watched_page(browser, app, app_log, color_scheme="dark") as page:
         page.goto(app)
         page.wait_for_selector("#attention-map img")

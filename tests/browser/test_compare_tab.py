@@ -1,15 +1,14 @@
-"""Every control of the Compare tab, in a real browser. One page serves most tests: each begins where none is chosen."""
+"""Every control of the Compare tab, in a real browser. Most tests share one page, with the controls set back."""
 
 import json
+import re
 import shutil
 
-import numpy as np
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
-from dinoviz import compare, render
 from tests.browser.conftest import running_app, watched_page
 from tests.browser.pictures import (
     choose,
@@ -24,6 +23,7 @@ from tests.browser.pictures import (
 
 pytestmark = pytest.mark.browser
 
+UNIT = "times uniform attention"
 A, B, SLIDER, CANVAS = "#compare-a", "#compare-b", "#compare-slider", "#compare-canvas"
 
 
@@ -42,7 +42,7 @@ def flower_file(tmp_path_factory, flower):
 
 @pytest.fixture(scope="module")
 def opened(browser, app, app_log, other, flower_file):
-    """A watched page on the Compare tab: a flower through the embedded weights and the other model."""
+    """A watched page on the Compare tab: a flower with the embedded weights and the other model."""
     with watched_page(browser, app, app_log) as page:
         page.goto(app)
         page.wait_for_selector("#attention-map img")
@@ -50,12 +50,12 @@ def opened(browser, app, app_log, other, flower_file):
         upload(page, flower_file)
         wait_for_status(page, "16 x 24")
         page.get_by_role("tab", name="Compare").click()
-        said(page, "figures", "Choose the two models")
+        wait_for(page, "figures", "Choose")
         assert not page.locator(A).is_visible()
         assert not page.locator(CANVAS).is_visible()
         choose(page, "#compare-resolution-a", "224 px")
         give(page, "b", other)
-        said(page, "figures", "Linear CKA")
+        wait_for(page, "figures", "Linear CKA")
         yield page
 
 
@@ -66,8 +66,8 @@ def page(opened, other):
         give(opened, "b", other)
     opened.get_by_label("attention", exact=True).check()
     opened.locator("#compare-scale").get_by_label("common", exact=True).check()
-    said(opened, "caption-b", "times an even spread")
-    said(opened, "figures", "One scale of colours for both")
+    wait_for(opened, "caption-b", UNIT)
+    wait_for(opened, "figures", "One colour scale")
     return opened
 
 
@@ -77,8 +77,8 @@ def give(page, side: str, model: str) -> None:
     page.keyboard.press("Enter")
 
 
-def said(page, part: str, text: str) -> str:
-    """What a part says, once it says a text."""
+def wait_for(page, part: str, text: str) -> str:
+    """The text of a part, once it contains `text`."""
     return wait_for_text(page, f"#compare-{part}", text)
 
 
@@ -102,12 +102,12 @@ def click(page, x: float, y: float) -> None:
     page.locator(f"{CANVAS} canvas").click(position={"x": box["width"] * x, "y": box["height"] * y})
 
 
-def test_both_are_drawn_and_said_through_what(page):
+def test_both_are_drawn_and_the_captions_name_the_models(page):
     assert not is_blank(pixels(page, A))
     assert not is_blank(pixels(page, B))
-    assert "A: embedded · layer 12 of 12 · 16 x 24 patches of 14 px at 224 px" in said(page, "caption-a", "A:")
-    assert "B: vit · layer 2 of 2 · 14 x 21 patches of 16 px at 224 px" in said(page, "caption-b", "B:")
-    assert "over the 294 places of the coarser grid" in said(page, "figures", "CKA")
+    assert "A: embedded · layer 12 of 12 · 16 x 24 patches of 14 px at 224 px" in wait_for(page, "caption-a", "A:")
+    assert "B: vit · layer 2 of 2 · 14 x 21 patches of 16 px at 224 px" in wait_for(page, "caption-b", "B:")
+    assert "294 patches" in wait_for(page, "figures", "CKA")
 
 
 def test_the_slider_has_both_at_one_size_and_can_be_dragged(page):
@@ -150,27 +150,25 @@ def test_layers_heads_raw_and_opacity_repaint_both(page):
 @pytest.mark.slow
 def test_one_scale_for_both_or_each_its_own(page):
     def scale(part: str) -> str:
-        return page.inner_text(f"#compare-{part}").split("times an even")[0].splitlines()[-1].split("(")[0]
+        return page.inner_text(f"#compare-{part}").split(UNIT)[0].splitlines()[-1].split("(")[0]
 
     assert scale("caption-a").replace("≥", "").split() == scale("caption-b").replace("≥", "").split()
     change(page, lambda: page.locator("#compare-scale").get_by_label("own", exact=True).check())
-    said(page, "figures", "Each on its own scale of colours")
+    wait_for(page, "figures", "Each on its own")
     assert scale("caption-a").replace("≥", "").split() != scale("caption-b").replace("≥", "").split()
 
 
 @pytest.mark.slow
-def test_colours_of_one_space_of_both_or_of_each(page):
+def test_aligned_joint_and_own_colours(page):
     view(page, "patch PCA")
     assert not page.locator(CANVAS).is_visible()
-    aligned = said(page, "figures", "turned onto A's (Procrustes)")
-    assert "of their variance over" in aligned
-    assert "correlations" in aligned
+    assert "correlations" in wait_for(page, "figures", "Procrustes")
     assert not page.locator("#compare-heads").is_visible()
     colours = page.locator("#compare-colours")
     change(page, lambda: colours.get_by_label("joint", exact=True).check(), B)
-    said(page, "figures", "consensus PCA")
+    wait_for(page, "figures", "consensus PCA")
     change(page, lambda: colours.get_by_label("own", exact=True).check(), B)
-    said(page, "figures", "not to be compared")
+    wait_for(page, "figures", "Each in its own colours")
     change(page, lambda: colours.get_by_label("aligned", exact=True).check(), B)
     black = (pixels(page, A).max(axis=2) < 60).mean()
     change(page, lambda: page.locator("#compare-foreground input").uncheck())
@@ -179,54 +177,54 @@ def test_colours_of_one_space_of_both_or_of_each(page):
 
 
 @pytest.mark.slow
-def test_a_model_beside_itself_looks_like_itself(page):
+def test_a_model_is_equal_to_itself(page):
     give(page, "b", "embedded")
-    said(page, "caption-b", "B: embedded")
-    assert "Linear CKA of the patches 1.00" in page.inner_text("#compare-figures")
+    wait_for(page, "caption-b", "B: embedded")
+    assert re.search(r"CKA .* 1\.00", page.inner_text("#compare-figures"))
     for name in ("attention", "patch PCA"):
         page.get_by_label(name, exact=True).check()
         page.wait_for_function(
             "() => document.querySelector('#compare-a img').src === document.querySelector('#compare-b img').src"
         )
-    said(page, "figures", "They share 100%")
+    wait_for(page, "figures", "100%")
 
 
-def test_the_same_clicks_go_through_both_and_outlive_a_change_of_view(page):
+def test_both_models_segment_from_the_same_clicks_which_outlive_a_change_of_view(page):
     view(page, "segmentation")
-    said(page, "figures", "Click on a thing")
+    wait_for(page, "figures", "Click on an object")
     change(page, lambda: click(page, 0.5, 0.47), B)
-    said(page, "figures", "IoU of the two masks")
-    first = said(page, "caption-a", "the mask covers")
+    wait_for(page, "figures", "IoU")
+    first = wait_for(page, "caption-a", "the mask covers")
     assert "layers 8 and 12 of 12" in first
-    assert "layers 1 and 2 of 2" in said(page, "caption-b", "the mask covers")
+    assert "layers 1 and 2 of 2" in wait_for(page, "caption-b", "the mask covers")
     page.locator(f"{CANVAS} [data-sign=minus]").click()
     change(page, lambda: click(page, 0.1, 0.1), B)
     change(page, lambda: page.locator("#compare-raw input").check())
-    said(page, "caption-a", "evidence for the thing")
+    assert "the mask covers" in wait_for(page, "caption-a", "score")
     change(page, lambda: page.locator("#compare-raw input").uncheck())
     view(page, "attention")
     assert not page.locator(CANVAS).is_visible()
     view(page, "segmentation")
     change(page, lambda: page.locator(f"{CANVAS} [data-do=undo]").click(), B)
-    assert said(page, "caption-a", "the mask covers") == first
+    assert wait_for(page, "caption-a", "the mask covers") == first
     page.locator(f"{CANVAS} [data-do=clear]").click()
-    said(page, "figures", "Click on a thing")
+    wait_for(page, "figures", "Click on an object")
     page.locator(f"{CANVAS} [data-sign=plus]").click()
 
 
 @pytest.mark.slow
 def test_each_has_a_resolution_of_its_own(page):
     change(page, lambda: choose(page, "#compare-resolution-b", "64 px"), B)
-    said(page, "caption-b", "4 x 6 patches of 16 px at 64 px")
+    wait_for(page, "caption-b", "4 x 6 patches of 16 px at 64 px")
     assert "at 224 px" in page.inner_text("#compare-caption-a")
-    said(page, "figures", "over the 24 places")
+    wait_for(page, "figures", "24 patches")
     choose(page, "#compare-resolution-b", "as A")
-    said(page, "caption-b", "at 224 px")
+    wait_for(page, "caption-b", "at 224 px")
 
 
-def test_what_cannot_be_looked_through_is_said_on_its_side(page):
+def test_a_model_that_does_not_exist_is_named_on_its_side(page):
     give(page, "b", "dinov9")
-    assert "B: There is no model 'dinov9'" in said(page, "caption-b", "no model")
+    wait_for(page, "caption-b", "dinov9")
     assert "A: embedded" in page.inner_text("#compare-caption-a")
     assert source(page, A)
     assert not source(page, B)
@@ -234,71 +232,53 @@ def test_what_cannot_be_looked_through_is_said_on_its_side(page):
 
 
 @pytest.mark.slow
-def test_a_head_that_one_model_lacks_is_said_on_its_side(page):
-    choose(page, "#compare-heads", "head 5")
-    said(page, "caption-b", "There is no map 'head 5'")
-    assert "head 5" in page.inner_text("#compare-caption-a")
-    change(page, lambda: choose(page, "#compare-heads", "mean of heads"), B)
-
-
-@pytest.mark.slow
-def test_a_layer_that_is_none_is_said(page):
-    page.locator("#compare-layer input").fill("first")
-    page.keyboard.press("Enter")
-    said(page, "caption-a", "A layer is 'last', a share of the depth")
-    change(page, lambda: choose(page, "#compare-layer", "last"))
-
-
-@pytest.mark.slow
-def test_another_picture_is_looked_at_through_both(page, flower_file):
+def test_another_picture_is_drawn_with_both(page, flower_file):
     before = source(page, B)
     page.locator("#examples .gallery-item").nth(1).click()
     wait_for_change(page, B, before)
-    said(page, "caption-a", "16 x 16 patches")
+    wait_for(page, "caption-a", "16 x 16 patches")
     before = source(page, B)
     upload(page, flower_file)
     wait_for_change(page, B, before)
 
 
 @pytest.mark.slow
-def test_a_picture_that_cannot_be_read_is_one_sentence_on_each_side(page, flower_file, tmp_path):
+def test_a_picture_that_cannot_be_read_is_named_on_each_side(page, flower_file, tmp_path):
     (tmp_path / "bad.png").write_text("no picture")
     upload(page, tmp_path / "bad.png")
     for side in ("a", "b"):
-        said(page, f"caption-{side}", "bad.png: this is not an image")
+        wait_for(page, f"caption-{side}", "bad.png")
     upload(page, flower_file)
-    said(page, "figures", "CKA")
+    wait_for(page, "figures", "CKA")
 
 
 @pytest.mark.slow
 def test_long_encoding_can_be_stopped_and_begun_again(page):
-    choose(page, "#compare-resolution-a", "1792 px")
-    said(page, "figures", "A: ")
+    choose(page, "#compare-resolution-a", "1792 px")  # takes minutes, until it is stopped
     page.locator("#compare-stop", has_text="Stop").click()
-    said(page, "caption-a", "Stopped. Press Compare to begin again.")
+    wait_for(page, "caption-a", "Stopped")
     choose(page, "#compare-resolution-a", "224 px")
-    said(page, "figures", "CKA")
+    wait_for(page, "figures", "CKA")
     assert not page.locator("#compare-stop").is_visible()
 
 
 @pytest.mark.slow
-def test_knn_figures_with_data_protocol_and_error(page, tiny_folders, other):
-    page.locator("#compare-knn").click()
-    said(page, "knn-table", "A: ")
+def test_knn_accuracies_with_their_error(page, tiny_folders, other):
+    page.locator("#compare-knn").click()  # takes a minute, until it is stopped
     page.locator("#compare-knn-stop", has_text="Stop").click()
-    said(page, "knn-table", "Stopped.")
+    wait_for(page, "knn-table", "Stopped.")
     give(page, "a", other)
-    said(page, "caption-a", "A: vit")
+    wait_for(page, "caption-a", "A: vit")
     page.locator("#compare-knn").click()
-    table = said(page, "knn-table", "10-NN")
+    table = wait_for(page, "knn-table", "10-NN")
     rows = [line.split("\t") for line in table.splitlines()[1:3]]
     assert [row[:2] for row in rows] == [["A", "vit"], ["B", "vit"]]
     assert rows[0][2:] == rows[1][2:]
     assert "±" in rows[0][2]
-    for words in ("720 crops of 18 pictures", "216 crops", "chance is 5.6%", "exp(cosine / 0.07)", "n = 216"):
-        assert words in table
+    for figure in ("720", "216", "5.6%"):
+        assert figure in table
     give(page, "a", "embedded")
-    said(page, "caption-a", "A: embedded")
+    wait_for(page, "caption-a", "A: embedded")
 
 
 @pytest.mark.slow
@@ -309,7 +289,7 @@ def test_a_narrow_window_does_not_scroll_sideways(browser, app, app_log, other):
         page.locator(".overflow-menu > button").click()
         page.locator(".overflow-dropdown button", has_text="Compare").click()
         give(page, "b", other)
-        said(page, "figures", "CKA")
+        wait_for(page, "figures", "CKA")
         for name in ("patch PCA", "segmentation"):
             view(page, name)
             assert page.evaluate("document.documentElement.scrollWidth") <= 400
@@ -319,7 +299,7 @@ def test_a_narrow_window_does_not_scroll_sideways(browser, app, app_log, other):
 
 @pytest.mark.slow
 def test_runs_and_snapshots_appear_while_the_page_is_open(browser, tmp_path, other):
-    """Their own k-NN is told beside ours; one that is deleted is a sentence."""
+    """The k-NN accuracy that a run logged is in the table; a run that is deleted is named as missing."""
     log, runs = tmp_path / "log", tmp_path / "runs"
     with running_app(log, DINOVIZ_RUNS=str(runs)) as url, watched_page(browser, url, log) as page:
         page.goto(url)
@@ -333,72 +313,24 @@ def test_runs_and_snapshots_appear_while_the_page_is_open(browser, tmp_path, oth
         (runs / "mine" / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
         choose(page, "#compare-model-a", "mine (trained here)")
         choose(page, "#compare-model-b", "mine at step 40 (trained here)")
-        said(page, "caption-a", "A: mine · layer 2 of 2")
-        said(page, "caption-b", "B: mine at step 40 · layer 2 of 2")
+        wait_for(page, "caption-a", "A: mine · layer 2 of 2")
+        wait_for(page, "caption-b", "B: mine at step 40 · layer 2 of 2")
         page.locator("#compare-knn").click()
-        table = said(page, "knn-table", "its own run says")
+        table = wait_for(page, "knn-table", "at step 40")
         assert "50.0% at step 80" in table.splitlines()[1]
         assert "25.0% at step 40" in table.splitlines()[2]
         shutil.rmtree(runs / "mine" / "snapshots")
         page.locator("#compare-encode").click()
-        said(page, "caption-b", "There is no model")
+        page.wait_for_function(f"!document.querySelector('{B} img')")
         assert source(page, A)
 
 
-@pytest.fixture(scope="module")
-def client(app, tmp_path_factory):
-    return Client(app, verbose=False, download_files=tmp_path_factory.mktemp("client"))
-
-
-@pytest.fixture(scope="module")
-def asked(flower_file, other) -> dict:
-    """What the endpoint needs."""
-    file = handle_file(flower_file)
-    return {"image": file, "resolution_a": "128", "model_a": "embedded", "model_b": other, "api_name": "/compare"}
-
-
-@pytest.mark.parametrize("name", ["attention", "patch PCA", "segmentation"])
-def test_the_endpoint_draws_every_view(client, asked, name):
-    marks = json.dumps([{"kind": "point", "x": 320, "y": 200, "label": 1}])
-    a, b, caption_a, caption_b, figures = client.predict(**asked, view=name, marks=marks)
+def test_the_endpoint_answers_a_client(app, flower_file, other, tmp_path):
+    client = Client(app, verbose=False, download_files=tmp_path)
+    models = {"model_a": "embedded", "resolution_a": "128", "model_b": other}
+    a, b, caption_a, _, figures = client.predict(image=handle_file(flower_file), **models, api_name="/compare")
     assert Image.open(a).size == Image.open(b).size == (768, 512)
     assert "9 x 14 patches of 14 px" in caption_a
-    assert "8 x 12 patches of 16 px" in caption_b
-    assert {"attention": "CKA", "patch PCA": "share", "segmentation": "IoU"}[name] in figures
-
-
-def test_the_endpoint_draws_what_the_library_draws(client, asked, embedded_backbone, other, flower, flower_file):
-    import dinoviz
-
-    drawn = client.predict(**asked, view="patch PCA", layer="2/3", colours="joint", foreground=False, opacity=1)[1]
-    seen = [b.encode(flower, 128, "all") for b in (embedded_backbone, dinoviz.load(other, device="cpu"))]
-    _, colours, _ = compare.joint_colours(*seen, method="joint", layers=(7, 0), foreground=False)
-    shown = render.display_copy(flower, 768, 1024)
-    expected = render.map_picture(shown, seen[1].grid, colours, opacity=1)
-    # JPEG on the way.
-    assert np.abs(np.asarray(Image.open(drawn), float) - np.asarray(expected, float)).mean() < 3
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        ({"model_b": "dinov9"}, "There is no model 'dinov9'"),
-        ({"model_b": None}, "Comparing takes two models"),
-        ({"image": None}, "There is no picture yet"),
-        ({"marks": "{"}, "not valid JSON"),
-    ],
-)
-def test_a_wrong_argument_is_one_sentence(client, asked, arguments, sentence):
-    with pytest.raises(AppError, match=sentence):
-        client.predict(**{**asked, **arguments})
-
-
-def test_a_picture_that_is_too_long_is_one_sentence(client, asked, tmp_path):
-    Image.new("RGB", (60_000, 8)).save(tmp_path / "long.png")
-    with pytest.raises(AppError, match="too long and narrow"):
-        client.predict(**{**asked, "image": handle_file(tmp_path / "long.png")})
-
-
-@pytest.mark.parametrize(("name", "value"), [("layer", "first"), ("heads", "head 99")])
-def test_what_one_side_cannot_show_is_said_in_its_caption(client, asked, name, value):
-    assert value in client.predict(**asked, **{name: value})[2]
+    assert "CKA" in figures
+    with pytest.raises(AppError, match="dinov9"):
+        client.predict(image=handle_file(flower_file), **models | {"model_b": "dinov9"}, api_name="/compare")

@@ -23,7 +23,7 @@ from dinoviz.errors import DinovizError, Stopped
 from dinoviz.grid import PatchGrid
 from dinoviz.images import ImageError
 from dinoviz.ui import image_bar as bar
-from dinoviz.ui import pca_tab, workbench
+from dinoviz.ui import pca_views, workbench
 from dinoviz.ui import shared as parts
 from dinoviz.ui.access import Settings
 from dinoviz.ui.jobs import Job
@@ -536,9 +536,9 @@ def test_a_joint_basis_of_more_than_may_be_kept_is_refused_before_it_is_encoded(
     one = bench.look(cat, model, 224).features.nbytes
     small = Workbench(Settings(cache_bytes=int(1.5 * one)))
     with pytest.raises(DinovizError, match="2 pictures at 224 px"):
-        pca_tab._looks(small, small.look, [cat, cup], model, "224")
+        pca_views.open_looks(small, small.look, [cat, cup], model, "224")
     assert encodes == [224, 224]
-    assert len(pca_tab._looks(bench, bench.look, [cat, cup], model, "224")[0]) == 2
+    assert len(pca_views.open_looks(bench, bench.look, [cat, cup], model, "224").looks) == 2
 
 
 def test_room_for_features_is_made_before_the_pass(bench, model, cat, cup, monkeypatch):
@@ -778,24 +778,24 @@ def test_what_the_user_can_mend_is_a_message_without_markup():
 
 
 def test_the_status_says_what_one_is_looking_through(bench, model, cat):
-    text = bar._told(bench, bench.look(cat, model, 224), 224, 1.26)
+    text = bar.status(bench, bench.look(cat, model, 224), 224, 1.26)
     assert text.splitlines() == [text]
     assert text == (
         f"<b>dinov2_with_registers</b>: the folder {model}.<br>"
-        "Seen at 336 x 224 px: 16 x 24 = 384 patches of 14 px and 4 registers. CPU, float32, encoded in 1.3 s."
+        "Input 336 x 224 px: 16 x 24 = 384 patches of 14 px and 4 registers. CPU, float32, encoded in 1.3 s."
     )
 
 
 def test_the_status_says_that_the_resolution_was_lowered(bench, model, cat):
     look = replace(bench.look(cat, model, 224), resolution=1022)
-    assert "<br>Lowered from 1792 px: attention over more patches" in bar._told(bench, look, 1792, 1)
-    assert "Lowered" not in bar._told(bench, look, 1022, 1)
+    assert "<br>Lowered from 1792 px" in bar.status(bench, look, 1792, 1)
+    assert "Lowered" not in bar.status(bench, look, 1022, 1)
 
 
 def test_the_status_of_the_embedded_weights_says_why_they_are_there(bench, model, cat, embedded_backbone):
     look = replace(bench.look(cat, model, 224), backbone=embedded_backbone)
     bench.default_reason = "The default, since the Hub does not answer."
-    text = bar._told(bench, look, 224, 1)
+    text = bar.status(bench, look, 224, 1)
     assert "not Meta&#x27;s release" in text
     assert text.endswith("<br>The default, since the Hub does not answer.")
 
@@ -807,17 +807,17 @@ def test_without_the_hub_the_default_is_embedded_and_the_reason_is_known(hub_fol
 
 
 def test_an_encode_ends_with_the_key_that_the_tabs_wait_for(bench, model, cat):
-    *_, (status, _, ready, ended) = bar._encode(bench, ("page", "bar"), cat, model, 224)
+    *_, (status, _, ready, ended) = bar.encode_updates(bench, ("page", "bar"), cat, model, 224)
     assert "384 patches" in status
     assert ready == bench.look(cat, model, 224).key
-    *_, (*_, same, later) = bar._encode(bench, ("page", "bar"), cat, model, 224)
+    *_, (*_, same, later) = bar.encode_updates(bench, ("page", "bar"), cat, model, 224)
     assert same == ready
     assert later > ended, "the same picture again, perhaps from another file, is told as well"
 
 
 def test_an_encode_that_fails_says_why(bench, model, tmp_path):
     (tmp_path / "a<b.png").write_text("no picture")
-    *_, (status, _, ready, ended) = bar._encode(bench, ("page", "bar"), str(tmp_path / "a<b.png"), model, 224)
+    *_, (status, _, ready, ended) = bar.encode_updates(bench, ("page", "bar"), str(tmp_path / "a<b.png"), model, 224)
     assert "a&lt;b.png: this is not an image" in status
     assert "dv-error" in status
     assert (ready, type(ended)) == (None, float)
@@ -825,7 +825,7 @@ def test_an_encode_that_fails_says_why(bench, model, tmp_path):
 
 def test_an_encode_that_was_stopped_says_so(bench, work):
     bench.start(("page", "bar"), ("encode", "cat.png", "model", 224), work)
-    steps = bar._encode(bench, ("page", "bar"), "cat.png", "model", 224)
+    steps = bar.encode_updates(bench, ("page", "bar"), "cat.png", "model", 224)
     next(steps)
     bench.stop(("page", "bar"))
     *_, (status, _, ready, ended) = steps
@@ -835,7 +835,7 @@ def test_an_encode_that_was_stopped_says_so(bench, work):
 
 def test_an_encode_that_another_replaced_says_nothing(bench, work, other_work):
     bench.start(("page", "bar"), ("encode", "cat.png", "model", 224), work)
-    steps = bar._encode(bench, ("page", "bar"), "cat.png", "model", 224)
+    steps = bar.encode_updates(bench, ("page", "bar"), "cat.png", "model", 224)
     next(steps)
     bench.start(("page", "bar"), "something else", other_work)
     assert list(steps) == []

@@ -1,4 +1,4 @@
-"""The Compare tab's k-NN figures: how well A and B tell held-out pictures of the built-in demo apart."""
+"""The Compare tab's k-NN accuracies of A and B, on held-out crops of the built-in demo."""
 
 from __future__ import annotations
 
@@ -22,60 +22,61 @@ from training.runs.run import Run, RunError
 
 NEIGHBOURS = (10, 20)
 TEMPERATURE = 0.07  # of DINO's evaluation
-BATCH = 16  # small, so that one sees how far it is
+BATCH = 16  # small, so that the progress is updated often
 
 
 @dataclass(frozen=True)
 class Score:
-    """top1: the share told right by k neighbours, in the order of NEIGHBOURS; of `asked` pictures, by `known` ones."""
+    """k-NN accuracy of a model. top1: for each k of NEIGHBOURS. train, test: the number of images of each set."""
 
     model: str
     size: int
-    known: int
-    asked: int
+    train: int
+    test: int
     classes: int
     top1: tuple[float, ...]
 
     def error(self, share: float) -> float:
-        """The binomial standard error of a share."""
-        return (share * (1 - share) / self.asked) ** 0.5
+        """The binomial standard error of an accuracy."""
+        return (share * (1 - share) / self.test) ** 0.5
 
 
-def measure(bench: Workbench, kept: OnceCache, names: tuple[str, str], job: Job) -> list[Score | str]:
-    """The scores of both, or a sentence in place of one that cannot be had; what was measured is kept."""
+def measure(bench: Workbench, cache: OnceCache, names: tuple[str, str], job: Job) -> list[Score | str]:
+    """The scores of both models, cached; the error's sentence in place of one that cannot be loaded."""
     found: list[Score | str] = []
     for i, (side, name) in enumerate(zip(SIDES, names, strict=True)):
 
-        def tell(done: int, total: int, _: str, i: int = i, side: str = side) -> None:
+        def report(done: int, total: int, _: str, i: int = i, side: str = side) -> None:
             job.tell(f"{side}: encoding the demo's crops", (i + done / total) / len(names))
 
         job.tell(f"{side}: loading {name}", i / len(names))
         try:
             backbone = bench.backbone(name)
-            found.append(kept.get(("k-NN", backbone.key), lambda b=backbone, t=tell: score(b, t)))
+            found.append(cache.get(("k-NN", backbone.key), lambda b=backbone, r=report: score(b, r)))
         except DinovizError as error:
             found.append(str(error))
     return found
 
 
-def score(backbone: Backbone, tell: Callable[[int, int, str], None] = lambda *_: None) -> Score:
-    """Weighted k-NN of the CLS token on the demo, as `training.evaluate` does it. tell: called as `embed` calls it."""
+def score(backbone: Backbone, progress: Callable[[int, int, str], None] = lambda *_: None) -> Score:
+    """Weighted k-NN of the CLS token on the demo, as `training.evaluate` does it. progress: called as by `embed`."""
     train, held_out = demo("train"), demo("held-out")
-    size = evaluation_size(backbone)
     total = len(train) + len(held_out)
-    known = embed(backbone, train, batch=BATCH, progress=lambda done, _, what: tell(done, total, what))
-    asked = embed(backbone, held_out, batch=BATCH, progress=lambda done, _, what: tell(len(train) + done, total, what))
+    known = embed(backbone, train, batch=BATCH, progress=lambda done, _, what: progress(done, total, what))
+    query = embed(
+        backbone, held_out, batch=BATCH, progress=lambda done, _, what: progress(len(train) + done, total, what)
+    )
     classes = len(train.classes)
     top1 = tuple(
-        knn(known.features, train.labels, asked.features, held_out.labels, k=k, temperature=TEMPERATURE,
+        knn(known.features, train.labels, query.features, held_out.labels, k=k, temperature=TEMPERATURE,
             classes=classes)
         for k in NEIGHBOURS
     )  # fmt: skip
-    return Score(backbone.name, size, len(train), len(held_out), classes, top1)
+    return Score(backbone.name, evaluation_size(backbone), len(train), len(held_out), classes, top1)
 
 
-def told_by_run(name: str) -> str:
-    """The last k-NN that a run measured of itself, in words; of a snapshot, the last until then. "" where none is."""
+def run_accuracy(name: str) -> str:
+    """The last k-NN accuracy that a run has logged, as text; for a snapshot up to its step. "" where there is none."""
     path = Path(name)
     snapshot = path.parent.name == "snapshots"
     try:
@@ -89,9 +90,9 @@ def told_by_run(name: str) -> str:
 
 
 def table(names: tuple[str, str], found: list[Score | str]) -> str:
-    """The figures as HTML, with what they are of."""
-    runs = [told_by_run(name) for name in names]
-    heads = ["", "weights", *(f"{k}-NN" for k in NEIGHBOURS), "crop", *(["its own run says"] if any(runs) else [])]
+    """The scores as an HTML table, with the data and the protocol below it."""
+    runs = [run_accuracy(name) for name in names]
+    heads = ["", "weights", *(f"{k}-NN" for k in NEIGHBOURS), "crop", *(["logged by its run"] if any(runs) else [])]
     rows = ["".join(f"<th>{head}</th>" for head in heads)]
     for side, score, run in zip(SIDES, found, runs, strict=True):
         if isinstance(score, str):
@@ -110,11 +111,11 @@ def _protocol(found: list[Score | str], runs: bool) -> str:
     if measured is None:
         return ""
     text = (
-        f"Data: the built-in demo. {measured.known:,} crops of {measured.classes} pictures are known; "
-        f"{measured.asked:,} crops, of a part of each picture that has no pixel in common with those, are told; chance "
-        f"is {1 / measured.classes:.1%}. Protocol: DINO's. The CLS token of the last layer, frozen, of centre crops "
-        f"that keep {SHARE:g} of the short side; cosine, votes exp(cosine / {TEMPERATURE:g}). ± is the binomial "
-        f"standard error of n = {measured.asked:,}; crops of one picture resemble each other, so that the true one is "
-        "larger."
+        f"Data: the built-in demo, {measured.train:,} train crops and {measured.test:,} held-out crops of "
+        f"{measured.classes} pictures; train and held-out crops have no pixel in common; chance is "
+        f"{1 / measured.classes:.1%}. Protocol: DINO's. CLS token of the last layer, frozen, of centre crops that keep "
+        f"{SHARE:g} of the short side; cosine similarity, votes weighted by exp(cosine / {TEMPERATURE:g}). ± is the "
+        f"binomial standard error for n = {measured.test:,}; it underestimates the true one, since crops of one "
+        "picture are correlated."
     )
-    return text + (" A run's own figure is of its own held-out pictures and crops: another test." if runs else "")
+    return text + (" The accuracy that a run logs is on its own held-out images, another test." if runs else "")

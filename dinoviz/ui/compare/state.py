@@ -1,4 +1,4 @@
-"""What the Compare tab's controls say, and what follows from it: one picture seen through A and through B."""
+"""What the Compare tab computes: one picture encoded by model A and by model B, and how far the two agree."""
 
 from __future__ import annotations
 
@@ -24,11 +24,37 @@ ATTENTION, PCA, SEGMENTATION = "attention", "patch PCA", "segmentation"
 VIEWS = (ATTENTION, PCA, SEGMENTATION)
 COMMON, OWN = "common", "own"
 SCALES, COLOURS = (COMMON, OWN), (*compare.METHODS, OWN)
+AS_A = "as A"
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What the controls say, in their order. layer: as `compare.layer_at` takes it, of each its own."""
+class Inputs:
+    """What is compared: a picture, and for A and B each a model and a resolution."""
+
+    image: str | None
+    model_a: str | None
+    resolution_a: str
+    model_b: str | None
+    resolution_b: str
+
+    @property
+    def sides(self) -> tuple[tuple[str | None, str], tuple[str | None, str]]:
+        """Model and resolution of A and of B."""
+        other = self.resolution_a if self.resolution_b == AS_A else self.resolution_b
+        return (self.model_a, self.resolution_a), (self.model_b, other)
+
+    @property
+    def complete(self) -> bool:
+        """Whether there are a picture and two models."""
+        return bool(self.image and self.model_a and self.model_b)
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """The values of the tab's controls, in the order of the API's parameters. Raises DinovizError.
+
+    layer: as `compare.layer_at` takes it, for each model on its own.
+    """
 
     view: str = ATTENTION
     layer: str = compare.LAST
@@ -42,70 +68,66 @@ class Choice:
     def __post_init__(self):
         for name, known in (("view", VIEWS), ("scale", SCALES), ("colours", COLOURS)):
             if getattr(self, name) not in known:
-                raise DinovizError(f"There is no {name} {getattr(self, name)!r}; there are {', '.join(known)}.")
+                raise DinovizError(f"{name} {getattr(self, name)!r}: choose {', '.join(known)}.")
         check_share("opacity", self.opacity)
 
     @property
-    def marking(self) -> segment_state.Choice:
-        """How what is marked becomes a mask, and how that is shown: as the Segment tab begins."""
+    def segmentation(self) -> segment_state.Choice:
+        """The settings of the Segment tab that give the same masks: its defaults, but for how they are drawn."""
         view = segment_state.RAW if self.raw else segment_state.OVERLAY
         return segment_state.Choice(view=view, opacity=self.opacity)
 
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """One side: the picture through one model, at a layer (from 0). marks: as JSON holds them.
+    """One side: a look, at a layer (from 0). marks: decoded JSON. cache: shared by all sessions."""
 
-    kept: what was computed lately, for all who look.
-    """
-
-    kept: OnceCache
+    cache: OnceCache
     look: Look
     layer: int
-    choice: Choice
+    settings: ViewSettings
     marks: Sequence
 
     @cached_property
     def density(self) -> np.ndarray:
-        """(h, w) attention as a multiple of an even spread. Raises DinovizError for a head that is not there."""
-        return compare.density(self.look.features, self.choice.heads, self.layer)
+        """(h, w) attention as a multiple of uniform attention. Raises DinovizError for a head that does not exist."""
+        return compare.density(self.look.features, self.settings.heads, self.layer)
 
     @cached_property
     def own_colours(self) -> np.ndarray:
-        """(h, w, 3) of this model alone."""
-        foreground = self.choice.foreground
+        """(h, w, 3) patch PCA of this model alone."""
+        foreground = self.settings.foreground
 
         def make() -> np.ndarray:
             return pca.patch_pca([self.look.features], layer=self.layer, foreground=foreground)[0]
 
-        return self.kept.get(("own", self.look.key, self.layer, foreground), make)
+        return self.cache.get(("own", self.look.key, self.layer, foreground), make)
 
     @cached_property
-    def found(self) -> Segmentation | None:
-        """What was marked, at the size that is shown; None if nothing is marked as the thing."""
+    def segmentation(self) -> Segmentation | None:
+        """The marked object, at the size of the picture on the page; None where nothing is marked as object."""
         marks = parse(self.marks, self.look.picture.size)
         if not len(marks):
             return None
-        marking = self.choice.marking
 
         def make() -> tuple[Segmentation | None]:
-            return (segment_state.mark(self.look.features, self.look.picture.shown, marks, marking),)
+            return (segment_state.mark(self.look.features, self.look.picture.shown, marks, self.settings.segmentation),)
 
-        return self.kept.get(("marked", self.look.key, json.dumps(self.marks)), make)[0]
+        return self.cache.get(("marked", self.look.key, json.dumps(self.marks)), make)[0]
 
     @property
-    def seen(self) -> np.ndarray | Segmentation | None:
-        """What the view shows of this side by itself. Raises DinovizError."""
-        if self.choice.view == ATTENTION:
+    def values(self) -> np.ndarray | Segmentation | None:
+        """What the view draws of this side by itself. Raises DinovizError."""
+        if self.settings.view == ATTENTION:
             return self.density
-        return self.found if self.choice.view == SEGMENTATION else self.own_colours
+        return self.segmentation if self.settings.view == SEGMENTATION else self.own_colours
 
 
-def panel(kept: OnceCache, look: Look, choice: Choice, marks: Sequence) -> Panel | str:
-    """One side as it is asked for, or in a sentence why it cannot be."""
+def panel(cache: OnceCache, look: Look, settings: ViewSettings, marks: Sequence) -> Panel | str:
+    """One side, or a sentence on why it cannot be drawn."""
     try:
-        side = Panel(kept, look, compare.layer_at(choice.layer, look.backbone.layers), choice, marks)
-        side.seen  # noqa: B018 - it is the computing that may fail
+        side = Panel(cache, look, compare.layer_at(settings.layer, look.backbone.layers), settings, marks)
+        side.values  # noqa: B018 - it is the computing that may fail
     except DinovizError as error:
         return str(error)
     return side
@@ -126,18 +148,18 @@ class Pair:
     def cka(self) -> tuple[float, int]:
         """`compare.patch_cka`."""
         features, layers = self._features
-        return self.a.kept.get(("cka", self._key), lambda: compare.patch_cka(*features, layers=layers))
+        return self.a.cache.get(("cka", self._key), lambda: compare.patch_cka(*features, layers=layers))
 
     @cached_property
-    def coloured(self) -> tuple[np.ndarray, np.ndarray, Agreement]:
-        """`compare.joint_colours`, by the method chosen."""
+    def joint_colours(self) -> tuple[np.ndarray, np.ndarray, Agreement]:
+        """`compare.joint_colours`, by the selected method."""
         features, layers = self._features
-        how = {"method": self.a.choice.colours, "foreground": self.a.choice.foreground}
+        options = {"method": self.a.settings.colours, "foreground": self.a.settings.foreground}
 
         def make() -> tuple:
-            return compare.joint_colours(*features, layers=layers, **how)
+            return compare.joint_colours(*features, layers=layers, **options)
 
-        return self.a.kept.get(("joint", self._key, *how.values()), make)
+        return self.a.cache.get(("joint", self._key, *options.values()), make)
 
     @property
     def _features(self) -> tuple[list, tuple[int, int]]:

@@ -1,1 +1,1 @@
-"""The Depth tab: a map in metres, measurements on it, and the picture as points in space."""
+"""The Depth tab: a depth map in metres, measurements on it, and the picture as a point cloud."""

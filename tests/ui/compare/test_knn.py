@@ -1,4 +1,4 @@
-"""The Compare tab's k-NN: the published evaluation, told with its error, and what a run says of itself."""
+"""The Compare tab's k-NN accuracies, their error, and those that a run logged."""
 
 import json
 import shutil
@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 import dinoviz
-from dinoviz.ui.compare import knn as compare_knn
+from dinoviz.ui.compare import knn
 from dinoviz.ui.compare.knn import Score
 from training.config.tasks import EvaluateConfig
 from training.evaluate import evaluate
@@ -25,35 +25,33 @@ def run(tmp_path, tiny_folders):
     return folder
 
 
-def test_the_score_is_that_of_the_published_evaluation(tiny_folders):
-    told = []
+def test_the_score_is_that_of_training_evaluate(tiny_folders):
+    shares = []
     folder = str(tiny_folders["vit"])
-    found = compare_knn.score(dinoviz.load(folder, device="cpu"), lambda done, total, _: told.append(done / total))
-    expected = evaluate(EvaluateConfig(model=folder, linear=False, knn=compare_knn.NEIGHBOURS, device="cpu"))
-    assert found.top1 == tuple(expected["knn"][str(k)]["top1"] for k in compare_knn.NEIGHBOURS)
-    assert (found.size, found.known, found.asked) == (expected["size"], expected["train"], expected["test"])
-    assert told == sorted(told)
-    assert told[-1] == 1
+    found = knn.score(dinoviz.load(folder, device="cpu"), lambda done, total, _: shares.append(done / total))
+    expected = evaluate(EvaluateConfig(model=folder, linear=False, knn=knn.NEIGHBOURS, device="cpu"))
+    assert found.top1 == tuple(expected["knn"][str(k)]["top1"] for k in knn.NEIGHBOURS)
+    assert (found.size, found.train, found.test) == (expected["size"], expected["train"], expected["test"])
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
 
 
 def test_the_error_is_binomial():
     assert Score("m", 80, 720, 216, 18, (0.5, 0.5)).error(0.25) == pytest.approx((0.25 * 0.75 / 216) ** 0.5)
 
 
-def test_a_run_tells_its_last_figure_and_a_snapshot_that_of_its_time(run):
-    assert compare_knn.told_by_run(str(run)) == "60.0% at step 60"
-    assert compare_knn.told_by_run(str(run / "snapshots" / "step-00000040")) == "20.0% at step 20"
+def test_a_run_has_its_last_accuracy_and_a_snapshot_the_last_until_its_step(run):
+    assert knn.run_accuracy(str(run)) == "60.0% at step 60"
+    assert knn.run_accuracy(str(run / "snapshots" / "step-00000040")) == "20.0% at step 20"
 
 
 @pytest.mark.parametrize("name", ["embedded", "no/where", "dinov9"])
-def test_what_is_no_run_tells_nothing(name):
-    assert compare_knn.told_by_run(name) == ""
+def test_a_model_that_is_no_run_has_no_logged_accuracy(name):
+    assert knn.run_accuracy(name) == ""
 
 
-def test_one_that_fails_leaves_the_other_in_the_table(run):
+def test_the_table_has_both_models_also_where_one_fails(run):
     found = [Score("mine", 80, 720, 216, 18, (0.5, 0.25)), "There is no <model>."]
-    table = compare_knn.table((str(run), "dinov9"), found)
-    assert "50.0% ± 3.4%" in table
-    assert "60.0% at step 60" in table
-    assert "There is no &lt;model&gt;." in table
-    assert "chance is 5.6%" in table
+    table = knn.table((str(run), "dinov9"), found)
+    for figure in ("50.0% ± 3.4%", "60.0% at step 60", "There is no &lt;model&gt;.", "5.6%", "216", "720", "0.07"):
+        assert figure in table

@@ -1,8 +1,8 @@
-"""What the Depth tab shows follows from the head's map, the camera and the controls, by geometry that is known."""
+"""The Depth tab's measurements, normals, points and figures, against known geometry."""
 
 import base64
 import re
-from types import SimpleNamespace
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -11,48 +11,52 @@ from PIL import Image
 from dinoviz.depth import figures as depth_figures
 from dinoviz.depth.probe import Depth
 from dinoviz.errors import DinovizError
+from dinoviz.features import Features
 from dinoviz.grid import PatchGrid
-from dinoviz.ui.depth.probes import Reading
-from dinoviz.ui.depth.state import Choice, Scene, parse_points
+from dinoviz.ui.depth.probes import Prediction
+from dinoviz.ui.depth.state import STEP, Scene, ViewSettings, parse_points, settings_of
 from dinoviz.ui.depth.views import readout
+from dinoviz.ui.workbench import Look, Picture
 
 GRID = PatchGrid((240, 160), (168, 112), 14)  # 8 x 12 patches
 FOCAL = 200.0
 
 
-def scene(metres: np.ndarray, choice: Choice | None = None, *, spread=None, unfamiliarity=None, exif=None) -> Scene:
-    """A picture of 240 x 160, shown at half its size, of which a head said `metres` (16, 24)."""
+def scene(metres, settings: ViewSettings | None = None, *, spread=None, unfamiliarity=None, exif=None) -> Scene:
+    """A picture of 240 x 160, shown at half its size, for which a head predicted `metres` (16, 24)."""
     image = Image.fromarray(np.arange(160 * 240 * 3, dtype=np.uint32).reshape(160, 240, 3).astype(np.uint8))
-    picture = SimpleNamespace(image=image, size=image.size, shown=image.resize((120, 80)), digest="d")
-    look = SimpleNamespace(picture=picture, features=SimpleNamespace(grid=GRID))
+    picture = Picture(image.size, image.resize((120, 80)), "digest", "picture.png", lambda: image)
+    none = np.empty((0, 4), np.float32)
+    features = Features(none, none, none, GRID, 12, {}, 1.0, "model", "weights")
+    look = Look(picture, None, features, 112)
     patches = metres.reshape(8, 2, 12, 2).mean((1, 3))
-    told = Depth(metres.astype(np.float32), spread, patches.astype(np.float32), unfamiliarity, GRID)
-    return Scene(look, Reading(told, "a probe", {}, (0.001, 10.0)), choice or Choice(focal=FOCAL), exif)
+    predicted = Depth(metres.astype(np.float32), spread, patches.astype(np.float32), unfamiliarity, GRID)
+    return Scene(look, Prediction(predicted, "a probe", {}, (0.001, 10.0)), settings or ViewSettings(focal=FOCAL), exif)
 
 
 def ramp() -> np.ndarray:
     return np.broadcast_to(np.linspace(1, 4, 24), (16, 24))
 
 
-def test_a_length_on_a_wall_in_front_is_that_of_similar_triangles():
+def test_a_distance_on_a_frontal_wall_follows_from_similar_triangles():
     wall = scene(np.full((16, 24), 2.0))
     assert wall.at([(40, 60), (239, 159)]) == [2.0, 2.0]
     # 120 pixels across and 50 down, at 2 m, with a focal length of 200 pixels.
     assert wall.between((40, 60), (160, 110)) == pytest.approx(2 * np.hypot(120, 50) / FOCAL, abs=2e-6)
-    assert scene(np.full((16, 24), 2.0), Choice(focal=400)).between((40, 60), (160, 110)) == pytest.approx(
+    assert scene(np.full((16, 24), 2.0), ViewSettings(focal=400)).between((40, 60), (160, 110)) == pytest.approx(
         0.65, abs=1e-5
     )
-    with pytest.raises(DinovizError, match="outside the picture"):
+    with pytest.raises(DinovizError, match="outside"):
         wall.at([(241, 5)])
 
 
-def test_the_focal_length_given_comes_before_that_of_the_file_and_that_before_an_assumption():
+def test_a_given_focal_length_comes_before_exif_data_and_those_before_an_assumption():
     metres = np.full((16, 24), 2.0)
-    assert scene(metres, Choice(focal=250), exif=300).camera.fx == 250
-    found = scene(metres, Choice(), exif=300).camera
+    assert scene(metres, ViewSettings(focal=250), exif=300).camera.fx == 250
+    found = scene(metres, ViewSettings(), exif=300).camera
     assert found.fx == 300
     assert "EXIF" in found.source
-    assert "assumed" in scene(metres, Choice()).camera.source
+    assert "assumed" in scene(metres, ViewSettings()).camera.source
 
 
 def test_normals_of_a_wall_face_the_camera_and_of_a_floor_face_up():
@@ -68,9 +72,9 @@ def test_normals_of_a_wall_face_the_camera_and_of_a_floor_face_up():
 
 
 @pytest.mark.parametrize("raw", [False, True])
-def test_the_cloud_has_what_lies_between_the_limits_in_the_colours_of_the_picture(raw):
-    choice = Choice(focal=FOCAL, raw=raw, by_itself=False, near=1.5, far=2.5)
-    cut = scene(ramp(), choice)
+def test_the_cloud_has_the_points_between_the_limits_in_the_pictures_colours(raw):
+    settings = ViewSettings(focal=FOCAL, raw=raw, by_itself=False, near=1.5, far=2.5)
+    cut = scene(ramp(), settings)
     shown = cut.look.picture.shown
     points, colours = cut.cloud(shown)
     assert points[:, 2].min() >= 1.5
@@ -79,11 +83,11 @@ def test_the_cloud_has_what_lies_between_the_limits_in_the_colours_of_the_pictur
     rows = np.rint(points[:, 1] / points[:, 2] * FOCAL / 2 + 40 - 0.5).astype(int)
     np.testing.assert_array_equal(colours, np.asarray(shown)[rows, columns])
     assert len(cut.cloud(shown, most=500)[0]) <= 500
-    whole, _ = scene(ramp(), Choice(focal=FOCAL)).cloud(shown, most=10**6)
+    whole, _ = scene(ramp(), ViewSettings(focal=FOCAL)).cloud(shown, most=10**6)
     assert len(whole) == shown.width * shown.height
 
 
-def test_nothing_hangs_in_the_air_between_the_near_and_the_far():
+def test_the_cloud_has_no_points_at_depth_jumps():
     metres = np.where(np.arange(24) < 12, 1.0, 8.0) * np.ones((16, 1))
     points, _ = scene(metres).cloud(scene(metres).look.picture.shown)
     between = (points[:, 2] > 1.3) & (points[:, 2] < 7)
@@ -92,33 +96,33 @@ def test_nothing_hangs_in_the_air_between_the_near_and_the_far():
 
 
 def test_raw_depth_is_flat_on_a_patch_and_smooth_depth_is_not():
-    flat = scene(ramp(), Choice(raw=True)).shown_metres
+    flat = scene(ramp(), ViewSettings(raw=True)).shown_metres
     assert len(np.unique(flat)) == 12
     smooth = scene(ramp()).shown_metres
     assert len(np.unique(smooth)) > 60
     assert abs(flat.mean() - smooth.mean()) < 0.02
 
 
-def test_a_picture_unlike_the_training_data_has_no_metres_unless_one_insists():
+def test_a_picture_unlike_the_training_data_has_relative_depth():
     strange = scene(ramp(), unfamiliarity=1.7)
     assert strange.unfamiliar
     assert strange.unit.relative
     median = float(np.median(ramp()))
     assert strange.limits == pytest.approx((1 / median, 4 / median))
     assert not re.search(r"\d m\b", readout(strange, [(120, 80)]))
-    insisting = scene(ramp(), Choice(anyway=True), unfamiliarity=1.7)
-    assert insisting.limits == (1, 4)
-    assert re.search(r"\d m\b", readout(insisting, [(120, 80)]))
+    metric = scene(ramp(), ViewSettings(anyway=True), unfamiliarity=1.7)
+    assert metric.limits == (1, 4)
+    assert re.search(r"\d m\b", readout(metric, [(120, 80)]))
     for known in (0.4, None):
         assert not scene(ramp(), unfamiliarity=known).unfamiliar
 
 
-def test_uncertainty_is_refused_of_what_tells_none():
-    with pytest.raises(DinovizError, match="tells no uncertainty"):
+def test_a_head_without_depth_bins_has_no_uncertainty():
+    with pytest.raises(DinovizError):
         scene(ramp()).spread(scene(ramp()).look.picture.shown)
-    told = scene(ramp(), spread=np.full((16, 24), 0.5, np.float32))
-    np.testing.assert_allclose(told.spread(told.look.picture.shown), 0.5)
-    flat = scene(ramp(), Choice(raw=True), spread=ramp().astype(np.float32))
+    binned = scene(ramp(), spread=np.full((16, 24), 0.5, np.float32))
+    np.testing.assert_allclose(binned.spread(binned.look.picture.shown), 0.5)
+    flat = scene(ramp(), ViewSettings(raw=True), spread=ramp().astype(np.float32))
     assert len(np.unique(flat.spread(flat.look.picture.shown))) == 12
 
 
@@ -126,25 +130,36 @@ def test_uncertainty_is_refused_of_what_tells_none():
     "wrong",
     [{"shown": "height"}, {"colours": "jet"}, {"opacity": 2}, {"by_itself": False, "near": 3, "far": 2}, {"focal": -1}],
 )
-def test_controls_that_say_nonsense_are_refused(wrong):
+def test_invalid_settings_are_refused(wrong):
     with pytest.raises(DinovizError):
-        Choice(**wrong)
+        ViewSettings(**wrong)
 
 
 @pytest.mark.parametrize(
-    "text", ["[" * 100_000, "[[NaN, 1]]", "[[1e999, 1]]", "[[1" + "0" * 400 + ", 1]]", "{}{", "[[1]]"]
+    ("near", "far", "expected"),
+    [(0, 10, (0, 10)), (2, 10, (2, 10)), (12, 10, (12, 12 + STEP)), (0, 0, (0, STEP)), (0, 4, (0, 4))],
 )
-def test_points_that_are_none_give_one_sentence(text):
-    with pytest.raises(DinovizError, match="at most two"):
+def test_near_and_far_apply_once_one_of_them_was_moved(near, far, expected):
+    values = asdict(ViewSettings()) | {"near": near, "far": far, "focal": None}
+    settings = settings_of(list(values.values()), (0, 10))
+    assert settings.focal == 0
+    assert settings.by_itself == ((near, far) == (0, 10))
+    assert (settings.near, settings.far) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, "[[NaN, 1]]", "[[1e999, 1]]", "[[1" + "0" * 400 + ", 1]]", "{}{", "[[1]]", "[1, 2]", "{",
+     "[[1, null]]", '"ab"', "[[1, 2], [3, 4], [5, 6]]"],
+)  # fmt: skip
+def test_what_is_not_at_most_two_points_is_refused(text):
+    with pytest.raises(DinovizError, match="two"):
         parse_points(text)
 
 
-def test_points_are_two_at_most():
+def test_points_are_read_from_json():
     assert parse_points("") == []
     assert parse_points("[[1, 2.5], [3, 4]]") == [[1, 2.5], [3, 4]]
-    for wrong in ("[[1, 2], [3, 4], [5, 6]]", "[[1]]", "[1, 2]", "{", "[[1, null]]", '"ab"'):
-        with pytest.raises(DinovizError, match="at most two"):
-            parse_points(wrong)
 
 
 def unpacked(values: dict) -> np.ndarray:
@@ -171,7 +186,7 @@ def test_the_figure_of_an_empty_cloud_is_empty():
     assert unpacked(figure["data"][0]["x"]).size == 0
 
 
-def test_the_histogram_counts_everything_and_fades_what_is_out_of_range():
+def test_the_histogram_counts_all_pixels_and_fades_what_is_out_of_range():
     figure = depth_figures.histogram(ramp(), (2.0, 3.0), "viridis", "m")
     bars = figure["data"][0]
     assert sum(bars["y"]) == pytest.approx(100, abs=0.1)
