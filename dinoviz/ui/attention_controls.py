@@ -13,6 +13,7 @@ from dinoviz.attention import MEAN, map_names
 from dinoviz.ui.attention_views import CLS
 from dinoviz.ui.image_bar import Bar
 from dinoviz.ui.shared import download, note, view_image
+from dinoviz.ui.stale_answers import stamp
 
 HEADS_NOTE = (
     "Each dot is one head; the selected layer is highlighted. Left: mean distance between a query patch and the "
@@ -33,7 +34,8 @@ class Drawn(NamedTuple):
 class Controls:
     """The tab's components.
 
-    drawn: a `Drawn`. redraw: changes when the tab has to be drawn once more, see `Overlap`.
+    drawn: a `Drawn`. redraw: changes when the tab has to be drawn once more, see `stale_answers`.
+    stamp: counts the answers on the page, see there.
     pending: key of what has to be computed before the selected map can be drawn. prepared: changes when that is done.
     """
 
@@ -58,6 +60,7 @@ class Controls:
     nudge: gr.Textbox
     drawn: gr.State
     redraw: gr.State
+    stamp: gr.Textbox
     pending: gr.State
     prepared: gr.State
 
@@ -90,10 +93,11 @@ def layout(bar: Bar) -> Controls:
     nudge = gr.Textbox(visible="hidden", elem_id="attention-nudge")
     with bar.unseen:
         drawn, redraw, pending, prepared = gr.State(Drawn()), gr.State(None), gr.State(None), gr.State(None)
+        counter = stamp()
     return Controls(
         photo=photo, heat=heat, sheet=sheet, caption=caption, stop=stop, figure=figure, registers=registers,
-        file_button=file_button, file=file, press_file=press, nudge=nudge, drawn=drawn, redraw=redraw, pending=pending,
-        prepared=prepared, **settings,
+        file_button=file_button, file=file, press_file=press, nudge=nudge, drawn=drawn, redraw=redraw,
+        stamp=counter, pending=pending, prepared=prepared, **settings,
     )  # fmt: skip
 
 

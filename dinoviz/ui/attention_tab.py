@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import gradio as gr
 import numpy as np
@@ -40,7 +40,7 @@ from dinoviz.ui.shared import (
     stop_shown,
     told,
 )
-from dinoviz.ui.stale_answers import Overlap
+from dinoviz.ui.stale_answers import Requests, number
 from dinoviz.ui.workbench import Look, Workbench
 
 # Arrow keys send their step to the server while one of the two pictures has the focus.
@@ -57,28 +57,31 @@ ARROW_KEYS = """() => document.addEventListener('keydown', event => {
 def build(bench: Workbench, bar: Bar, is_open: gr.State) -> None:
     """Build the tab. is_open: whether it is the open one."""
     controls = layout(bar)
-    wire(controls, Handlers(bench, controls), bar, is_open)
+    wire(controls, Handlers(bench, controls, Requests(controls.redraw, controls.stamp)), bar, is_open)
 
 
 def wire(controls: Controls, handlers: Handlers, bar: Bar, is_open: gr.State) -> None:
     """Connect the tab's events."""
     c, inputs = controls, [*bar.inputs, *controls.settings]
+    drawing, clicked = [c.stamp, is_open, bar.ready, c.drawn, *inputs], [c.stamp, *inputs]
     changes = [part.change for part in (bar.ended, is_open, c.redraw, c.prepared)]
     changes += [c.layer.input, c.shown.input, c.query.submit, c.colormap.input, c.opacity.input, c.raw.input]
     gr.on(
-        [*changes, c.mass.input], handlers.draw_all, [is_open, bar.ready, c.drawn, *inputs],
-        [c.drawn, c.pending, c.layer, c.shown, c.query, c.registers, c.redraw, *c.pictures], **PRIVATE,
+        [*changes, c.mass.input], handlers.draw_all, drawing,
+        [c.drawn, c.pending, c.layer, c.shown, c.query, c.registers, c.redraw, c.stamp, *c.pictures],
+        js=number(drawing), **PRIVATE,
     )  # fmt: skip
     c.pending.change(handlers.prepare, [c.pending, *bar.inputs], [c.caption, c.stop, c.prepared], **WAITING)
     # An event of its own, so that the map does not wait for the figure.
     c.drawn.change(handlers.draw_figure, [c.drawn, *bar.inputs], c.figure, **PRIVATE)
     api_only().click(handlers.attention, inputs, c.pictures, api_name="attention", concurrency_limit=2)
-    answered = [c.query, c.shown, c.redraw, *c.pictures]
+    answered = [c.query, c.shown, c.redraw, c.stamp, *c.pictures]
     for view in (c.photo, c.heat):
-        view.select(handlers.click_patch, inputs, answered, **EVERY)
-    c.sheet.select(handlers.click_head, inputs, answered, **EVERY)
-    c.cls.click(handlers.click_cls, inputs, answered, **EVERY)
-    c.nudge.change(handlers.move_query, [c.nudge, *inputs], answered, **EVERY)
+        view.select(handlers.click_patch, clicked, answered, js=number(clicked), **EVERY)
+    c.sheet.select(handlers.click_head, clicked, answered, js=number(clicked), **EVERY)
+    c.cls.click(handlers.click_cls, clicked, answered, js=number(clicked), **EVERY)
+    nudged = [c.stamp, c.nudge, *inputs]
+    c.nudge.change(handlers.move_query, nudged, answered, js=number(nudged), **EVERY)
     c.stop.click(handlers.stop, queue=False, **ONCE)
     c.file_button.click(
         handlers.attention_download, inputs, c.file, api_name="attention_download", concurrency_limit=2,
@@ -96,7 +99,7 @@ class Handlers:
 
     bench: Workbench
     controls: Controls
-    overlap: Overlap = field(default_factory=Overlap)
+    requests: Requests
 
     @takes_settings(ViewSettings)
     def attention(
@@ -133,19 +136,22 @@ class Handlers:
             return file(self.bench, self.bench.look(image, model, resolution), ViewSettings(*values))
 
     def draw_all(
-        self, is_open: bool, ready: Hashable, drawn: Drawn, request: gr.Request, image, model, resolution, *values
-    ):
+        self, stamp: str, is_open: bool, ready: Hashable, drawn: Drawn, request: gr.Request, image, model, resolution,
+        *values,
+    ):  # fmt: skip
         """Draw the tab. All events but clicks come here, one at a time, so that an older answer never comes last."""
         c = self.controls
         if not is_open and drawn.look in (None, ready):
             return gr.skip()
+        answering = self.requests.controls(request.session_hash, stamp, ready)
         if not is_open or ready is None:
             why = note(EMPTY if is_open else DRAWING)
-            return {c.drawn: drawn._replace(look=None), c.pending: None, **dict.fromkeys(c.pictures), c.caption: why}
+            values = {c.drawn: drawn._replace(look=None), c.pending: None}
+            return answering.answer(values, {**dict.fromkeys(c.pictures), c.caption: why})
         look = encoded(self.bench, image, model, resolution, request)
         if look is None:
             return gr.skip()
-        with told(), self.overlap.controls(request.session_hash) as once_more:
+        with told():
             settings, updates = ViewSettings(*values), {}
             if drawn.look != look.key:
                 settings, updates = self._fitted(look, settings, drawn)
@@ -153,7 +159,7 @@ class Handlers:
                 return {c.pending: rollout_key(look)}
             pictures = dict(zip(c.pictures, draw(self.bench, look, settings), strict=True))
             now = Drawn(look.key, look.picture.digest, look.backbone.layers, settings.layer)
-            return {c.drawn: now, c.pending: None, **updates, c.redraw: once_more(), **pictures}
+            return answering.answer({c.drawn: now, c.pending: None, **updates}, pictures)
 
     def _fitted(self, look: Look, settings: ViewSettings, drawn: Drawn) -> tuple[ViewSettings, dict]:
         """The settings as they apply to another look, and the updates of the controls."""
@@ -200,51 +206,56 @@ class Handlers:
             look = self.bench.peek(image, model, resolution)
             return heads_figure(self.bench, look, drawn.layer) if look and look.key == drawn.look else gr.skip()
 
-    def click_patch(self, event: gr.SelectData, request: gr.Request, image, model, resolution, *values):
+    def click_patch(self, stamp: str, event: gr.SelectData, request: gr.Request, image, model, resolution, *values):
         """Make the clicked patch the query."""
         look = encoded(self.bench, image, model, resolution)
         if look is None:
             return gr.skip()
         x, y = np.floor(picture_point(look, event.index))
-        return self._query(request, look, replace(ViewSettings(*values), query=f"{x:.0f}, {y:.0f}"))
+        return self._query(request, stamp, look, replace(ViewSettings(*values), query=f"{x:.0f}, {y:.0f}"))
 
-    def click_cls(self, request: gr.Request, image, model, resolution, *values):
+    def click_cls(self, stamp: str, request: gr.Request, image, model, resolution, *values):
         """Make the CLS token the query."""
         look = encoded(self.bench, image, model, resolution)
-        return gr.skip() if look is None else self._query(request, look, replace(ViewSettings(*values), query=CLS))
+        return (
+            gr.skip() if look is None else self._query(request, stamp, look, replace(ViewSettings(*values), query=CLS))
+        )
 
-    def click_head(self, event: gr.SelectData, request: gr.Request, image, model, resolution, *values):
+    def click_head(self, stamp: str, event: gr.SelectData, request: gr.Request, image, model, resolution, *values):
         """Enlarge the clicked head."""
         look = encoded(self.bench, image, model, resolution)
         if look is None:
             return gr.skip()
         settings = ViewSettings(*values)
         head = render.Sheet.fit(look.backbone.heads, look.picture.shown.size).tile_at(event.index)
-        return self._answer(request, look, settings if head is None else replace(settings, shown=f"head {head + 1}"))
+        return self._answer(
+            request, stamp, look, settings if head is None else replace(settings, shown=f"head {head + 1}")
+        )
 
-    def move_query(self, nudge: str, request: gr.Request, image, model, resolution, *values):
+    def move_query(self, stamp: str, nudge: str, request: gr.Request, image, model, resolution, *values):
         """Move the query by an arrow key."""
         look, settings = self.bench.peek(image, model, resolution), ViewSettings(*values)
         if look is None or not settings.has_query:
             return gr.skip()
         with told():
             query = moved_query(look, settings.query, nudge)
-        return self._answer(request, look, replace(settings, query=query))
+        return self._answer(request, stamp, look, replace(settings, query=query))
 
     def stop(self, request: gr.Request) -> None:
         """Stop computing the rollout."""
         self.bench.stop((request.session_hash, "attention"))
 
-    def _query(self, request: gr.Request, look: Look, settings: ViewSettings) -> dict:
+    def _query(self, request: gr.Request, stamp: str, look: Look, settings: ViewSettings) -> dict:
         """The answer to another query; a map without one gives way to the mean of the heads."""
-        return self._answer(request, look, settings if settings.has_query else replace(settings, shown=MEAN))
+        return self._answer(request, stamp, look, settings if settings.has_query else replace(settings, shown=MEAN))
 
-    def _answer(self, request: gr.Request, look: Look, settings: ViewSettings) -> dict:
+    def _answer(self, request: gr.Request, stamp: str, look: Look, settings: ViewSettings) -> dict:
         """The answer to a click: query, map and pictures."""
         c = self.controls
-        with told(), self.overlap.click(request.session_hash) as once_more:
+        answering = self.requests.click(request.session_hash, stamp, look.key)
+        with told():
             pictures = dict(zip(c.pictures, draw(self.bench, look, settings), strict=True))
-            return {c.query: settings.query, c.shown: settings.shown, c.redraw: once_more(), **pictures}
+            return answering.answer({c.query: settings.query, c.shown: settings.shown}, pictures)
 
 
 def register_model(model: str) -> str:

@@ -1,65 +1,110 @@
-"""Answers that may have overtaken each other.
+"""Requests of one tab that run at the same time: an answer that a newer request has overtaken is dropped.
 
-A tab's controls are answered one after the other, by one handler. Its clicks are answered at once and by themselves, so
-that an older answer of the one can reach the page after a newer one of the other. Whoever finds that this may have
-happened has the tab drawn once more, from what the controls say by then.
+A tab's controls are answered one after the other by one handler, its clicks at once by others, so an older answer may
+be ready after a newer one. The page numbers its requests and sends along which answer it has applied last. From both
+the server knows, however long anything takes on its way, whether an answer is still the newest, and whether it was
+computed without something that the page has been told since. In the first case its pictures are dropped; in both the
+tab is drawn once more from the current controls. (Gradio delivers the answers of a session in order, by one stream.)
 """
 
 from __future__ import annotations
 
+import re
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
 
 import gradio as gr
 
-LATELY = 0.5  # seconds: longer than an answer is on its way
-MOST = 1000  # sessions that are remembered before the older ones are forgotten
+SESSIONS = 1000  # remembered; the least recently used is forgotten first
 
 
-class Overlap:
-    """When the clicks and the controls of one tab were answered last, for each session."""
+def number(inputs: Sequence) -> str:
+    """The script that numbers a request in the page before it leaves; the stamp is the first of its inputs."""
+    # Gradio passes the outputs after the inputs.
+    rest = f"rest.slice(0, {len(inputs) - 1})"
+    return f"(stamp, ...rest) => [`${{window.dvRequest = (window.dvRequest ?? 0) + 1}} ${{stamp}}`, ...{rest}]"
 
-    def __init__(self):
-        self._clicks: dict[str, float] = {}
-        self._controls: dict[str, float] = {}
+
+def stamp() -> gr.Textbox:
+    """The component that holds the count of answers the page has applied: the first input, and an output, of each."""
+    return gr.Textbox("0", visible="hidden", elem_classes="dv-stamp")
+
+
+@dataclass
+class _Tab:
+    """One tab of one session. newest, newest_click: request numbers. answers, click_answers: counts."""
+
+    newest: int = 0
+    newest_click: int = 0
+    answers: int = 0
+    click_answers: int = 0  # the count of answers when the last click was answered
+    look: Hashable = None  # what the newest request shows
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class Requests:
+    """The requests of one tab, by session."""
+
+    def __init__(self, redraw: Hashable, stamp: Hashable):
+        """redraw: the State whose change draws the tab from its controls. stamp: see `stamp`."""
+        self._redraw, self._stamp = redraw, stamp
+        self._tabs: OrderedDict[str, _Tab] = OrderedDict()
         self._lock = threading.Lock()
 
-    @contextmanager
-    def click(self, session: str) -> Iterator[Callable[[], object]]:
-        """While a click is answered; gives what tells, at its end, the State that has the tab drawn once more."""
-        others = _is_recent(self._clicks.get(session))
-        self._set(self._clicks, session)
-        try:
-            yield lambda: _once_more(others or _is_recent(self._controls.get(session)))
-        finally:
-            self._set(self._clicks, session)
+    def click(self, session: str, stamp: str, look: Hashable) -> Request:
+        """Begin to answer a click. look: key of the picture, model and resolution that was clicked."""
+        return self._request(session, stamp, look, is_click=True)
 
-    @contextmanager
-    def controls(self, session: str) -> Iterator[Callable[[], object]]:
-        """The same while all controls are answered; a click leads to one more drawing, not to one after another."""
-        self._set(self._controls, session)
-        try:
-            yield lambda: _once_more(_is_recent(self._taken(session)))
-        finally:
-            self._set(self._controls, session)
+    def controls(self, session: str, stamp: str, look: Hashable) -> Request:
+        """Begin to draw the tab from its controls."""
+        return self._request(session, stamp, look, is_click=False)
 
-    def _taken(self, session: str) -> float | None:
-        with self._lock:  # another session may be tidying up
-            return self._clicks.pop(session, None)
+    def _request(self, session: str, stamp: str, look: Hashable, is_click: bool) -> Request:
+        return Request(self._tab(session), (self._redraw, self._stamp), stamp, look, is_click)
 
-    def _set(self, times: dict[str, float], session: str) -> None:
+    def _tab(self, session: str) -> _Tab:
         with self._lock:
-            if len(times) > MOST:
-                for other in [other for other, moment in times.items() if not _is_recent(moment)]:
-                    times.pop(other, None)
-            times[session] = time.monotonic()
+            tab = self._tabs.setdefault(session, _Tab())
+            self._tabs.move_to_end(session)
+            while len(self._tabs) > SESSIONS:
+                self._tabs.popitem(last=False)
+            return tab
 
 
-def _is_recent(moment: float | None) -> bool:
-    return moment is not None and time.monotonic() - moment < LATELY
+class Request:
+    """A request that is being answered: begin it before the work, call `answer` after it."""
 
+    def __init__(self, tab: _Tab, outputs: tuple[Hashable, Hashable], stamp: str, look: Hashable, is_click: bool):
+        self._tab, self._outputs, self._look, self._is_click = tab, outputs, look, is_click
+        found = re.fullmatch(r"(\d{1,15}) (\d{1,15})", stamp)
+        with tab.lock:
+            # Without a valid stamp, which no page sends, the order of arrival counts.
+            self._number, self._applied = map(int, found.groups()) if found else (tab.newest + 1, tab.answers)
+            if self._number > tab.newest:
+                tab.newest, tab.look = self._number, look
+            if is_click:
+                tab.newest_click = max(tab.newest_click, self._number)
 
-def _once_more(needed: bool) -> object:
-    return time.monotonic() if needed else gr.skip()
+    def answer(self, values: dict, pictures: dict) -> dict:
+        """The outputs by component, without those that must not reach the page.
+
+        Args:
+            values: what the request sets, such as the query of a click. Those of a click stay unless a newer click or
+                another picture has taken its place: a change of opacity must not undo a click.
+            pictures: what is drawn. They stay only if this is the newest request.
+        """
+        tab, (redraw, stamp) = self._tab, self._outputs
+        with tab.lock:
+            is_newest = self._number == tab.newest
+            stays = is_newest or (self._is_click and self._number == tab.newest_click and self._look == tab.look)
+            missed = (tab.answers if self._is_click else tab.click_answers) > self._applied
+            tab.answers += 1
+            if self._is_click:
+                tab.click_answers = tab.answers
+            answer = {stamp: str(tab.answers)}
+        if missed or not is_newest:
+            answer[redraw] = time.monotonic()
+        return answer | (values if stays else {}) | (pictures if is_newest else {})

@@ -10,6 +10,7 @@ from dinoviz.ui.access import Settings
 from dinoviz.ui.attention_controls import Drawn, layout
 from dinoviz.ui.attention_tab import Handlers
 from dinoviz.ui.attention_views import moved_query, parse_query, rollout_key
+from dinoviz.ui.stale_answers import Requests
 from dinoviz.ui.workbench import Workbench
 from tests.ui.tab_handlers import ME, blocks, held, is_skipped, parameters
 
@@ -22,7 +23,8 @@ def handlers(monkeypatch, tmp_path, chelsea) -> Handlers:
     chelsea.save(tmp_path / "cat.png")
     bench = Workbench(Settings())
     with blocks(bench, str(tmp_path / "cat.png")) as bar:
-        return Handlers(bench, layout(bar))
+        controls = layout(bar)
+        return Handlers(bench, controls, Requests(controls.redraw, controls.stamp))
 
 
 @pytest.fixture
@@ -68,18 +70,18 @@ def test_arrow_keys_move_the_query_within_the_grid(look, query, step, patch):
 
 def test_only_the_open_tab_is_drawn(handlers, inputs, look):
     c = handlers.controls
-    drawn = handlers.draw_all(True, look.key, Drawn(), ME, *inputs, *values())
+    drawn = handlers.draw_all("", True, look.key, Drawn(), ME, *inputs, *values())
     assert drawn[c.drawn] == Drawn(look.key, look.picture.digest, look.backbone.layers, look.backbone.layers)
     assert drawn[c.heat].size == look.picture.shown.size
-    assert is_skipped(handlers.draw_all(False, look.key, drawn[c.drawn], ME, *inputs, *values()))
-    emptied = handlers.draw_all(False, "another", drawn[c.drawn], ME, *inputs, *values())
+    assert is_skipped(handlers.draw_all("", False, look.key, drawn[c.drawn], ME, *inputs, *values()))
+    emptied = handlers.draw_all("", False, "another", drawn[c.drawn], ME, *inputs, *values())
     assert emptied[c.drawn].look is emptied[c.heat] is None
-    assert handlers.draw_all(True, None, Drawn(), ME, *inputs, *values())[c.heat] is None
+    assert handlers.draw_all("", True, None, Drawn(), ME, *inputs, *values())[c.heat] is None
 
 
 def test_the_controls_follow_the_model(handlers, inputs, look):
     c = handlers.controls
-    drawn = handlers.draw_all(True, look.key, Drawn(), ME, *inputs, *values("head 99", "9999, 1", layer=12))
+    drawn = handlers.draw_all("", True, look.key, Drawn(), ME, *inputs, *values("head 99", "9999, 1", layer=12))
     assert drawn[c.layer].maximum == drawn[c.layer].value == look.backbone.layers
     assert [name for name, _ in drawn[c.shown].choices] == map_names(look.backbone.heads)
     assert drawn[c.shown].value == "mean of heads"
@@ -89,17 +91,17 @@ def test_the_controls_follow_the_model(handlers, inputs, look):
 def test_a_click_moves_the_query_and_leaves_a_map_without_one(handlers, inputs, look):
     c = handlers.controls
     click = gr.SelectData(None, {"index": [0, 0], "value": None})
-    answer = handlers.click_patch(click, ME, *inputs, *values("patch norms"))
+    answer = handlers.click_patch("", click, ME, *inputs, *values("patch norms"))
     assert (answer[c.query], answer[c.shown]) == ("0, 0", "mean of heads")
-    assert handlers.click_cls(ME, *inputs, *values(query="0, 0"))[c.query] == "CLS"
-    assert handlers.click_head(click, ME, *inputs, *values())[c.shown] == "head 1"
-    assert is_skipped(handlers.move_query("1,0,5", ME, *inputs, *values("patch norms")))
-    assert "row 1, column 2" in handlers.move_query("1,0,5", ME, *inputs, *values(query="0, 0"))[c.caption]
+    assert handlers.click_cls("", ME, *inputs, *values(query="0, 0"))[c.query] == "CLS"
+    assert handlers.click_head("", click, ME, *inputs, *values())[c.shown] == "head 1"
+    assert is_skipped(handlers.move_query("", "1,0,5", ME, *inputs, *values("patch norms")))
+    assert "row 1, column 2" in handlers.move_query("", "1,0,5", ME, *inputs, *values(query="0, 0"))[c.caption]
 
 
 def test_the_rollout_has_progress_and_can_be_stopped(handlers, inputs, look, monkeypatch):
     c = handlers.controls
-    pending = handlers.draw_all(True, look.key, Drawn(), ME, *inputs, *values(ROLLOUT))[c.pending]
+    pending = handlers.draw_all("", True, look.key, Drawn(), ME, *inputs, *values(ROLLOUT))[c.pending]
     assert pending == rollout_key(look)
     with held() as work:
         monkeypatch.setattr(attention, "rollout", lambda features, progress: work(progress))
@@ -117,7 +119,7 @@ def test_the_rollout_is_drawn_once_it_is_computed(handlers, inputs, look):
     c = handlers.controls
     *_, last = handlers.prepare(rollout_key(look), *inputs, ME)
     assert last[c.prepared] > 0
-    drawn = handlers.draw_all(True, look.key, Drawn(), ME, *inputs, *values(ROLLOUT))
+    drawn = handlers.draw_all("", True, look.key, Drawn(), ME, *inputs, *values(ROLLOUT))
     assert ROLLOUT in drawn[c.caption]
 
 

@@ -13,6 +13,7 @@ from dinoviz.ui.depth.state import DEPTH, SHOWN, STEP
 from dinoviz.ui.depth.views import CLICK
 from dinoviz.ui.image_bar import Bar
 from dinoviz.ui.shared import LiveDropdown, download, note, view_image
+from dinoviz.ui.stale_answers import stamp
 from dinoviz.ui.workbench import Workbench
 
 
@@ -34,7 +35,8 @@ class Drawn:
 class Controls:
     """The tab's components.
 
-    drawn: a `Drawn`. redraw: changes when the tab has to be drawn once more, see `Overlap`.
+    drawn: a `Drawn`. redraw: changes when the tab has to be drawn once more, see `stale_answers`.
+    stamp: counts the answers on the page, see there.
     points: the digest of the picture that was clicked, and the points.
     pending: the key of a prediction for which a network has to run first. prepared: changes when it has run, and when
     it is wanted again. tried: the `pending` that was stopped or failed last.
@@ -73,6 +75,7 @@ class Controls:
     tried: gr.State
     prepared: gr.State
     redraw: gr.State
+    stamp: gr.Textbox
     points: gr.State
 
     @property
@@ -106,7 +109,7 @@ def layout(bench: Workbench, bar: Bar) -> Controls:
     with bar.unseen:
         states = {
             "drawn": gr.State(Drawn()), "pending": gr.State(None), "tried": gr.State(None), "prepared": gr.State(None),
-            "redraw": gr.State(None), "points": gr.State(("", [])),
+            "redraw": gr.State(None), "stamp": stamp(), "points": gr.State(("", [])),
         }  # fmt: skip
     api_points = gr.Textbox(visible="hidden")
     return Controls(**parts, **states, file_button=file_button, file=file, press_file=press, api_points=api_points)

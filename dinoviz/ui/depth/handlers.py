@@ -6,7 +6,7 @@ import html
 import math
 import time
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import gradio as gr
 from PIL import Image
@@ -20,7 +20,7 @@ from dinoviz.ui.depth.controls import Controls, Drawn
 from dinoviz.ui.depth.state import STEP, Scene, ViewSettings, named, parse_points, settings_of
 from dinoviz.ui.endpoints import takes_settings
 from dinoviz.ui.shared import DRAWING, EMPTY, encoded, follow, note, picture_point, stop_shown, told
-from dinoviz.ui.stale_answers import Overlap
+from dinoviz.ui.stale_answers import Request, Requests
 from dinoviz.ui.workbench import Look, Workbench
 
 PREVIOUS = "The map shown is the previous one."
@@ -32,7 +32,7 @@ class Handlers:
 
     bench: Workbench
     controls: Controls
-    overlap: Overlap = field(default_factory=Overlap)
+    requests: Requests
 
     @takes_settings(ViewSettings)
     def depth(
@@ -89,26 +89,27 @@ class Handlers:
             return views.file(open_scene(self.bench, look, image, probe, settings_of(values)))
 
     def draw_all(
-        self, is_open: bool, ready: Hashable, drawn: Drawn, tried: Hashable, request: gr.Request, image, model,
-        resolution, points, probe, *values,
+        self, stamp: str, is_open: bool, ready: Hashable, drawn: Drawn, tried: Hashable, request: gr.Request, image,
+        model, resolution, points, probe, *values,
     ):  # fmt: skip
         """Draw the tab. All events but clicks come here, one at a time, so that an older answer never comes last."""
         c = self.controls
         if not is_open and drawn.look in (None, ready):
             return gr.skip()
+        answering = self.requests.controls(request.session_hash, stamp, ready)
         empty = {c.drawn: Drawn(limits=drawn.limits), c.pending: None}
         if not is_open or ready is None:
-            return {**empty, **self._nothing(note(EMPTY if is_open else DRAWING))}
+            return answering.answer(empty, self._nothing(note(EMPTY if is_open else DRAWING)))
         look = encoded(self.bench, image, model, resolution, request)
         if look is None:
             return gr.skip()
-        with told(), self.overlap.controls(request.session_hash) as once_more:
+        with told():
             updates = {}
             if look.key != drawn.look or not probe:  # the list of probes may be another one
                 probe = probes.selected(self.bench, look, probe)
                 updates[c.probe] = gr.update(choices=probes.choices(self.bench, look), value=probe)
             if probe is None:
-                return {**empty, **updates, **self._nothing(note(probes.no_probe(look)))}
+                return answering.answer({**empty, **updates}, self._nothing(note(probes.no_probe(look))))
             settings = settings_of(values, drawn.limits)
             if not probes.is_ready(self.bench, look, probe, settings.above):
                 key = probes.key(look, probe, settings.above)
@@ -116,7 +117,7 @@ class Handlers:
                 return {c.drawn: replace(drawn, map=None), c.pending: pending, **updates}
             scene = open_scene(self.bench, look, image, probe, settings)
             changes = self._changes(drawn, scene, probe, points, values)
-            return {**updates, **changes, c.redraw: once_more()} if changes else gr.skip()
+            return answering.answer(updates, changes) if changes else gr.skip()
 
     def _changes(self, drawn: Drawn, scene: Scene, probe: str, points: tuple[str, list], values: Sequence) -> dict:
         """The updates of what has changed. values: of the controls."""
@@ -215,8 +216,9 @@ class Handlers:
         return None, None, time.monotonic()
 
     def click_point(
-        self, event: gr.SelectData, request: gr.Request, drawn: Drawn, image, model, resolution, points, probe, *values
-    ):
+        self, stamp: str, event: gr.SelectData, request: gr.Request, drawn: Drawn, image, model, resolution, points,
+        probe, *values,
+    ):  # fmt: skip
         """Measure at the clicked point; a third one begins anew."""
         look = encoded(self.bench, image, model, resolution)
         if look is None:
@@ -224,29 +226,32 @@ class Handlers:
         before = points_on(points, look)
         point = [round(float(value), 1) for value in picture_point(look, event.index)]
         where = [*(before if len(before) == 1 else []), point]
-        return self._measured(request, drawn, look, image, where, probe, values)
+        answering = self.requests.click(request.session_hash, stamp, look.key)
+        return self._measured(answering, drawn, look, image, where, probe, values)
 
-    def clear_points(self, request: gr.Request, drawn: Drawn, image, model, resolution, points, probe, *values):
+    def clear_points(
+        self, stamp: str, request: gr.Request, drawn: Drawn, image, model, resolution, points, probe, *values
+    ):
         """Remove the points."""
         look = encoded(self.bench, image, model, resolution)
-        return gr.skip() if look is None else self._measured(request, drawn, look, image, [], probe, values)
+        if look is None:
+            return gr.skip()
+        answering = self.requests.click(request.session_hash, stamp, look.key)
+        return self._measured(answering, drawn, look, image, [], probe, values)
 
     def _measured(
-        self, request: gr.Request, drawn: Drawn, look: Look, image: str, where: list, probe: str, values: Sequence
+        self, answering: Request, drawn: Drawn, look: Look, image: str, where: list, probe: str, values: Sequence
     ):
         """The updates after a click: the picture with the points, and the measurements."""
         if not self._is_ready(look, probe, values):
             return gr.skip()
         c = self.controls
-        with told(), self.overlap.click(request.session_hash) as once_more:
+        with told():
             scene = open_scene(self.bench, look, image, probe, settings_of(values, drawn.limits))
-            return {
-                c.readout: note(views.readout(scene, where)),
-                c.points: (look.picture.digest, where),
-                c.drawn: replace(drawn, map=None),
-                c.redraw: once_more(),
-                c.view: views.draw(scene, where),
-            }
+            return answering.answer(
+                {c.points: (look.picture.digest, where), c.drawn: replace(drawn, map=None)},
+                {c.readout: note(views.readout(scene, where)), c.view: views.draw(scene, where)},
+            )
 
     def stop(self, request: gr.Request) -> None:
         """Stop the pass."""

@@ -10,6 +10,7 @@ from dinoviz.ui.depth import probes
 from dinoviz.ui.depth.controls import Drawn, layout
 from dinoviz.ui.depth.handlers import Handlers
 from dinoviz.ui.depth.state import ViewSettings
+from dinoviz.ui.stale_answers import Requests
 from dinoviz.ui.workbench import Workbench
 from tests.ui.depth.tiny_probe import write_probe
 from tests.ui.tab_handlers import ME, blocks, held, is_skipped, parameters
@@ -26,7 +27,8 @@ def handlers(monkeypatch, tmp_path, chelsea) -> Handlers:
     chelsea.save(tmp_path / "cat.png")
     bench = Workbench(Settings())
     with blocks(bench, str(tmp_path / "cat.png")) as bar:
-        return Handlers(bench, layout(bench, bar))
+        controls = layout(bench, bar)
+        return Handlers(bench, controls, Requests(controls.redraw, controls.stamp))
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def redraw(handlers, inputs, look):
 
     def call(probe, drawn=None, tried=None, points=NO_POINTS, **settings):
         state = [True, look.key, drawn or Drawn(), tried, ME]
-        return handlers.draw_all(*state, *inputs, points, probe, *values(**settings))
+        return handlers.draw_all("", *state, *inputs, points, probe, *values(**settings))
 
     return call
 
@@ -77,8 +79,8 @@ def test_what_has_not_changed_is_not_drawn_again(handlers, redraw, probe, inputs
     cut = redraw(probe, drawn, near=near, far=far - 0.5)
     assert cut[c.by_itself] is False
     assert c.cloud in cut
-    assert is_skipped(handlers.draw_all(False, look.key, drawn, None, ME, *inputs, NO_POINTS, probe, *values()))
-    emptied = handlers.draw_all(False, "another", drawn, None, ME, *inputs, NO_POINTS, probe, *values())
+    assert is_skipped(handlers.draw_all("", False, look.key, drawn, None, ME, *inputs, NO_POINTS, probe, *values()))
+    emptied = handlers.draw_all("", False, "another", drawn, None, ME, *inputs, NO_POINTS, probe, *values())
     assert emptied[c.view] is emptied[c.drawn].look is None
 
 
@@ -96,14 +98,14 @@ def test_points_are_measured_and_belong_to_a_picture(handlers, redraw, probe, in
 
     def click(points, x, y):
         event = gr.SelectData(None, {"index": [x, y], "value": None})
-        return handlers.click_point(event, ME, drawn, *inputs, points, probe, *values())[c.points]
+        return handlers.click_point("", event, ME, drawn, *inputs, points, probe, *values())[c.points]
 
     one = click(NO_POINTS, 10, 10)
     two = click(one, 50, 60)
     assert (len(one[1]), len(two[1])) == (1, 2)
     assert len(click(two, 5, 5)[1]) == 1, "a third one begins anew"
     assert len(click(("another picture", [[1, 1]]), 5, 5)[1]) == 1
-    cleared = handlers.clear_points(ME, drawn, *inputs, two, probe, *values())
+    cleared = handlers.clear_points("", ME, drawn, *inputs, two, probe, *values())
     assert cleared[c.points] == (look.picture.digest, [])
     assert cleared[c.drawn].map is None, "another handler wrote"
     assert redraw(probe, points=("another picture", [[1, 1]]))[c.points] == (look.picture.digest, [])
