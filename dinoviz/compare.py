@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -69,7 +69,7 @@ def on_grid(values: np.ndarray, grid: PatchGrid) -> np.ndarray:
     h, w = values.shape[:2]
     if (h, w) == grid.shape:
         return values.astype(np.float64)
-    cells = replace(grid, image_size=(w, h))  # the other grid's patches are the pixels that are averaged
+    cells = grid.at((w, h))  # the other grid's patches are the pixels that are averaged
     maps = values.reshape(h, w, -1)
     means = [cells.to_patches(maps[..., i]) for i in range(maps.shape[2])]
     return np.stack(means, axis=-1).reshape(*grid.shape, *values.shape[2:]).astype(np.float64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import cv2
@@ -85,6 +85,10 @@ class PatchGrid:
             if cls._fit(image_size, resolution, patch_size).patches <= max_patches:
                 return resolution
         return None
+
+    def at(self, size: tuple[int, int]) -> PatchGrid:
+        """The same grid over a copy of the picture that has another size (W, H)."""
+        return replace(self, image_size=size)
 
     @property
     def shape(self) -> tuple[int, int]:

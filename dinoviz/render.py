@@ -6,7 +6,7 @@ import colorsys
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, ClassVar
 
@@ -79,7 +79,7 @@ def map_picture(
     `scale`; or (h, w, 3) colours in [0, 1]. raw: one flat square a patch; else bilinear between patch centres.
     mask: (h, w) bool, patches outside it are dimmed and its border is drawn. marker: the patch (row, column) to frame.
     """
-    grid = replace(grid, image_size=picture.size)
+    grid = grid.at(picture.size)
     mode = "nearest" if raw else "bilinear"
     if values.ndim == 3:
         colours = (np.clip(grid.resize(values, "image", mode), 0, 1) * 255).round().astype(np.uint8)
@@ -102,7 +102,7 @@ def mark_patch(picture: Image.Image, grid: PatchGrid, patch: tuple[int, int] | N
     if patch is None:
         return picture
     marked = picture.copy()
-    left, top, right, bottom = replace(grid, image_size=picture.size).patch_box(patch)
+    left, top, right, bottom = grid.at(picture.size).patch_box(patch)
     # The pixels that `PatchGrid.resize` gives to the patch; Pillow counts the last one in.
     left, top, right, bottom = (math.ceil(edge - 0.5) for edge in (left, top, right, bottom))
     line = max(1, round(min(picture.size) / 250))

@@ -6,7 +6,7 @@ import argparse
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -194,7 +194,7 @@ def _drawn(options: argparse.Namespace, found: Depth, picture: Image.Image) -> n
     """(H, W) metres at the size of the picture or of a copy of it, as asked for."""
     from dinoviz.depth import geometry as surfaces
 
-    grid = replace(found.grid, image_size=picture.size)
+    grid = found.grid.at(picture.size)
     if options.sharp:
         return surfaces.sharpened(found.metres, picture, grid)
     return grid.resize(found.patches, "image", "nearest") if options.raw else grid.resize(found.metres, "image")

@@ -11,6 +11,7 @@ from PIL import Image
 
 from dinoviz.errors import DinovizError, check_share
 from dinoviz.features import Features
+from dinoviz.grid import PatchGrid
 from dinoviz.guided_filter import EdgeFilter
 from dinoviz.segment.few_shot import CLICK, Concept, Example, Method, fit, joined, otsu, ridge, spread
 from dinoviz.segment.positional_bias import Bias, layers_of
@@ -76,8 +77,9 @@ def apply(
     score, calibrated, presence = concept.find(features)
     marked = concept.mark_on(features) if threshold is None and not len(points) else None
     if len(points):
-        points, labels = _checked(features, points, labels)
-        score = _agree(joined(features, concept.bias), score, features, points, labels)
+        rows, columns, labels = _clicks(features.grid, points, labels)
+        covariance = _covariance(joined(features, concept.bias), rows, columns)
+        score = _agree(score, covariance, rows, columns, labels)
     found = _finish(score, calibrated, presence, features, image, threshold, refine, smallest, at)
     return found if marked is None else replace(found, mask=components(marked, smallest=smallest, at=at))
 
@@ -104,15 +106,14 @@ def from_points(
 
     Raises DinovizError without a positive click, and as `apply` does.
     """
-    points, labels = _checked(features, points, labels)
+    rows, columns, labels = _clicks(features.grid, points, labels)
     if not labels.any():
         raise DinovizError("A click on the thing itself is needed; so far there are only clicks beside it.")
     x = joined(features)
     flat = x.reshape(-1, x.shape[-1])
-    rows, columns = features.grid.patch_at(points).T
     clicked = rows * x.shape[1] + columns
     observed = np.where(labels, 1.0, -1.0)
-    covariance = _covariance(x, features, points)
+    covariance = _covariance(x, rows, columns)
     alike = covariance[:, labels].max(axis=1)
     cut = min(otsu(alike), 0.99)
     prior = -cut / (1 - cut)  # where the likeness is at the cut, one click alone gives 0
@@ -130,8 +131,8 @@ def from_points(
         weight = np.repeat(shares, (len(object_), len(rest), len(clicked)))
         weights, bias = ridge(flat[chosen], target, weight, RIDGE)
         score = np.clip(flat @ weights + bias, -1.5, 1.5)
-    score = _agree(x, score.reshape(x.shape[:2]), features, points, labels)
-    at = None if all_instances else points[labels]
+    score = _agree(score.reshape(x.shape[:2]), covariance, rows, columns, labels)
+    at = None if all_instances else np.reshape(points, (-1, 2))[labels]
     return _finish(score, 0.0, 1.0, features, image, threshold, refine, smallest, at)
 
 
@@ -210,22 +211,27 @@ def _examples(references: Features | Sequence[Features], masks: np.ndarray | Seq
     return [Example(features, mask) for features, mask in zip(references, masks, strict=True)]
 
 
-def _checked(features: Features, points, labels) -> tuple[np.ndarray, np.ndarray]:
-    """Points (P, 2) float and labels (P,) bool. Raises DinovizError."""
-    points = np.asarray(points, dtype=float).reshape(-1, 2) if len(points) else np.zeros((0, 2))
+def _clicks(
+    grid: PatchGrid, points: np.ndarray | Sequence, labels: np.ndarray | Sequence
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Clicks as rows (P,) and columns (P,) of patches and labels (P,) bool.
+
+    points: (P, 2) x first, in pixels of the picture. labels: (P,), above 0 on the object.
+    Raises DinovizError for other shapes, too many points, and points outside the picture.
+    """
+    points = np.asarray(points, dtype=float).reshape(-1, 2)
     labels = np.asarray(labels) > 0
     if labels.shape != (len(points),):
         raise DinovizError(f"Each point needs its label: there are {len(points)} and {labels.size}.")
     if len(points) > MAX_POINTS:
         raise DinovizError(f"At most {MAX_POINTS} points are taken, not {len(points)}.")
-    features.grid.patch_at(points)  # raises for a point outside
-    return points, labels
+    rows, columns = grid.patch_at(points).T
+    return rows, columns, labels
 
 
-def _covariance(x: np.ndarray, features: Features, points: np.ndarray) -> np.ndarray:
-    """(h * w, P): of the score at each patch with the score at each click; likeness times nearness."""
+def _covariance(x: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """(h * w, P): covariance of the score at each patch with the score at each click; similarity times nearness."""
     h, w = x.shape[:2]
-    rows, columns = features.grid.patch_at(points).T
     cosine = x.reshape(h * w, -1) @ x[rows, columns].T
     centres = np.stack(np.meshgrid(np.arange(w) + 0.5, np.arange(h) + 0.5), axis=-1).reshape(-1, 1, 2)
     squared = ((centres - centres.reshape(h, w, 2)[rows, columns]) ** 2).sum(axis=-1) / max(h, w) ** 2
@@ -236,12 +242,13 @@ def _solved(between_clicks: np.ndarray, residual: np.ndarray) -> np.ndarray:
     return np.linalg.solve(between_clicks + NOISE * np.eye(len(residual)), residual)
 
 
-def _agree(x: np.ndarray, score: np.ndarray, features: Features, points: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Scores (h, w) that agree with the clicks: what each was off by is passed on to what is alike and near."""
-    rows, columns = features.grid.patch_at(points).T
-    covariance = _covariance(x, features, points)
-    off = np.where(labels, 1.0, -1.0) - np.clip(score[rows, columns], -1, 1)
-    return score + (covariance @ _solved(covariance[rows * x.shape[1] + columns], off)).reshape(score.shape)
+def _agree(
+    score: np.ndarray, covariance: np.ndarray, rows: np.ndarray, columns: np.ndarray, labels: np.ndarray
+) -> np.ndarray:
+    """Scores (h, w) corrected to agree with the clicks: the error at each click spreads to similar patches near it."""
+    error = np.where(labels, 1.0, -1.0) - np.clip(score[rows, columns], -1, 1)
+    clicked = rows * score.shape[1] + columns
+    return score + (covariance @ _solved(covariance[clicked], error)).reshape(score.shape)
 
 
 def _finish(

@@ -12,7 +12,7 @@ import math
 import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -233,7 +233,7 @@ class Propagator:
             shares = [self.grid.to_patches(mask == label) for label in range(self.objects + 1)]
             return np.stack(shares, axis=-1)
         h, w = self.grid.shape
-        centres = replace(self.grid, image_size=mask.shape[::-1]).resize(mask, "patch", "nearest")
+        centres = self.grid.at(mask.shape[::-1]).resize(mask, "patch", "nearest")
         return np.eye(self.objects + 1, dtype=np.float32)[centres].reshape(h, w, -1)
 
 

@@ -128,7 +128,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_files(
         write_mask(path, *rest)
 
     monkeypatch.setattr(command, "SAVE_SECONDS", 0 if interruption is Killed else 1000)
-    monkeypatch.setattr(clips, "write_mask", interrupted)
+    monkeypatch.setattr(mask_files, "write_mask", interrupted)
     if interruption is Killed:
         with pytest.raises(Killed):
             run(*arguments, tmp_path / "out")
@@ -137,7 +137,9 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_files(
     assert (tmp_path / "out" / "cup-unfinished.npz").is_file()
     assert not (tmp_path / "out" / "cup-areas.csv").exists()
 
-    monkeypatch.setattr(clips, "write_mask", lambda path, *rest: encoded.append(path.stem) or write_mask(path, *rest))
+    monkeypatch.setattr(
+        mask_files, "write_mask", lambda path, *rest: encoded.append(path.stem) or write_mask(path, *rest)
+    )
     capsys.readouterr()
     assert run(*arguments, tmp_path / "out") == 0
     assert "going on after" in capsys.readouterr().out
@@ -182,13 +184,13 @@ def test_a_killed_program_goes_on(tiny_model, folder, mask, tmp_path):
     arguments = ["video", str(folder), "--mask", str(mask), *tiny_model, "--out"]
     kill = (
         "import os, signal, sys\n"
-        "from dinoviz import __main__, clips\n"
+        "from dinoviz import __main__, mask_files\n"
         "from dinoviz.commands import video\n"
-        "video.SAVE_SECONDS, write = 0, clips.write_mask\n"
+        "video.SAVE_SECONDS, write = 0, mask_files.write_mask\n"
         "def mortal(path, *rest):\n"
         "    write(path, *rest)\n"
         "    path.stem == '00004' and os.kill(os.getpid(), signal.SIGKILL)\n"
-        "clips.write_mask = mortal\n"
+        "mask_files.write_mask = mortal\n"
         "__main__.main(sys.argv[1:])\n"
     )
     program = subprocess.run([sys.executable, "-c", kill, *arguments, str(tmp_path / "out")], cwd=ROOT)

@@ -74,7 +74,7 @@ def test_a_click_selects_the_tile_it_is_on(embedded_backbone, size, tiles):
 def test_clicks_are_in_pixels_of_the_picture_whatever_its_size(embedded_backbone, chelsea):
     features = encode(embedded_backbone, chelsea)
     large = chelsea.resize((902, 600))
-    same = replace(features, grid=replace(features.grid, image_size=large.size))
+    same = replace(features, grid=features.grid.at(large.size))
     small_mask = segment.from_points(features, [(200, 120)], [1], chelsea).mask
     large_mask = segment.from_points(same, [(400, 240)], [1], large).mask
     assert large_mask.shape == (600, 902)
