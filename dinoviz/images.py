@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ExifTags import Base
 
 from dinoviz.errors import DinovizError
 
@@ -25,7 +26,6 @@ SUFFIXES = (
 # Blocks of 16 MB, as Pillow takes them, come from the heap of a thread, which keeps them; the C library gives back what
 # is larger than 32 MB.
 Image.core.set_block_size(64 * 2**20)
-ORIENTATION = 0x0112  # EXIF's number of the tag
 
 ImageSource = str | os.PathLike | bytes | Image.Image | np.ndarray
 
@@ -150,7 +150,7 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         # exif_transpose copies also what stands upright: 200 MB of a picture of 50 million pixels.
-        return image if image.getexif().get(ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
+        return image if image.getexif().get(Base.Orientation, 1) == 1 else ImageOps.exif_transpose(image)
     except Exception:  # a broken EXIF block is no reason to refuse the pixels
         return image
 

@@ -67,7 +67,7 @@ def check_folder(folder: Path) -> list[Path]:
     if (folder / WEIGHTS).exists():
         names = [WEIGHTS]
     elif (folder / INDEX).exists():
-        names = _shards(folder)
+        names = shard_names(folder)
     else:
         pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
         if pickles:
@@ -79,7 +79,7 @@ def check_folder(folder: Path) -> list[Path]:
     return [_inside(folder, name) for name in names]
 
 
-def _shards(folder: Path) -> list[str]:
+def shard_names(folder: Path) -> list[str]:
     """The files that a folder's index names. Raises ModelError for any that is no .safetensors file in the folder."""
     named = read_json(_inside(folder, INDEX), ModelError, name=str(folder / INDEX)).get("weight_map")
     if not isinstance(named, dict) or not named:

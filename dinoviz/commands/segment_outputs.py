@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import csv
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,30 +76,11 @@ def write_table(path: Path, entries: Iterable[dict], names: Mapping[int, str]) -
 
 
 def write_coco(path: Path, entries: Callable[[], Iterable[dict]], names: Mapping[int, str]) -> None:
-    """A COCO file, written as it is read: `entries` is called twice, for the images and for what is in them."""
+    """Write a COCO file; see `segment.coco.write`."""
+    from dinoviz.segment import coco
+
     with whole(path) as part, part.open("w", encoding="utf-8") as file:
-        file.write('{"info": {"description": "Masks made with dinoviz"}, "categories": ')
-        json.dump([{"id": number, "name": name} for number, name in names.items()], file)
-        for key, items in (("images", _images(entries())), ("annotations", _annotations(entries()))):
-            file.write(f', "{key}": [')
-            for i, item in enumerate(items):
-                file.write((", " if i else "") + json.dumps(item))
-            file.write("]")
-        file.write("}")
-
-
-def _images(entries: Iterable[dict]) -> Iterator[dict]:
-    for number, entry in enumerate(entries, 1):
-        yield {"id": number, "file_name": entry["name"], "width": entry["width"], "height": entry["height"]}
-
-
-def _annotations(entries: Iterable[dict]) -> Iterator[dict]:
-    made = 0
-    for number, entry in enumerate(entries, 1):
-        for found in entry["classes"]:
-            if found.get("annotation"):
-                made += 1
-                yield {"id": made, "image_id": number, "category_id": found["number"], **found["annotation"]}
+        coco.write(file, names, entries)
 
 
 def _write(path: Path, content: bytes) -> None:

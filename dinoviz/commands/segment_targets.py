@@ -17,7 +17,7 @@ from dinoviz.errors import DinovizError
 from dinoviz.features import Features
 from dinoviz.grid import PatchGrid
 from dinoviz.images import open_image
-from dinoviz.segment import coco as export
+from dinoviz.segment import coco
 from dinoviz.segment.few_shot import METHODS
 from dinoviz.segment.positional_bias import Bias, content_free, positional_bias
 
@@ -157,7 +157,7 @@ class Finder:
             mask = labels == note["number"]
             note["area"] = int(mask.sum())
             if self.coco and note["area"]:
-                note["annotation"] = export.annotation(mask, note["presence"])
+                note["annotation"] = coco.annotation(mask, note["presence"])
         return labels, notes
 
     def _find(self, number: int, features: Features, picture: Image.Image) -> segment.Segmentation:

@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass
 
 from PIL import Image
+from PIL.ExifTags import IFD, Base
 
 from dinoviz.errors import DinovizError
 
@@ -19,11 +20,8 @@ ASSUMED = 28
 SHORTEST, LONGEST = 6, 3000
 CROPPED = 0.02  # of difference between the shape of a picture and the one it was taken in: more than of rounded sides
 
-EXIF, WITH_EXIF = 0x8769, ("JPEG", "PNG", "TIFF", "WEBP", "AVIF")
-FOCAL_LENGTH, FOCAL_LENGTH_35MM, WIDTH, HEIGHT, PLANE_RESOLUTION, PLANE_UNIT = (
-    *(0x920A, 0xA405, 0xA002, 0xA003, 0xA20E, 0xA210),
-)
-UNITS = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}  # millimetres
+WITH_EXIF = ("JPEG", "PNG", "TIFF", "WEBP", "AVIF")
+UNITS = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}  # millimetres, by the value of FocalPlaneResolutionUnit
 
 
 @dataclass(frozen=True)
@@ -77,14 +75,15 @@ def exif_focal(source: str | os.PathLike | bytes | Image.Image, image_size: tupl
     try:
         tags = _tags(source)
         film = FILM_DIAGONAL / math.hypot(*image_size)
-        taken = [_number(tags.get(tag)) for tag in (WIDTH, HEIGHT)]
+        taken = [_number(tags.get(tag)) for tag in (Base.ExifImageWidth, Base.ExifImageHeight)]
         whole = all(taken)
         if whole and abs(_shape(taken) / _shape(image_size) - 1) > CROPPED:
             return None
-        focal = _number(tags.get(FOCAL_LENGTH_35MM)) / film
+        focal = _number(tags.get(Base.FocalLengthIn35mmFilm)) / film
         if not focal and whole:
-            density = _number(tags.get(PLANE_RESOLUTION)) / UNITS[tags.get(PLANE_UNIT, 2)]  # pixels a millimetre
-            focal = _number(tags.get(FOCAL_LENGTH)) * density * max(image_size) / max(taken)
+            unit = UNITS[tags.get(Base.FocalPlaneResolutionUnit, 2)]
+            density = _number(tags.get(Base.FocalPlaneXResolution)) / unit  # pixels per millimetre
+            focal = _number(tags.get(Base.FocalLength)) * density * max(image_size) / max(taken)
         return focal if SHORTEST <= focal * film <= LONGEST else None
     except Exception:  # EXIF is written by anything; decoders raise nearly everything on what is broken
         return None
@@ -92,11 +91,11 @@ def exif_focal(source: str | os.PathLike | bytes | Image.Image, image_size: tupl
 
 def _tags(source: str | os.PathLike | bytes | Image.Image) -> dict:
     if isinstance(source, Image.Image):
-        return source.getexif().get_ifd(EXIF)
+        return source.getexif().get_ifd(IFD.Exif)
     Image.init()
     formats = [name for name in WITH_EXIF if name in Image.OPEN]
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as image:
-        return image.getexif().get_ifd(EXIF)
+        return image.getexif().get_ifd(IFD.Exif)
 
 
 def _number(value: object) -> float:

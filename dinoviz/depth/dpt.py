@@ -65,13 +65,6 @@ def names_for(backbone: str) -> tuple[str, ...]:
     return tuple(name for name in PUBLISHED if name.replace("/dpt-", "/").rpartition("-")[0] == hub_id)
 
 
-def is_cached(name: str) -> bool:
-    """Whether a published head can be loaded without a network."""
-    from huggingface_hub import try_to_load_from_cache
-
-    return all(isinstance(try_to_load_from_cache(name, file), str) for file in ("config.json", models.WEIGHTS))
-
-
 @dataclass(frozen=True, eq=False)
 class PublishedDepth:
     """A DPT head with its own DINOv2 backbone, made by `load`. Threads may share it; passes run one after the other.
@@ -148,40 +141,34 @@ class PublishedDepth:
 
 
 def load(name_or_folder: str | os.PathLike, device: str | torch.device | None = None) -> PublishedDepth:
-    """A published head: a name of `PUBLISHED`, another Hub id of its kind, or a folder in transformers' format.
+    """Load a published head: a name of `PUBLISHED`, another Hub id of such a model, or a folder of one.
 
-    device: as for `dinoviz.load`. The computation is in float32.
+    Args:
+        name_or_folder: the folder is in transformers' format.
+        device: as for `dinoviz.load`. The computation is in float32.
 
-    Raises ModelError for an unknown name (it lists the choices), a folder without safetensors, a network that is no
-    DPT on DINOv2 or does not tell metres, and a Hub that does not answer.
+    Raises:
+        ModelError: for an unknown name (the message lists the choices), a folder without safetensors, a network that
+            is not a DPT on DINOv2 or does not predict metres, or if the Hub does not answer.
     """
     device = models.pick_device(device)
     text = os.fspath(name_or_folder)
-    folder = Path(text).expanduser()
-    if text not in PUBLISHED and hub.is_folder(folder):
-        return _from_folder(folder, folder.resolve().name, f"the folder {folder}", device)
-    if not hub.is_hub_id(text):
+    if text in PUBLISHED:
+        found = hub.from_hub(text)._replace(source="published by Meta with DINOv2")
+    else:
+        found = hub.find_model(text)
+    if found is None:
         raise ModelError(
-            f"There is no published depth head {text!r}. Known are {', '.join(PUBLISHED)}; "
-            "a folder in transformers' format will do as well."
+            f"There is no published depth head {text!r}. Known names: {', '.join(PUBLISHED)}. "
+            "A folder in transformers' format is accepted as well."
         )
-    source = "published by Meta with DINOv2" if text in PUBLISHED else f"the Hugging Face Hub, {text}"
-    offline = not hub.hub_answers()
-    try:
-        folder = hub.hub_folder(text, offline=offline)
-    except OSError as error:
-        if offline:
-            raise ModelError(
-                f"{text}: the Hugging Face Hub does not answer (or HF_HUB_OFFLINE is set) and its cache has no such "
-                "depth head."
-            ) from None
-        raise ModelError(f"{text} cannot be had from the Hugging Face Hub: {model_files.first_line(error)}") from None
-    return _from_folder(folder, text, source, device)
+    return _from_folder(found, device)
 
 
-def _from_folder(folder: Path, name: str, source: str, device: torch.device) -> PublishedDepth:
+def _from_folder(found: hub.FoundModel, device: torch.device) -> PublishedDepth:
     from transformers import DPTForDepthEstimation
 
+    folder, name, source = found
     model_files.check_folder(folder)
     settings = model_files.read_settings(folder, name)
     family, backbone = settings.get("model_type"), settings.get("backbone_config")
