@@ -96,9 +96,7 @@ def test_a_single_bright_patch_on_nothing_is_still_seen():
 def test_an_unknown_colour_map_is_answered_with_the_known():
     with pytest.raises(DinovizError) as refusal:
         render.colormap_table("rainbow")
-    text = str(refusal.value)
-    assert text.startswith("There is no colour map 'rainbow'; known are inferno, viridis")
-    assert "\n" not in text
+    assert all(name in str(refusal.value) for name in ("'rainbow'", *render.COLORMAPS))
 
 
 @pytest.mark.parametrize("name", render.COLORMAPS)
