@@ -1,4 +1,4 @@
-"""Metric depth from frozen patch features: probes, published heads, cameras, and the surfaces that follow."""
+"""Metric depth from frozen patch features: probes, published heads, cameras, and point clouds."""
 
 from dinoviz.depth.probe import (
     ASSETS,

@@ -1,4 +1,4 @@
-"""Find an object in pictures from clicks, a drawn mask or references of it, by the similarity of patch features."""
+"""Segment objects from clicks, drawn masks or reference images, by the similarity of patch features."""
 
 from dinoviz.segment.segmentation import (
     THRESHOLD,

@@ -1,4 +1,4 @@
-"""Follow the masks of a video's first frame through all others, and read and write videos."""
+"""Track the objects of a first frame's mask through a video, and read and write videos."""
 
 from dinoviz.video.tracking import PUBLISHED, Propagator, Settings, Tracked, check_mask, propagate
 
