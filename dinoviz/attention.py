@@ -73,7 +73,7 @@ def named_map(features: Features, name: str, yx: tuple[int, int] | None = None, 
         return heads.mean(axis=0)
     names = map_names(len(heads))
     if name not in names:
-        raise DinovizError(f"There is no map {name!r}; there are {', '.join(names)}.")
+        raise DinovizError(f"There is no map {name!r}: choose one of {', '.join(names)}.")
     return heads[names.index(name) - 1]
 
 
