@@ -10,6 +10,7 @@ import torch
 
 from dinoviz.errors import DinovizError
 from dinoviz.features import Features, LayerTokens
+from dinoviz.grid import Patch
 
 # Queries per step where many rows are needed: heads x 256 x N floats stay small at any resolution.
 CHUNK = 256
@@ -32,7 +33,7 @@ def cls_attention(features: Features, layer: int = -1) -> np.ndarray:
     return _patch_maps(features, attention_rows(features, [0], layer)[:, 0])
 
 
-def patch_attention(features: Features, yx: tuple[int, int], layer: int = -1) -> np.ndarray:
+def patch_attention(features: Features, yx: Patch, layer: int = -1) -> np.ndarray:
     """Attention of the patch in row y and column x to each patch -> (heads, h, w) float32.
 
     Raises DinovizError if there is no such patch or the layer was not captured.
@@ -53,12 +54,12 @@ def map_names(heads: int) -> list[str]:
     return [MEAN, *(f"head {i + 1}" for i in range(heads)), ROLLOUT, NORMS]
 
 
-def head_maps(features: Features, yx: tuple[int, int] | None = None, layer: int = -1) -> np.ndarray:
+def head_maps(features: Features, yx: Patch | None = None, layer: int = -1) -> np.ndarray:
     """`patch_attention` of the patch `yx`, or `cls_attention` for None -> (heads, h, w). Raises as they do."""
     return cls_attention(features, layer) if yx is None else patch_attention(features, yx, layer)
 
 
-def named_map(features: Features, name: str, yx: tuple[int, int] | None = None, layer: int = -1) -> np.ndarray:
+def named_map(features: Features, name: str, yx: Patch | None = None, layer: int = -1) -> np.ndarray:
     """One map by its name from `map_names` -> (h, w) float32.
 
     yx: the query patch, or None for the CLS token; not used by the rollout and the norms.

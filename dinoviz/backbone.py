@@ -196,14 +196,13 @@ class Backbone:
         if any(side % self.patch_size for side in pixels.shape[-2:]):
             size = " x ".join(str(side) for side in reversed(pixels.shape[-2:]))
             raise DinovizError(f"{size} pixels are not multiples of the patch size {self.patch_size}.")
-        several = isinstance(layer, Sequence)
-        wanted = [layer_index(each, self.layers) for each in (layer if several else (layer,))]
+        wanted = [layer_index(each, self.layers) for each in (layer if isinstance(layer, Sequence) else (layer,))]
         capture = _Capture(tuple(wanted), None, rows=False)
         with self._lock, torch.inference_mode():
             output = self._forward(pixels.clone(), capture)
             last = self.layers - 1
             tokens = [output.float() if i == last else self._final_norm(capture.output[i].float()) for i in wanted]
-        return tokens if several else tokens[0]
+        return tokens if isinstance(layer, Sequence) else tokens[0]
 
     def _forward(self, pixels: torch.Tensor, capture: _Capture) -> torch.Tensor:
         """(B, 3, H, W) in [0, 1] -> tokens (B, N, D) after the final norm."""

@@ -141,7 +141,8 @@ def joint_colours(
         correlations=tuple(_cosine(x[:, i], y[:, i]) for i in range(COMPONENTS)),
         compared=int(where.sum()),
     )
-    return *shown.colours(range(COMPONENTS)), agreement
+    colours_a, colours_b = shown.colours(range(COMPONENTS))
+    return colours_a, colours_b, agreement
 
 
 def _aligned(fitted: Sequence[pca.PatchPCA], grid: PatchGrid, where: np.ndarray) -> list[np.ndarray]:

@@ -46,7 +46,7 @@ POSITION_CLASS, POSITION_GRID = "onnx::Concat_1957", "onnx::Reshape_1962"
 def onnx_path() -> Path | None:
     """The ONNX file of the installed package, or None if the package is not installed."""
     try:
-        path = Path(metadata.distribution(PACKAGE).locate_file(ONNX_IN_PACKAGE))
+        path = Path(str(metadata.distribution(PACKAGE).locate_file(ONNX_IN_PACKAGE)))
     except metadata.PackageNotFoundError:
         return None
     return path if path.is_file() else None

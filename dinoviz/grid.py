@@ -17,6 +17,7 @@ MIN_RESOLUTION, MAX_RESOLUTION = 32, 1792
 MAX_PATCHES = 128 * 128
 
 Frame = Literal["image", "model", "patch"]
+Patch = Sequence[int] | np.ndarray  # (row, column)
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class PatchGrid:
     def _fit(cls, image_size: tuple[int, int], resolution: int, patch_size: int) -> PatchGrid:
         scale = resolution / min(image_size)
         width, height = (patch_size * max(1, math.floor(side * scale / patch_size + 0.5)) for side in image_size)
-        return cls(tuple(image_size), (width, height), patch_size)
+        return cls((image_size[0], image_size[1]), (width, height), patch_size)
 
     @classmethod
     def largest_resolution(
@@ -136,7 +137,7 @@ class PatchGrid:
         columns_rows = np.floor(self.points(xy, source, "patch")).astype(int)
         return np.minimum(columns_rows, np.subtract(self.shape[::-1], 1))[..., ::-1]
 
-    def patch_box(self, yx: Sequence[int], target: Frame = "image") -> np.ndarray:
+    def patch_box(self, yx: Patch, target: Frame = "image") -> np.ndarray:
         """The box (4,) of the patch in row y and column x in a frame."""
         y, x = yx
         return self.boxes((x, y, x + 1, y + 1), "patch", target)

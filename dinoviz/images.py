@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -64,6 +65,7 @@ def open_image(
         name = name or "The image"
         return _to_rgb(source, name, max_pixels)
     if isinstance(source, bytes | bytearray | memoryview):
+        stream: IO[bytes]
         name, stream, size = name or "The image", io.BytesIO(source), len(source)
     elif isinstance(source, str | os.PathLike):
         path = Path(source)
@@ -177,7 +179,7 @@ def _to_uint8(array: np.ndarray, name: str) -> np.ndarray:
         return array.astype(np.uint8) * 255
     if array.dtype.kind not in "iuf":
         raise ImageError(f"{name}: an image array holds numbers, not {array.dtype}.")
-    values = array.astype(np.float64 if array.dtype.itemsize > 4 else np.float32)
+    values: np.ndarray = array.astype(np.float64 if array.dtype.itemsize > 4 else np.float32)
     if not np.isfinite(values).all():
         raise ImageError(f"{name}: the image contains values that are not finite numbers (NaN or infinity).")
     low, high = float(values.min()), float(values.max())

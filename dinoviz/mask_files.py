@@ -38,8 +38,8 @@ def read_classes(path: str | os.PathLike) -> np.ndarray:
     path = Path(path)
     open_image(path)  # raises ImageError unless the file is an image
     with Image.open(path) as image:
-        if image.mode in ("RGBA", "LA") and image.getchannel("A").getextrema()[0] < 255:
-            return (np.asarray(image.getchannel("A")) > 127).astype(np.int32)
+        if image.mode in ("RGBA", "LA") and (alpha := np.asarray(image.getchannel("A"))).min() < 255:
+            return (alpha > 127).astype(np.int32)
         values = np.asarray(
             image if image.mode in ("1", "L", "P") or image.mode.startswith("I") else image.convert("RGB")
         )

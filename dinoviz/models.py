@@ -89,10 +89,10 @@ def load(
     """
     import torch
 
-    device = pick_device(device)
+    where = pick_device(device)
     if dtype is None:
-        dtype = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    return _from_folder(_find(os.fspath(name_or_path)), device, dtype)
+        dtype = torch.bfloat16 if where.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return _from_folder(_find(os.fspath(name_or_path)), where, dtype)
 
 
 def _find(text: str) -> FoundModel:

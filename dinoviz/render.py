@@ -8,14 +8,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dinoviz.errors import DinovizError
-from dinoviz.grid import PatchGrid
+from dinoviz.grid import Patch, PatchGrid
 
 COLORMAPS = ("inferno", "viridis", "magma", "plasma", "turbo", "cividis", "bone")
 # A few artefact patches must not turn the rest of the map black; captions state the true maximum.
@@ -68,7 +68,7 @@ def map_picture(
     raw: bool = False,
     scale: tuple[float, float] | None = None,
     mask: np.ndarray | None = None,
-    marker: tuple[int, int] | None = None,
+    marker: Patch | None = None,
 ) -> Image.Image:
     """Blend a map of patch values over the picture, at the picture's size.
 
@@ -84,7 +84,7 @@ def map_picture(
         marker: patch (row, column) to frame.
     """
     grid = grid.at(picture.size)
-    mode = "nearest" if raw else "bilinear"
+    mode: Literal["nearest", "bilinear"] = "nearest" if raw else "bilinear"
     if values.ndim == 3:
         colours = (np.clip(grid.resize(values, "image", mode), 0, 1) * 255).round().astype(np.uint8)
     else:
@@ -101,7 +101,7 @@ def map_picture(
     return mark_patch(Image.fromarray(result), grid, marker)
 
 
-def mark_patch(picture: Image.Image, grid: PatchGrid, patch: tuple[int, int] | None) -> Image.Image:
+def mark_patch(picture: Image.Image, grid: PatchGrid, patch: Patch | None) -> Image.Image:
     """The picture with a frame around one patch (row, column), visible on light and dark."""
     if patch is None:
         return picture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dinoviz.commands import common
 from dinoviz.errors import DinovizError
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
         target("attention.png").write_bytes(render.to_png(drawn))
         sheet = render.heads_sheet(picture, grid, heads, None if masks is None else masks[1:], **style)
         target("heads.png").write_bytes(render.to_png(sheet))
-        arrays = {"map": values, "heads": heads, "norms": features.tokens(layer).norms}
+        arrays: dict[str, Any] = {"map": values, "heads": heads, "norms": features.tokens(layer).norms}
         np.savez_compressed(target("attention.npz"), **arrays, **common.about(features, layer))
 
     return common.each(options, process)

@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dinoviz import __version__, hub, models
 from dinoviz.atomic_files import writing
@@ -109,7 +109,7 @@ def _write(
 
     densities = [compare.density(f, options.map, layer) for f, layer in zip(features, layers, strict=True)]
     foreground = not options.background
-    method = "aligned" if options.colours == "own" else options.colours
+    method: compare.Method = "aligned" if options.colours == "own" else options.colours
     *colours, agreement = compare.joint_colours(*features, method=method, layers=layers, foreground=foreground)
     if options.colours == "own":
         colours = [
@@ -117,14 +117,14 @@ def _write(
         ]
     scale = None if options.own_scale else render.scale_of(np.concatenate([d.ravel() for d in densities]))
     cka, places = compare.patch_cka(*features, layers=layers)
-    figures = {"cka_debiased": cka, "places": places}
+    metrics: dict[str, Any] = {"cka_debiased": cka, "places": places}
     if options.colours != "own":
-        figures |= {"colours_shared": agreement.shared, "colours_correlations": agreement.correlations,
+        metrics |= {"colours_shared": agreement.shared, "colours_correlations": agreement.correlations,
                     "colours_compared": agreement.compared}  # fmt: skip
     if marked[0]:
         found = [segment.from_points(f, *marked, picture) for f in features]
-        figures["segment_iou"] = compare.iou(*(each.mask for each in found))
-    arrays = {}
+        metrics["segment_iou"] = compare.iou(*(each.mask for each in found))
+    arrays: dict[str, Any] = {}
     for i, (side, f) in enumerate(zip(SIDES, features, strict=True)):
         style = {"raw": options.raw, "opacity": 0.7 if options.opacity is None else options.opacity}
         drawn = render.map_picture(picture, f.grid, densities[i], scale=scale, **style)
@@ -145,6 +145,6 @@ def _write(
         "attention": f"{options.map}, as a multiple of uniform attention",
         "attention_scale": "own" if scale is None else scale,
         "colours": options.colours,
-        **figures,
+        **metrics,
     }
     target("compare.json").write_text(json.dumps(about, indent=2), encoding="utf-8")

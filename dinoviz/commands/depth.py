@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dinoviz import models
 from dinoviz.commands import common
@@ -177,13 +177,15 @@ def _write(
     file = target("depth.png")
     file.write_bytes(render.to_png(Image.blend(picture, Image.fromarray(colours), opacity)))
     target("depth-mm.png").write_bytes(geometry.depth_png(metres))
-    unknown = {} if found.spread is None else {"spread": found.grid.resize(found.spread, "image")}
+    uncertainty: dict[str, Any] = {}
+    if found.spread is not None:
+        uncertainty["spread"] = found.grid.resize(found.spread, "image")
     if found.unfamiliarity is not None:
-        unknown["unfamiliarity"] = found.unfamiliarity
+        uncertainty["unfamiliarity"] = found.unfamiliarity
     np.savez_compressed(
         target("depth.npz"), metres=metres, patches=found.patches, scale=scale, probe=predictor.name,
         trained=predictor.description, camera=(camera.fx, camera.fy, camera.cx, camera.cy), camera_source=camera.source,
-        **unknown, **origin,
+        **uncertainty, **origin,
     )  # fmt: skip
     if options.ply:
         target("points.ply").write_bytes(_cloud(options, found, picture, camera))
@@ -216,7 +218,7 @@ def _cloud(options: argparse.Namespace, found: Depth, picture: Image.Image, came
     small = render.display_copy(picture, 1, CLOUD_SIDE)
     metres = _drawn(options, found, small)
     points = geometry.points(metres, camera.scaled(picture.size, small.size))
-    half_a_patch = min(side // (2 * count) for side, count in zip(small.size, found.grid.size("patch"), strict=True))
+    half_a_patch = min(side // (2 * count) for side, count in zip(small.size, found.grid.shape[::-1], strict=True))
     normals = geometry.normals(points, max(1, half_a_patch))
     far = math.inf if options.far is None else options.far
     kept = (metres >= (options.near or 0)) & (metres <= far) & ~geometry.jumps(points)

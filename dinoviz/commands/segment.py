@@ -162,8 +162,8 @@ class _Job:
         """Whether an earlier run with the same arguments has done this file."""
         entry = self.log.get(self._key(target))
         return (
-            bool(entry)
-            and entry["identity"] == common.identity(path)
+            entry is not None
+            and entry.get("identity") == common.identity(path)
             and all(target(suffix).is_file() for suffix in self.suffixes)
         )
 
@@ -197,7 +197,7 @@ class _Job:
                 self.bar.update()
 
     def _write(self, path: Path, target: Target, picture: Image.Image, features: Features) -> None:
-        labels, classes = self.segmenter.segment(features, picture)
+        labels, classes = self.segmenter.label_map(features, picture)
         segment_outputs.write_all(target, self.suffixes, picture, labels, len(self.segmenter.query.names))
         entry = {
             "name": str(path.relative_to(self.root) if self.root else path), "identity": common.identity(path),

@@ -44,7 +44,10 @@ class Query:
 
     def digest(self) -> str:
         """A hash of the whole query."""
-        parts = [*map(image_digest, self.pictures), *(hashlib.sha256(mask).hexdigest() for mask in self.masks)]
+        parts = [
+            *map(image_digest, self.pictures),
+            *(hashlib.sha256(mask.tobytes()).hexdigest() for mask in self.masks),
+        ]
         return hashlib.sha256(
             repr((parts, self.points.tolist(), self.labels.tolist(), self.names)).encode()
         ).hexdigest()
@@ -69,8 +72,8 @@ def read_query(options: argparse.Namespace) -> Query:
     elif options.point and len(options.reference) > 1:
         raise DinovizError(f"--point works with one --reference, not {len(options.reference)}: give each a --mask.")
     elif not options.point and len(options.reference) != len(options.mask):
-        count, masks = len(options.reference), len(options.mask)
-        raise DinovizError(f"Each --reference needs one --mask: got {count} references and {masks} masks.")
+        counts = f"{len(options.reference)} references and {len(options.mask)} masks"
+        raise DinovizError(f"Each --reference needs one --mask: got {counts}.")
     if options.all_instances and not options.point:
         raise DinovizError("--all-instances needs --point; with a mask, all instances are found anyway.")
     pictures = [open_image(path, name=str(path)) for path in options.reference]
@@ -134,7 +137,7 @@ class Segmenter:
         if not self.query.pictures:
             check_points(self.query.points, size)
 
-    def segment(self, features: Features, picture: Image.Image) -> tuple[np.ndarray, list[dict]]:
+    def label_map(self, features: Features, picture: Image.Image) -> tuple[np.ndarray, list[dict]]:
         """The label map (H, W) uint8 of a target, and the log entry of each class.
 
         A pixel above the thresholds of several classes goes to the class whose threshold it exceeds most, as in
@@ -142,7 +145,7 @@ class Segmenter:
         """
         labels = np.zeros(picture.size[::-1], np.uint8)
         best = np.full(labels.shape, -np.inf, np.float32)
-        notes = []
+        notes: list[dict] = []
         for number in self.query.names:
             found = self._segment(number, features, picture)
             if found.present or self.keep_absent:

@@ -96,7 +96,7 @@ class _Job:
         self.names: deque[str] = deque()
         self.state: Propagator | None = None
         # What must be equal to resume a run; the settings are in the state.
-        about = [_identity(clip), self.every, self.resolution, backbone.key, hashlib.sha256(mask).hexdigest()]
+        about = [_identity(clip), self.every, self.resolution, backbone.key, hashlib.sha256(mask.tobytes()).hexdigest()]
         self.note = json.dumps(about)
 
     def run(self) -> int:
@@ -139,8 +139,7 @@ class _Job:
                     raise
                 failed = error  # the frames before it are valid
             except KeyboardInterrupt:
-                if self.state:
-                    self._save()
+                self._save()
                 raise
         Path(table.name).replace(areas)
         self.unfinished.unlink(missing_ok=True)
@@ -154,13 +153,14 @@ class _Job:
         from dinoviz import mask_files, video
 
         frames = self.clip.frames(self.every, self._skip)
-        for index in range(self.state.index if self.state else 0):
-            name, picture = next(frames)
-            path = self.masks / f"{name}.png"
-            if index == self.state.index - 1:  # the run may have been killed between saving the state and the mask
-                mask = self.state.mask(self.state.soft, picture) if index else self.mask
-                mask_files.write_mask(path, mask, self.objects)
-            yield name, picture, mask_files.read_labels(path)
+        if state := self.state:
+            for index in range(state.index):
+                name, picture = next(frames)
+                path = self.masks / f"{name}.png"
+                if index == state.index - 1:  # the run may have been killed between saving the state and the mask
+                    mask = state.mask(state.soft, picture) if index else self.mask
+                    mask_files.write_mask(path, mask, self.objects)
+                yield name, picture, mask_files.read_labels(path)
         saved = -float("inf")  # save the first state at once: it marks the folder as ours
         for tracked in video.propagate(
             self._named(frames), self.mask, self.backbone, resolution=self.resolution, settings=self.settings,
@@ -180,8 +180,9 @@ class _Job:
             yield picture
 
     def _save(self) -> None:
-        self.state.note = self.note
-        self.state.save(self.unfinished)
+        if self.state:
+            self.state.note = self.note
+            self.state.save(self.unfinished)
 
     def _load(self) -> Propagator | None:
         """The state of an interrupted run with the same arguments; None without one or if its masks are missing."""

@@ -6,6 +6,7 @@ import io
 import math
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 from PIL.ExifTags import IFD, Base
@@ -104,7 +105,7 @@ def _tags(source: str | os.PathLike | bytes | Image.Image) -> dict:
         return image.getexif().get_ifd(IFD.Exif)
 
 
-def _number(value: object) -> float:
+def _number(value: Any) -> float:
     """The value as a float; 0 if it is absent or not a finite number above 0."""
     number = float(value) if value is not None else 0.0
     return number if math.isfinite(number) and number > 0 else 0.0

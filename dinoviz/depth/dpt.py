@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -129,7 +129,7 @@ class PublishedDepth:
             picture = picture.resize(
                 PatchGrid.fit(picture.size, resolution, self.patch_size).model_size, Image.Resampling.BICUBIC
             )
-        mean, std = (np.float32(values) for values in (self.mean, self.std))
+        mean, std = (np.array(values, np.float32) for values in (self.mean, self.std))
         pixels = torch.from_numpy((np.asarray(picture, np.float32) - mean) / std).permute(2, 0, 1)
         sides = [math.ceil(side / self.patch_size) * self.patch_size for side in picture.size]
         if math.prod(sides) > MAX_PATCHES * self.patch_size**2:
@@ -156,15 +156,14 @@ def load(name_or_folder: str | os.PathLike, device: str | torch.device | None = 
     """
     device = models.pick_device(device)
     text = os.fspath(name_or_folder)
-    if text in PUBLISHED:
-        found = hub.from_hub(text)._replace(source="published by Meta with DINOv2")
-    else:
-        found = hub.find_model(text)
+    found = hub.from_hub(text) if text in PUBLISHED else hub.find_model(text)
     if found is None:
         raise ModelError(
             f"There is no published depth head {text!r}. Known names: {', '.join(PUBLISHED)}. "
             "A folder in transformers' format is accepted as well."
         )
+    if text in PUBLISHED:
+        found = found._replace(source="published by Meta with DINOv2")
     return _from_folder(found, device)
 
 
@@ -225,11 +224,11 @@ def _mean_and_std(folder: Path) -> tuple[tuple, tuple] | None:
 @contextmanager
 def _after_each_block(model: torch.nn.Module, on_block: Callable[[int, int], None] | None) -> Iterator[None]:
     """Call `on_block` after each block of the backbone in this context."""
-    blocks: Sequence[torch.nn.Module] = model.backbone.encoder.layer if on_block else ()
-    hooks = [
-        block.register_forward_hook(lambda *_, done=i + 1: on_block(done, len(blocks)))
-        for i, block in enumerate(blocks)
-    ]
+    hooks = []
+    if on_block:
+        blocks = model.backbone.encoder.layer
+        for done, block in enumerate(blocks, 1):
+            hooks.append(block.register_forward_hook(lambda *_, done=done: on_block(done, len(blocks))))
     try:
         yield
     finally:

@@ -42,17 +42,17 @@ def marked(picture: Image.Image, points: Sequence[Sequence[float]], labels: Sequ
     unit = max(1, round(max(picture.size) / 500))
     if len(points) == 2:
         for colour, width in (("black", 4 * unit), ("white", 2 * unit)):
-            draw.line([tuple(point) for point in points], fill=colour, width=width)
+            draw.line([(x, y) for x, y in points], fill=colour, width=width)
     font = ImageFont.load_default(size=max(12, max(picture.size) // 45))
     for (x, y), label in zip(points, labels, strict=True):
         for colour, reach, width in (("black", 9 * unit, 4 * unit), ("white", 8 * unit, 2 * unit)):
             draw.line((x - reach, y, x + reach, y), fill=colour, width=width)
             draw.line((x, y - reach, x, y + reach), fill=colour, width=width)
         left, top, right, bottom = draw.textbbox((0, 0), label, font=font)
-        width, height = right - left + 10, bottom - top + 8
-        at_x = x + 12 * unit if x + 12 * unit + width < picture.width else x - 12 * unit - width
-        at_y = min(max(y - height / 2, 0), picture.height - height)
-        draw.rectangle((at_x, at_y, at_x + width, at_y + height), fill="black")
+        box = right - left + 10, bottom - top + 8
+        at_x = x + 12 * unit if x + 12 * unit + box[0] < picture.width else x - 12 * unit - box[0]
+        at_y = min(max(y - box[1] / 2, 0), picture.height - box[1])
+        draw.rectangle((at_x, at_y, at_x + box[0], at_y + box[1]), fill="black")
         draw.text((at_x + 5 - left, at_y + 4 - top), label, font=font, fill="white")
     return result
 
@@ -98,7 +98,7 @@ def cloud(points: np.ndarray, colours: np.ndarray, unit: str, unit_metres: float
     """
     # A palette of 256 colours and an index per point: a CSS colour for each point would be three times the size.
     strip = Image.fromarray(colours[None]).quantize(256, dither=Image.Dither.NONE)
-    palette = np.reshape(strip.getpalette(), (-1, 3))
+    palette = np.array(strip.getpalette()).reshape(-1, 3)
     index = np.asarray(strip)[0]
     last = max(1, len(palette) - 1)
     right, down, ahead = (points / unit_metres).T

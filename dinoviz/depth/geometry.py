@@ -8,7 +8,6 @@ are those of `PatchGrid`: x first, the pixel in column i covers [i, i + 1).
 from __future__ import annotations
 
 import io
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -131,12 +130,14 @@ def thin(mask: np.ndarray, limit: int) -> np.ndarray:
 
     The grid has every n-th pixel of every n-th row, or those of a chessboard of such squares.
     """
-    rows, columns = np.indices(mask.shape, sparse=True)
-    for step in itertools.count(1):
+    rows, columns = np.arange(mask.shape[0])[:, None], np.arange(mask.shape[1])
+    step = 1
+    while True:
         square = mask & (rows % step == 0) & (columns % step == 0)
         for kept in (square, square & ((rows // step + columns // step) % 2 == 0)):
             if np.count_nonzero(kept) <= limit:
                 return kept
+        step += 1
 
 
 def sharpened(metres: np.ndarray, picture: Image.Image | np.ndarray, grid: PatchGrid) -> np.ndarray:

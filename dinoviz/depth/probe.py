@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -135,7 +135,7 @@ def _as_trained(patches: torch.Tensor, grid: PatchGrid, resolution: int) -> torc
     shape = PatchGrid.fit(grid.image_size, resolution, grid.patch_size).shape
     if shape[0] >= grid.shape[0] and shape[1] >= grid.shape[1]:
         return patches
-    shape = tuple(map(min, shape, grid.shape))
+    shape = min(shape[0], grid.shape[0]), min(shape[1], grid.shape[1])
     return F.adaptive_avg_pool2d(patches.permute(0, 3, 1, 2), shape).permute(0, 2, 3, 1)
 
 
@@ -227,18 +227,18 @@ def _read(file: Path) -> tuple[dict, dict[str, torch.Tensor]]:
 def check_about(about: dict) -> None:
     """Raise ProbeError, without the file's name, for a header that `depth_heads.make` and `Probe` cannot use."""
     for name, (low, high) in BOUNDS.items():
-        _check_number(name, about.get(name, 1 if name == "members" else None), low, high, int)
+        _check_number(name, about.get(name, 1 if name == "members" else None), low, high, whole=True)
     if about.get("head") not in depth_heads.HEADS:
         raise ProbeError(f"head must be one of {', '.join(depth_heads.HEADS)}, not {about.get('head')!r:.40}")
     layers, metres = about.get("layers"), about.get("depth")
     if not isinstance(layers, list) or not 1 <= len(layers) <= MAX_LAYERS:
         raise ProbeError(f"layers must be a list of 1 to {MAX_LAYERS} numbers")
     for layer in layers:
-        _check_number("layers", layer, 0, MAX_LAYERS - 1, int)
+        _check_number("layers", layer, 0, MAX_LAYERS - 1, whole=True)
     if not isinstance(metres, list) or len(metres) != 2:
         raise ProbeError("depth must be a smallest and a largest distance")
     for value in metres:
-        _check_number("depth", value, 0, FARTHEST, int | float)
+        _check_number("depth", value, 0, FARTHEST)
     if not metres[0] < metres[1]:
         raise ProbeError(f"depth must have the smaller distance first, not {metres[0]:g} and {metres[1]:g} m")
     if not isinstance(about.get("weights_id"), str) or not isinstance(about.get("backbone"), str):
@@ -250,16 +250,17 @@ def check_about(about: dict) -> None:
         raise ProbeError("an rmse in metrics is not a number")
 
 
-def _check_number(name: str, value: object, low: float, high: float, kind: type | UnionType) -> None:
-    if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:
-        what = "a whole number" if kind is int else "a number"
+def _check_number(name: str, value: Any, low: float, high: float, *, whole: bool = False) -> None:
+    number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if not (number and low <= value <= high):
+        what = "a whole number" if whole else "a number"
         raise ProbeError(f"{name} must be {what} from {low:g} to {high:g}, not {value!r:.40}")
 
 
 def _check_familiar(about: dict, familiar: np.ndarray) -> None:
     if not familiar.size:
         return
-    _check_number("familiar_limit", about.get("familiar_limit"), 1e-9, 2, int | float)  # of a cosine distance
+    _check_number("familiar_limit", about.get("familiar_limit"), 1e-9, 2)  # of a cosine distance
     if familiar.ndim != 2 or familiar.shape[1] * len(about["layers"]) != about["channels"]:
         raise ProbeError("the descriptors of its training pictures do not fit its layers")
     if not np.isfinite(familiar).all():

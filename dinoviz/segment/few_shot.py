@@ -216,16 +216,15 @@ def fit(examples: Sequence[Example], method: Method = "evidence", bias: Bias | N
     if marked.all():
         raise DinovizError("Everything is marked as the object: leave some background unmarked.")
     everything = np.concatenate([*patches, *clicked])
-    statistics = None
+    statistics = []
     if patches:
         share = np.concatenate(covered)
-        statistics = moments(np.concatenate(patches), 2 * share - 1, balanced(share))
+        statistics.append(moments(np.concatenate(patches), 2 * share - 1, balanced(share)))
     if clicked:
         sides = np.concatenate(labels)
         # Without masks the clicks are the only examples, and object and background get equal weight.
         weight = np.full(len(sides), CLICK, np.float32) if patches else balanced(sides)
-        points = moments(np.concatenate(clicked), np.where(sides, 1, -1), weight)
-        statistics = statistics + points if statistics else points
+        statistics.append(moments(np.concatenate(clicked), np.where(sides, 1, -1), weight))
     prototype = np.concatenate(prototypes).mean(0)
     object_ = everything[marked]
     return Concept(
@@ -237,7 +236,7 @@ def fit(examples: Sequence[Example], method: Method = "evidence", bias: Bias | N
         likeness=float(np.mean(likeness)) if likeness else 1.0,
         # Not the whole features: their queries and keys would stay in memory beyond the cache.
         marked=tuple((e.features.grid, e.features.patches, e.mask) for e in examples if e.mask is not None),
-        moments=statistics,
+        moments=sum(statistics[1:], statistics[0]),
     )
 
 

@@ -175,7 +175,9 @@ def _inside(outer: list | dict) -> Iterable:
 
 
 def _action(action: object, size: tuple[int, int]) -> Point | Stroke:
-    kind = action.get("kind") if isinstance(action, dict) else None
+    if not isinstance(action, dict):
+        raise DinovizError(f"A mark must be a point or a stroke, not {_short(action)}.")
+    kind = action.get("kind")
     if kind == "point":
         x, y = _number(action, "x"), _number(action, "y")
         if not (0 <= x <= size[0] and 0 <= y <= size[1]):
@@ -191,9 +193,7 @@ def _action(action: object, size: tuple[int, int]) -> Point | Stroke:
         if not isinstance(erase, bool):
             raise DinovizError(f"erase must be true or false, not {_short(erase)}.")
         return Stroke(_line(action.get("points"), FAR * max(size)), radius, erase)
-    raise DinovizError(
-        f"A mark must be a point or a stroke, not {_short(kind if isinstance(action, dict) else action)}."
-    )
+    raise DinovizError(f"A mark must be a point or a stroke, not {_short(kind)}.")
 
 
 def _number(action: dict, name: str) -> float:

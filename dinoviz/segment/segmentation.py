@@ -181,7 +181,7 @@ def classes_from_reference(
     A pixel above the thresholds of several classes goes to the class whose threshold it exceeds most.
     """
     examples = _examples(references, labels)
-    classes = sorted({int(c) for example in examples for c in np.unique(example.mask)} - {0})
+    classes = sorted({int(c) for example in examples for c in np.unique(np.asarray(example.mask))} - {0})
     if not classes:
         raise DinovizError("The label maps are empty: all their pixels are 0.")
     found = {}
@@ -219,7 +219,7 @@ def components(mask: np.ndarray, *, smallest: float = 0.0, at: np.ndarray | Sequ
 
 def _examples(references: Features | Sequence[Features], masks: np.ndarray | Sequence[np.ndarray]) -> list[Example]:
     if isinstance(references, Features):
-        references, masks = [references], [masks]
+        references, masks = [references], [np.asarray(masks)]
     if len(references) != len(masks):
         raise DinovizError(f"Each reference needs one mask: got {len(references)} references and {len(masks)} masks.")
     return [Example(features, mask) for features, mask in zip(references, masks, strict=True)]

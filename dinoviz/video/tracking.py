@@ -273,7 +273,7 @@ def propagate(
         DinovizError: without frames, for a mask that cannot be used, and frames that change in size.
     """
     if state is None and first_mask is None:
-        raise DinovizError("The propagation needs a mask of the first frame, or a state to go on from.")
+        raise DinovizError("The propagation needs a mask of the first frame, or a state to resume from.")
     settings = state.settings if state else settings
     layers = _layers(settings, backbone.layers)
     captured = tuple(layer for layer in layers if layer != backbone.layers - 1)  # the last is always there
@@ -282,11 +282,13 @@ def propagate(
     for pictures in _batches(_pictures(frames, done, state.grid.image_size if state else None), batch):
 
         def on_block(block: int, blocks: int, first: int = done, count: int = len(pictures)) -> None:
-            on_progress(first + count * block / blocks)
+            if on_progress:
+                on_progress(first + count * block / blocks)
 
-        encoded = backbone.encode_batch(pictures, resolution, captured, on_block=on_block if on_progress else None)
+        encoded = backbone.encode_batch(pictures, resolution, captured, on_block=on_block)
         for picture, features in zip(pictures, encoded, strict=True):
             if state is None:
+                assert first_mask is not None  # checked above
                 state = Propagator(features, first_mask, settings, backbone.device)
                 soft, mask = state.soft, check_mask(first_mask, picture.size)
             else:
@@ -325,11 +327,10 @@ def _pictures(
     """Decode the frames, all of one size. An error is yielded as the last item, after all frames before it."""
     try:
         for index, frame in enumerate(frames, first):
-            path = isinstance(frame, str | os.PathLike)
-            picture = open_image(frame, name=None if path else f"Frame {index}")
+            name = Path(frame).name if isinstance(frame, str | os.PathLike) else f"Frame {index}"
+            picture = open_image(frame, name=name)
             size = size or picture.size
             if picture.size != size:
-                name = Path(frame).name if path else f"Frame {index}"
                 raise DinovizError(
                     f"{name} has {_by(picture.size)} pixels, the frames before it {_by(size)}: they must be the same."
                 )
@@ -339,12 +340,11 @@ def _pictures(
 
 
 def _batches(pictures: Iterator[Image.Image | DinovizError], count: int) -> Iterator[list[Image.Image]]:
-    while several := list(islice(pictures, count)):
-        error = several.pop() if isinstance(several[-1], DinovizError) else None
-        if several:
-            yield several
-        if error:
-            raise error
+    while items := list(islice(pictures, count)):
+        if batch := [item for item in items if isinstance(item, Image.Image)]:
+            yield batch
+        if isinstance(items[-1], DinovizError):
+            raise items[-1]
 
 
 def check_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
