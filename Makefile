@@ -31,6 +31,7 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/lint-imports --no-logo
+	$(VENV)/bin/mypy
 
 $(VENV)/.app: requirements.txt requirements-embedded.txt
 	@$(PYTHON) -c 'import sys; sys.version_info < (3, 11) and sys.exit("dinoviz needs Python 3.11 or newer")'
@@ -52,4 +53,4 @@ browser:
 	|| echo "There is no Chromium: the browser tests will be skipped"
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis

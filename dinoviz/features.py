@@ -1,4 +1,4 @@
-"""Features: what one forward pass yields."""
+"""Features: the output of one forward pass."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Layers = Sequence[int] | Literal["all"]
 
 @dataclass(frozen=True, eq=False)
 class LayerTokens:
-    """What one transformer block left behind. N = 1 + R + h * w tokens: CLS, registers, patches.
+    """Output of one transformer block. N = 1 + R + h * w tokens: CLS, registers, patches.
 
     patches: (h, w, D), the block's output after the model's final norm (DINOv2's `get_intermediate_layers`).
-    norms: (h, w), Euclidean length of the block's output *before* the final norm, where artefacts show.
-    query, key: (heads, N, D / heads), as they entered the attention (after the rotary embedding, where there is one).
+    norms: (h, w), Euclidean length of the block's output *before* the final norm, which shows artefacts.
+    query, key: (heads, N, D / heads), as they enter the attention (after the rotary embedding, if there is one).
     cls: (D,), the CLS token after the final norm.
     """
 
@@ -33,13 +33,13 @@ class LayerTokens:
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """One image as one model saw it in one forward pass. All arrays are float32 in main memory.
+    """The features of one image from one forward pass of one model. All arrays are float32 in main memory.
 
     cls: (D,), patches: (h, w, D), registers: (R, D): the last block's tokens after the final norm.
     grid: where each patch lies in the uploaded picture.
-    layers: how many blocks the model has; captured: what was kept of the blocks that were asked for, by index from 0.
+    layers: number of blocks of the model; captured: outputs of the requested blocks, by index from 0.
     scaling: the factor on q k^T before the softmax.
-    weights: the model's name as the user knows it; weights_id: a hash of the weights' content.
+    weights: name of the model; weights_id: hash of the weights' content.
     """
 
     cls: np.ndarray
@@ -55,7 +55,7 @@ class Features:
     def layer(self, layer: int) -> np.ndarray:
         """Patches (h, w, D) of a captured layer after the final norm; `layer` as in a Python list: -1 is the last.
 
-        Raises DinovizError if the layer does not exist or was not asked for in `encode`.
+        Raises DinovizError if the layer does not exist or was not requested from `encode`.
         """
         return self.patches if layer in (-1, self.layers - 1) else self.tokens(layer).patches
 
@@ -64,7 +64,7 @@ class Features:
         return self.cls if layer in (-1, self.layers - 1) else self.tokens(layer).cls
 
     def tokens(self, layer: int) -> LayerTokens:
-        """Everything that was kept of a captured layer. Raises as `layer` does."""
+        """All outputs of a captured layer. Raises as `layer` does."""
         index = layer_index(layer, self.layers)
         if index not in self.captured:
             raise DinovizError(
@@ -78,16 +78,19 @@ class Features:
         arrays = [self.cls, self.patches, self.registers]
         for tokens in self.captured.values():
             arrays += [tokens.norms, tokens.query, tokens.key]
-            if tokens.patches is not self.patches:  # those of the last layer are the same arrays
+            if tokens.patches is not self.patches:  # the last layer shares them
                 arrays += [tokens.patches, tokens.cls]
         return sum(array.nbytes for array in arrays)
 
 
 def part_layer(layers: int) -> int:
-    """The layer, from 0, whose patches know best which part of a thing they are: at two thirds of a network of so many.
+    """The layer, from 0, whose patches best distinguish the parts of an object: at two thirds of the depth.
 
-    The last layers know more of what kind of thing it is (Amir et al. 2021 match parts best with layer 9 of 12). Of the
-    layers 8 to 12 of a ViT-S, 8 and 10 followed things through videos best.
+    The last layers encode more of the object's category (Amir et al. 2021 match parts best with layer 9 of 12). Of
+    layers 8 to 12 of a ViT-S, 8 and 10 tracked objects through videos best.
+
+    Args:
+        layers: number of layers of the network.
     """
     return max(1, round(layers * 2 / 3)) - 1
 
@@ -102,7 +105,7 @@ def layer_index(layer: int, layers: int) -> int:
 
 
 def layer_indices(wanted: Layers, layers: int) -> tuple[int, ...]:
-    """Sorted indices from 0 of the layers asked for; "all" is every one."""
+    """Sorted indices from 0 of the wanted layers; "all" is every layer."""
     if isinstance(wanted, str):
         if wanted != "all":
             raise DinovizError(f"Layers are numbers or 'all', not {wanted!r}.")

@@ -1,4 +1,4 @@
-"""Plotly figures of what the views compute. No mathematics of its own."""
+"""Plotly figures of attention heads, principal components and object areas."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
     from dinoviz.attention import HeadStatistics
 
-# Colours that are told apart on light and dark pages and by colour-blind eyes (Okabe & Ito 2008).
+# Distinguishable on light and dark pages and by colour-blind users (Okabe & Ito 2008).
 ACCENT, QUIET = "#E69F00", "#56B4E9"
 
 
 def _figure(height: int, **layout) -> go.Figure:
     import plotly.graph_objects as go
 
-    # The page's own light or dark background shows through; mid grey text is readable on both.
+    # Transparent, to show the page's light or dark background; mid-grey text is readable on both.
     return go.Figure(
         layout={
             "height": height,
@@ -34,7 +34,7 @@ def _figure(height: int, **layout) -> go.Figure:
 
 
 def heads_figure(statistics: Sequence[HeadStatistics], layer: int) -> go.Figure:
-    """Mean attention distance and entropy of every head against the layer; one layer (from 0) stands out."""
+    """Mean attention distance and entropy of every head by layer; one layer (from 0) is highlighted."""
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
@@ -43,8 +43,8 @@ def heads_figure(statistics: Sequence[HeadStatistics], layer: int) -> go.Figure:
         values = np.array([getattr(s, field) for s in statistics])  # (layers, heads)
         layers, heads = values.shape
         x, head = np.divmod(np.arange(layers * heads), heads)
-        here = x == layer
-        for chosen, colour, size in ((~here, QUIET, 6), (here, ACCENT, 10)):
+        highlighted = x == layer
+        for chosen, colour, size in ((~highlighted, QUIET, 6), (highlighted, ACCENT, 10)):
             figure.add_trace(
                 go.Scatter(
                     x=x[chosen] + 1,
@@ -64,7 +64,7 @@ def heads_figure(statistics: Sequence[HeadStatistics], layer: int) -> go.Figure:
 
 
 def variance_figure(explained: np.ndarray) -> go.Figure:
-    """Bars of the share of variance of each component, with the running sum when hovered."""
+    """Bar chart of the explained variance of each component, with the cumulative sum on hover."""
     import plotly.graph_objects as go
 
     figure = _figure(280, bargap=0.25)
@@ -74,7 +74,7 @@ def variance_figure(explained: np.ndarray) -> go.Figure:
             y=explained * 100,
             customdata=np.cumsum(explained) * 100,
             marker={"color": [ACCENT if i < 3 else QUIET for i in range(len(explained))]},
-            hovertemplate="component %{x}: %{y:.1f} %<br>up to here %{customdata:.1f} %<extra></extra>",
+            hovertemplate="component %{x}: %{y:.1f} %<br>cumulative: %{customdata:.1f} %<extra></extra>",
         )
     )
     figure.update_xaxes(title="component", dtick=1)
@@ -83,7 +83,7 @@ def variance_figure(explained: np.ndarray) -> go.Figure:
 
 
 def areas_figure(seconds: np.ndarray, percent: np.ndarray) -> go.Figure:
-    """How much of each frame a thing covers, over the time of a video."""
+    """Share of each frame that an object covers, over the time of a video."""
     import plotly.graph_objects as go
 
     figure = _figure(200)
@@ -102,7 +102,10 @@ def areas_figure(seconds: np.ndarray, percent: np.ndarray) -> go.Figure:
 
 
 def scatter_figure(points: np.ndarray, colours: np.ndarray, axes: Sequence[int], hover: Sequence[str]) -> go.Figure:
-    """Patches (n, 3) in three components, each in its colour (n, 3) in [0, 1]; axes: the components, from 0."""
+    """3D scatter plot of patches (n, 3), in their colours (n, 3) in [0, 1].
+
+    axes: the three components, from 0. hover: text of each patch.
+    """
     import plotly.graph_objects as go
 
     figure = _figure(420, margin={"l": 0, "r": 0, "t": 0, "b": 0})
@@ -118,7 +121,7 @@ def scatter_figure(points: np.ndarray, colours: np.ndarray, axes: Sequence[int],
         )
     )
     titles = [f"component {i + 1}" for i in axes]
-    # uirevision keeps the camera where the user turned it when the points change.
+    # uirevision keeps the user's camera position when the points change.
     figure.update_layout(
         scene={
             f"{axis}axis": {"title": title, "backgroundcolor": "rgba(0,0,0,0)", "gridcolor": "rgba(128,128,128,.3)"}

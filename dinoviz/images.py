@@ -1,4 +1,4 @@
-"""What users give us, decoded and checked; and the one coordinate system (PatchGrid)."""
+"""Decode and check images from users."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ExifTags import Base
 
 from dinoviz.errors import DinovizError
 
@@ -22,36 +24,40 @@ SUFFIXES = (
     *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".j2k", ".ico"),
 )
 
-# Blocks of 16 MB, as Pillow takes them, come from the heap of a thread, which keeps them; the C library gives back what
-# is larger than 32 MB.
+# Pillow allocates blocks of 16 MB by default, which stay in the heap of the thread; the C library returns blocks above
+# 32 MB to the system.
 Image.core.set_block_size(64 * 2**20)
-ORIENTATION = 0x0112  # EXIF's number of the tag
 
 ImageSource = str | os.PathLike | bytes | Image.Image | np.ndarray
 
 
 class ImageError(DinovizError):
-    """An image that cannot be used; the message names it and says why in one sentence."""
+    """An image that cannot be used; the message names it and the reason."""
 
 
 def open_image(
     source: ImageSource, *, max_pixels: int = MAX_PIXELS, name: str | None = None, side: int | None = None
 ) -> Image.Image:
-    """Decode anything that users give us into an upright RGB picture.
+    """Decode an image into an upright RGB picture.
 
-    source: a path, the bytes of a file, a PIL image, or an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of
-        uint8, uint16, bool or float.
-    max_pixels: the largest H * W that is accepted, checked on the header, before decoding.
-    name: what to call the image in error messages; by default the file's name.
-    side: pixels that its sides are needed to have. A JPEG file is then decoded at 1/2, 1/4 or 1/8 of its size, as long
-        as both keep as many; all others are decoded whole.
+    Integers deeper than 8 bits are scaled by the smallest of 8, 10, 12, 14 and 16 bits that holds their maximum
+    (sensors store 12 bits in 16 without scaling). Floats in [0, 1] are multiplied by 255, floats in [0, 255] are kept,
+    all others are stretched from their minimum to their maximum.
 
-    Returns a PIL image of mode RGB: EXIF orientation applied, transparency composited on white, first frame
-    of an animation. Integers deeper than 8 bits are divided by the smallest of 8, 10, 12, 14 and 16 bits that
-    holds their maximum (sensors store 12 bits in 16 without scaling). Floats in [0, 1] are multiplied by
-    255, floats in [0, 255] are kept, all others are stretched from their minimum to their maximum.
+    Args:
+        source: a path, the bytes of a file, a PIL image, or an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of
+            uint8, uint16, bool or float.
+        max_pixels: the largest accepted H * W, checked on the header, before decoding.
+        name: of the image in error messages; by default the file's name.
+        side: pixels that both sides need. A JPEG file is then decoded at 1/2, 1/4 or 1/8 of its size, as long as both
+            sides stay at least this long; other formats are always decoded whole.
 
-    Raises ImageError with one sentence for whatever cannot be read.
+    Returns:
+        A PIL image of mode RGB: EXIF orientation applied, transparency composited on white, the first frame of an
+        animation.
+
+    Raises:
+        ImageError: if the image cannot be read.
     """
     if isinstance(source, np.ndarray):
         return _from_array(source, name or "The array", max_pixels)
@@ -59,6 +65,7 @@ def open_image(
         name = name or "The image"
         return _to_rgb(source, name, max_pixels)
     if isinstance(source, bytes | bytearray | memoryview):
+        stream: IO[bytes]
         name, stream, size = name or "The image", io.BytesIO(source), len(source)
     elif isinstance(source, str | os.PathLike):
         path = Path(source)
@@ -93,21 +100,21 @@ def open_image(
 
 
 def decode_bytes(path: str | os.PathLike) -> int:
-    """About the memory that `open_image` takes at its peak for a file, by its header; 0 where that cannot be read."""
+    """Approximate peak memory of `open_image` for a file, from its header; 0 if that cannot be read."""
     try:
         if not Path(path).is_file():
             return 0
         with Path(path).open("rb") as stream, Image.open(stream, formats=_formats()) as image:
             pixels = image.width * image.height
-            # Decoded, and as RGB, at 4 bytes a pixel each; with transparency, or deeper than 8 bits, on the way more.
+            # Decoded, and as RGB, at 4 bytes per pixel each; transparency and deeper pixels take further copies.
             plain = image.mode in ("1", "L", "RGB", "CMYK", "YCbCr") and not image.has_transparency_data
             return pixels * (8 if plain else 24) + Path(path).stat().st_size
-    except Exception:  # `open_image` says what is wrong with it
+    except Exception:  # `open_image` reports what is wrong with it
         return 0
 
 
 def _formats() -> list[str]:
-    # Pillow stumbles over a name that it has no plugin for, and some builds lack AVIF or JPEG 2000.
+    # Pillow fails on a format without a plugin, and some builds lack AVIF or JPEG 2000.
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]
 
@@ -129,7 +136,7 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     _check_size(image.size, name, max_pixels)
     try:
         image.load()
-        _check_size(image.size, name, max_pixels)  # some containers (ICO) tell the true size only now
+        _check_size(image.size, name, max_pixels)  # some formats (ICO) have the true size only now
         image = _upright(image)
         if image.mode.startswith(("I", "F")):
             return _from_array(np.asarray(image), name, max_pixels)
@@ -149,8 +156,8 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        # exif_transpose copies also what stands upright: 200 MB of a picture of 50 million pixels.
-        return image if image.getexif().get(ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
+        # exif_transpose also copies upright pictures: 200 MB for 50 million pixels.
+        return image if image.getexif().get(Base.Orientation, 1) == 1 else ImageOps.exif_transpose(image)
     except Exception:  # a broken EXIF block is no reason to refuse the pixels
         return image
 
@@ -172,7 +179,7 @@ def _to_uint8(array: np.ndarray, name: str) -> np.ndarray:
         return array.astype(np.uint8) * 255
     if array.dtype.kind not in "iuf":
         raise ImageError(f"{name}: an image array holds numbers, not {array.dtype}.")
-    values = array.astype(np.float64 if array.dtype.itemsize > 4 else np.float32)
+    values: np.ndarray = array.astype(np.float64 if array.dtype.itemsize > 4 else np.float32)
     if not np.isfinite(values).all():
         raise ImageError(f"{name}: the image contains values that are not finite numbers (NaN or infinity).")
     low, high = float(values.min()), float(values.max())
@@ -194,7 +201,7 @@ def _to_rgb_uint8(array: np.ndarray) -> Image.Image:
 
 
 def find_images(paths: Sequence[str | os.PathLike]) -> list[Path]:
-    """Files stay as they are; folders give the images below them, sorted. Raises ImageError if nothing is left."""
+    """The given files and, sorted, the images below the given folders. Raises ImageError if there are none."""
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():

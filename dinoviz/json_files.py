@@ -1,4 +1,4 @@
-"""JSON files that anybody may have written: bounded in size, in depth and in numbers, or refused in one sentence."""
+"""Read JSON from untrusted sources, with bounds on size, nesting depth and numbers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 from dinoviz.errors import DinovizError
 
 MAX_BYTES = 4_000_000  # a config.json with the 21,841 classes of ImageNet-21k has 1.5 MB
-MAX_DEPTH = 50  # objects and lists within each other; ours have 5, and json.dumps fails from about 1,000 on
-MAX_DIGITS = 20  # of whole numbers, as many as 64 bits have; float() fails from 309 on
+MAX_DEPTH = 50  # nested objects and lists; ours have 5, and json.dumps fails from about 1,000 on
+MAX_DIGITS = 20  # of integers, enough for 64 bits; float() fails from 309 on
 
 
 class _Refused(ValueError):
-    """Why valid JSON is not accepted."""
+    """The reason why valid JSON is not accepted."""
 
 
 def read_json(
@@ -27,17 +27,22 @@ def read_json(
     max_bytes: int = MAX_BYTES,
     finite: bool = True,
 ) -> dict[str, Any]:
-    """The object in a JSON file; no more than `max_bytes` are ever read.
+    """Read the object in a JSON file; at most `max_bytes` are read.
 
-    error: what to raise. name: what to call the file in messages, by default as it is called in its folder.
-    finite: refuse NaN and Infinity, which Python writes and reads though JSON has no such numbers.
+    Args:
+        path: of the file.
+        error: type to raise.
+        name: of the file in messages, by default its name without the folder.
+        max_bytes: the largest accepted file.
+        finite: refuse NaN and Infinity, which Python writes and reads although JSON has no such numbers.
 
-    Raises `error` for a file that is not there or no regular file, and for what `parse_json` refuses.
+    Raises:
+        DinovizError: as `error`, for a missing file, one that is no regular file, and JSON that `parse_json` refuses.
     """
     path = Path(path)
     name = name or path.name
     try:
-        if not path.is_file():  # a FIFO or a device would be read for ever
+        if not path.is_file():  # reading a FIFO or a device would never end
             raise error(f"{name} is {'not a file' if path.exists() else 'missing'}.")
         with path.open("rb") as file:
             data = file.read(max_bytes + 1)
@@ -54,13 +59,13 @@ def parse_json(
     max_bytes: int = MAX_BYTES,
     finite: bool = True,
 ) -> dict[str, Any]:
-    """The object that a text holds. Arguments as of `read_json`.
+    """Parse a JSON object. Arguments as for `read_json`.
 
-    Raises `error` for a text that is longer than `max_bytes`, no JSON, no object, nested deeper than MAX_DEPTH, or
-    holds a number that is not finite or has more than MAX_DIGITS digits, or characters that no file can hold.
+    Raises `error` for text longer than `max_bytes`, invalid JSON, anything but an object, nesting deeper than
+    MAX_DEPTH, numbers that are not finite or have more than MAX_DIGITS digits, and unpaired surrogates.
     """
     if len(data) > max_bytes:
-        raise error(f"{name} is longer than {max_bytes / 1e6:g} MB, the most that is read of such a file.")
+        raise error(f"{name} is longer than {max_bytes / 1e6:g} MB, the largest accepted size.")
     try:
         found = json.loads(
             data,
@@ -76,7 +81,7 @@ def parse_json(
     except ValueError:
         raise error(f"{name} is not valid JSON.") from None
     if not isinstance(found, dict):
-        raise error(f"{name} holds a {type(found).__name__}; a JSON object with names and values is expected.")
+        raise error(f"{name} holds a {type(found).__name__} instead of a JSON object.")
     return found
 
 
@@ -93,7 +98,7 @@ def _finite(text: str) -> float:
 
 
 def _check(found: Any) -> None:
-    """Level by level, since what is nested too deep for `json` may be so for recursion here. Raises _Refused."""
+    """Raise _Refused for deep nesting and unpaired surrogates; level by level, since recursion could overflow."""
     level, depth = [found], 0
     while level:
         below: list[Any] = []
@@ -107,7 +112,7 @@ def _check(found: Any) -> None:
                 try:
                     value.encode()
                 except UnicodeEncodeError:
-                    raise _Refused("holds half of a surrogate pair, which is no character") from None
+                    raise _Refused("holds an unpaired surrogate, which is not a character") from None
         if depth > MAX_DEPTH:
             raise _Refused(f"is nested deeper than {MAX_DEPTH} levels")
         level, depth = below, depth + 1

@@ -1,4 +1,4 @@
-"""The table of known backbones, and where their weights come from."""
+"""The table of known backbones, and `load`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dinoviz import embedded_weights as embedded
-from dinoviz.hub import hub_answers, hub_folder, is_folder, is_hub_id
+from dinoviz.hub import FoundModel, find_model, from_hub, hub_answers
+from dinoviz.hub import is_cached as is_cached_from_hub
 from dinoviz.model_files import (
     WEIGHTS,
     ModelError,
     check_folder,
     check_pass,
-    first_line,
     load_network,
     make_config,
     mean_and_std,
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
     from dinoviz.backbone import Backbone
 
-# transformers' model types whose attention interface and token order Backbone knows.
+# transformers' model types whose attention interface and token order Backbone supports.
 FAMILIES = ("dinov2", "dinov2_with_registers", "vit", "dinov3_vit")
 
 
 @dataclass(frozen=True)
 class Known:
-    """A row of the table: millions of parameters, patch size, and the Hub id (None: embedded)."""
+    """A row of the table: Hub id (None: embedded), millions of parameters, patch size, and a remark."""
 
     hub_id: str | None
     parameters: float
@@ -75,42 +75,44 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> Backbone:
-    """A frozen backbone together with its preprocessing.
+    """Load a frozen backbone together with its preprocessing.
 
-    name_or_path: a name of the table (`KNOWN`), a Hub id ("owner/name"), a folder in transformers' format, or a
-        training run's folder (its exported teacher).
-    device: "cpu", "cuda", "mps"; by default $DINOVIZ_DEVICE, else the best there is.
-    dtype: of the computation; by default bfloat16 on CUDA and float32 elsewhere.
+    Args:
+        name_or_path: a name of the table (`KNOWN`), a Hub id ("owner/name"), a folder in transformers' format, or the
+            folder of a training run (its exported teacher).
+        device: "cpu", "cuda" or "mps"; by default $DINOVIZ_DEVICE, else the fastest available.
+        dtype: of the computation; by default bfloat16 on CUDA and float32 elsewhere.
 
-    Raises ModelError for an unknown name (it lists the choices), a folder without safetensors, a model of another
-    family, and a Hub that does not answer.
+    Raises:
+        ModelError: for an unknown name (the message lists the choices), a folder without safetensors, a model of
+            another family, or if the Hub does not answer.
     """
     import torch
 
-    device = pick_device(device)
+    where = pick_device(device)
     if dtype is None:
-        dtype = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    text = os.fspath(name_or_path)
-    path = Path(text).expanduser()
+        dtype = torch.bfloat16 if where.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return _from_folder(_find(os.fspath(name_or_path)), where, dtype)
+
+
+def _find(text: str) -> FoundModel:
     if text in KNOWN:
         hub_id = KNOWN[text].hub_id
-        if hub_id is None:
-            return _from_folder(embedded.folder(), text, embedded.SOURCE, device, dtype)
-        return _from_hub(hub_id, text, device, dtype)
-    if is_folder(path):
-        if (path / "export" / "config.json").is_file():
-            return _from_folder(path / "export", run_name(path), f"the training run {path}", device, dtype)
-        return _from_folder(path, path.name, f"the folder {path}", device, dtype)
-    if is_hub_id(text):
-        return _from_hub(text, text, device, dtype)
-    raise ModelError(
-        f"There is no model {text!r}. Known are {', '.join(KNOWN)}; "
-        "a Hub id (owner/name) or a folder in transformers' format will do as well."
-    )
+        return from_hub(hub_id, text) if hub_id else FoundModel(embedded.folder(), text, embedded.SOURCE)
+    found = find_model(text)
+    if found is None:
+        raise ModelError(
+            f"There is no model {text!r}. Known names: {', '.join(KNOWN)}. "
+            "A Hub id (owner/name) or a folder in transformers' format is accepted as well."
+        )
+    export = found.folder / "export"
+    if (export / "config.json").is_file():
+        return FoundModel(export, run_name(found.folder), f"the training run {found.folder}")
+    return found
 
 
 def run_name(folder: Path) -> str:
-    """What to call the network that a training run's folder, or one of its snapshots, holds."""
+    """A name for the network in the folder of a training run, or in one of the run's snapshots."""
     step = re.fullmatch(r"step-(\d{1,12})", folder.name)
     if folder.parent.name == "snapshots" and step:
         return f"{folder.parent.parent.name} at step {int(step[1])}"
@@ -118,9 +120,9 @@ def run_name(folder: Path) -> str:
 
 
 def weights_stamp(name_or_path: str) -> int:
-    """When the weights of a folder were written last, in nanoseconds; 0 for what is no folder.
+    """When the weights in a folder were last written, in nanoseconds; 0 if there are none.
 
-    A run that goes on writes its network again: by its name alone one would not know which one was loaded.
+    Part of cache keys, since a resumed run overwrites its exported network under the same name.
     """
     path = Path(name_or_path).expanduser()
     for file in (path / "export" / WEIGHTS, path / WEIGHTS):
@@ -130,7 +132,7 @@ def weights_stamp(name_or_path: str) -> int:
 
 
 def pick_device(device: str | torch.device | None = None) -> torch.device:
-    """The device asked for, else $DINOVIZ_DEVICE, else CUDA, MPS or CPU. Raises ModelError if it is not there."""
+    """The given device, else $DINOVIZ_DEVICE, else CUDA, MPS or CPU. Raises ModelError if it is not available."""
     import torch
 
     device = device or os.environ.get("DINOVIZ_DEVICE") or None
@@ -147,9 +149,9 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
 
 
 def default_name(hub: bool | None = None) -> str:
-    """The largest official model that suits the device if the Hub or its cache can give it, else "embedded".
+    """The official DINOv2 model for this device if the Hub or its cache can provide it, else "embedded".
 
-    hub: whether the Hub answers, where that is known already; else it is asked, for at most HUB_TIMEOUT seconds.
+    hub: whether the Hub answers; None tests the connection, which takes at most HUB_TIMEOUT seconds.
     """
     name = "dinov2-base" if pick_device().type == "cuda" else "dinov2-small"
     return name if is_cached(name) or (hub_answers() if hub is None else hub) else "embedded"
@@ -160,42 +162,24 @@ def is_cached(name: str) -> bool:
     hub_id = KNOWN[name].hub_id
     if hub_id is None:
         return embedded.onnx_path() is not None or embedded.converted_folder().is_dir()
-    from huggingface_hub import try_to_load_from_cache
-
-    weights = ("model.safetensors", "model.safetensors.index.json")
-    return isinstance(try_to_load_from_cache(hub_id, "config.json"), str) and any(
-        isinstance(try_to_load_from_cache(hub_id, file), str) for file in weights
-    )
+    return is_cached_from_hub(hub_id)
 
 
-def _from_hub(hub_id: str, name: str, device, dtype) -> Backbone:
-    offline = not hub_answers()
-    try:
-        folder = hub_folder(hub_id, offline=offline)
-    except OSError as error:
-        if offline:
-            raise ModelError(
-                f"{name}: the Hugging Face Hub does not answer (or HF_HUB_OFFLINE is set) and {hub_id} is not in its "
-                "cache. 'embedded' needs no network."
-            ) from None
-        raise ModelError(f"{name}: {hub_id} cannot be had from the Hugging Face Hub: {first_line(error)}") from None
-    return _from_folder(folder, name, f"the Hugging Face Hub, {hub_id}", device, dtype)
-
-
-def _from_folder(folder: Path, name: str, source: str, device, dtype) -> Backbone:
+def _from_folder(found: FoundModel, device: torch.device, dtype: torch.dtype) -> Backbone:
     import torch
     from transformers import MODEL_MAPPING
 
     from dinoviz.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone
 
+    folder, name, source = found
     check_folder(folder)
     settings = read_settings(folder, name)
     family = settings.get("model_type")
     if family not in FAMILIES:
-        raise ModelError(f"{name} is a {family!r:.40} model; dinoviz looks through {', '.join(FAMILIES)}.")
+        raise ModelError(f"{name} is a {family!r:.40} model; dinoviz supports {', '.join(FAMILIES)}.")
     config = make_config(settings, name)
     extra = {"add_pooling_layer": False} if family == "vit" else {}
-    # Only masked training uses the mask token, and exports often leave it out.
+    # Only masked training uses the mask token, and exports often omit it.
     model = load_network(MODEL_MAPPING[type(config)], config, folder, name, unused=("mask_token",), **extra)
     mean, std = mean_and_std(read_preprocessor(folder)) or (IMAGENET_MEAN, IMAGENET_STD)
     backbone = Backbone(model, name=name, source=source, device=device, dtype=dtype, mean=mean, std=std)
@@ -205,7 +189,7 @@ def _from_folder(folder: Path, name: str, source: str, device, dtype) -> Backbon
 
 
 def download_progress(name: str) -> str:
-    """How much of a model of the table is in the Hub's cache, as ": 12 of 88 MB"; empty where that is not known."""
+    """How much of a model is in the Hub's cache, as ": 12 of 88 MB"; "" if it is complete or its size unknown."""
     known = KNOWN.get(name)
     if known is None or known.hub_id is None or is_cached(name):
         return ""
@@ -214,6 +198,6 @@ def download_progress(name: str) -> str:
     folder = Path(constants.HF_HUB_CACHE) / f"models--{known.hub_id.replace('/', '--')}" / "blobs"
     done = 0
     for file in folder.glob("*"):
-        with contextlib.suppress(FileNotFoundError):  # a part that was just completed has another name now
+        with contextlib.suppress(FileNotFoundError):  # a download that has just finished was renamed
             done += file.stat().st_size
     return f": {done / 1e6:.0f} of {known.parameters * 4:.0f} MB"

@@ -1,4 +1,4 @@
-"""Patch PCA: the few directions in which the patches of one picture, or of several together, differ most."""
+"""PCA of patch features, of one image or jointly of several, and the foreground that it is fitted on."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from skimage.filters import threshold_otsu
 from dinoviz.errors import DinovizError
 from dinoviz.features import Features
 
-# The numbers below were chosen with tests/benchmarks/pca_stability.py; none is a distance of one model's features.
-# A patch counts as background if it resembles this share of two sides of the border; 5 % to 15 % differ little.
+# The constants below were chosen with tests/benchmarks/pca_stability.py; none depends on the scale of the features.
+# A patch is background if it is similar to this share of two sides of the border; 5 % to 15 % differ little.
 SIDE_SHARE = 0.1
-# Blur of the evidence, in short sides of the grid, so that it is the same at every resolution. None: the foreground
-# moves with the resolution (IoU with itself 0.74 instead of 0.80); twice as much: thin objects suffer.
+# Blur of the foreground score, in short sides of the grid, so that it does not depend on the resolution. Without it the
+# foreground changes with the resolution (IoU with itself 0.74 instead of 0.80); twice as much loses thin objects.
 BLUR = 0.02
-# Five textures stay below it (0.01 to 0.11) in the layers 9 and 12 at 392 to 672 px, nine objects above (0.12 to 6).
+# Five textures are below it (0.01 to 0.11) in layers 9 and 12 at 392 to 672 px, nine objects above (0.12 to 6).
 LEAST_SEPARATION = 0.115
-# From z-score to colour by a sigmoid, as in DINOv3's PCA notebook: saturated, and no outlier takes the whole range.
+# Slope of the sigmoid from z-score to colour, as in DINOv3's PCA notebook: saturated colours, robust to outliers.
 GAIN = 2.0
-# No foreground patch is so dark that it could be taken for background, which is black.
+# Lowest colour value of the foreground, so that it differs from the background, which is black.
 DARKEST = 0.12
-# Variation below this share of the features' length is rounding, not content.
+# Variation below this share of the features' length is rounding error.
 ROUNDING = 1e-6
 
 
@@ -33,16 +33,16 @@ ROUNDING = 1e-6
 class PatchPCA:
     """One joint basis for the patches of all images, made by `fit`. K components.
 
-    explained: (K,) the share of each component in the variance of the foreground patches, descending.
-    coordinates: per image (h, w, K) float32, all patches on the components, 0 at the foreground's mean. The sign of a
-        component is the one that agrees with `evidence`.
-    foreground: per image (h, w) bool, the patches that the basis was fitted on, `score >= threshold`; all True where
-        no foreground was asked for.
-    score: per image (h, w) float32 in [0, 1], the evidence for foreground, from the lowest of the image to the highest.
-        The image's own cut lies at 0.5; an image without two separable parts has no patch below 0.5.
-    threshold: that was used on score.
-    evidence: per image (h, w, 3) float32, what hangs on the picture and not on the algebra: score, height in the
-        picture, likeness to the mean patch; mean 0 and variance 1 over the foreground.
+    explained: (K,) explained variance ratio of each component over the foreground patches, descending.
+    coordinates: per image (h, w, K) float32, projections of all patches, 0 at the foreground's mean. The sign of each
+        component is chosen to correlate positively with `evidence`.
+    foreground: per image (h, w) bool, the patches that the basis was fitted on, `score >= threshold`; all True if the
+        fit used all patches.
+    score: per image (h, w) float32, the foreground score, stretched to [0, 1] within the image. The image's own
+        threshold is at 0.5; an image without two separable parts has no patch below 0.5.
+    threshold: the one applied to score.
+    evidence: per image (h, w, 3) float32, reference maps that do not depend on the arbitrary signs and rotations of a
+        PCA: score, height in the picture, similarity to the mean patch; mean 0 and variance 1 over the foreground.
     """
 
     explained: np.ndarray
@@ -53,14 +53,17 @@ class PatchPCA:
     evidence: list[np.ndarray]
 
     def colours(self, components: Sequence[int] = (0, 1, 2), *, turned: bool = True) -> list[np.ndarray]:
-        """One to three components in colour -> per image (h, w, 3) float32 in [0, 1], background 0.
+        """One to three components as colours -> per image (h, w, 3) float32 in [0, 1], background 0.
 
-        turned: rotate the components among themselves so that red, green and blue follow the evidence (orthogonal
-            Procrustes, Schönemann 1966). Components of similar variance swap and mix when the picture changes a
-            little; the space they span does not, so colours hung on the picture stay. Nothing is lost, but red is
-            no longer the first component. False: red, green and blue are the components in the order asked for.
+        Args:
+            components: indices from 0.
+            turned: rotate the components so that red, green and blue align with the evidence (orthogonal Procrustes,
+                Schönemann 1966). Components of similar variance swap and mix when the picture changes a little; the
+                space that they span does not, so the colours stay stable. No information is lost, but red is no longer
+                the first component. False: red, green and blue are the components in the given order.
 
-        Raises DinovizError for components that do not exist or are not one to three.
+        Raises:
+            DinovizError: for components that do not exist, or not one to three of them.
         """
         chosen = list(components)
         if not 1 <= len(chosen) <= 3:
@@ -80,7 +83,7 @@ class PatchPCA:
         ]
 
     def component(self, index: int) -> list[np.ndarray]:
-        """One component, as it is, for a heat map -> per image (h, w) float32 in [0, 1]; 0.5 is the foreground's mean.
+        """One component for a heat map -> per image (h, w) float32 in [0, 1]; 0.5 is the mean of the foreground.
 
         Background patches keep their value. Raises DinovizError for a component that does not exist.
         """
@@ -92,14 +95,14 @@ class PatchPCA:
     def _check(self, index: int) -> None:
         count = len(self.explained)
         if not 0 <= index < count:
-            raise DinovizError(f"There are {count} components, 0 to {count - 1}, and no component {index}.")
+            raise DinovizError(f"There is no component {index}: there are {count}, 0 to {count - 1}.")
 
     def _fitted(self, maps: list[np.ndarray]) -> np.ndarray:
         """The foreground patches of all images, (n, ...) float64."""
         return np.concatenate([m[kept] for m, kept in zip(maps, self.foreground, strict=True)]).astype(np.float64)
 
     def _scale(self, maps: list[np.ndarray]) -> np.ndarray:
-        """One standard deviation of the foreground; 1 where there is no variation, which `fit` has set to 0 exactly."""
+        """Standard deviation of the foreground; 1 if there is no variation, which `fit` sets to exactly 0."""
         deviation = self._fitted(maps).std(axis=0)
         return np.where(deviation > 0, deviation, 1)
 
@@ -112,9 +115,9 @@ def patch_pca(
     layer: int = -1,
     threshold: float | None = None,
 ) -> list[np.ndarray]:
-    """The first one to three components in colour -> per image (h, w, 3) float32 in [0, 1], background 0.
+    """The first one to three components as colours -> per image (h, w, 3) float32 in [0, 1], background 0.
 
-    As `fit(...).colours(...)`, and raises what they raise.
+    Short for `fit(...).colours(...)`, and raises as they do.
     """
     fitted = fit(features, components=components, layer=layer, foreground=foreground, threshold=threshold)
     return fitted.colours(range(len(fitted.explained)))
@@ -128,23 +131,27 @@ def fit(
     foreground: bool = True,
     threshold: float | None = None,
 ) -> PatchPCA:
-    """Find the joint principal components of the patches of some images of one model; sizes may differ.
+    """Fit the joint principal components of the patches of several images.
 
-    components: how many; fewer come back if there are fewer patches or channels.
-    layer: whose patches, as in a Python list. foreground: fit on the foreground alone.
-    threshold: None takes each image's own cut; a number in [0, 1] cuts the foreground score there.
+    Args:
+        features: of the images, from one model; sizes may differ.
+        components: how many; fewer are returned if there are fewer patches or channels.
+        layer: whose patches, numbered as in a Python list.
+        foreground: fit on the foreground patches only.
+        threshold: of the foreground score, in [0, 1]; None for each image's own.
 
-    Raises DinovizError for features of different models, a layer that was not captured, or numbers out of range.
+    Raises:
+        DinovizError: for features of different models, a layer that was not captured, or numbers out of range.
     """
     if not features:
         raise DinovizError("PCA needs the features of at least one image.")
     if len({f.weights_id for f in features}) > 1:
         names = ", ".join(sorted({f.weights for f in features}))
-        raise DinovizError(f"Images in one PCA must have been seen by one model, not by several ({names}).")
+        raise DinovizError(f"The features of a joint PCA must come from one model, not several ({names}).")
     if components < 1:
-        raise DinovizError(f"PCA gives one component or more, not {components}.")
+        raise DinovizError(f"PCA needs at least one component, not {components}.")
     if threshold is not None and not 0 <= threshold <= 1:
-        raise DinovizError(f"The foreground threshold is a number in [0, 1], not {threshold}.")
+        raise DinovizError(f"The foreground threshold must be from 0 to 1, not {threshold}.")
     patches = [f.layer(layer) for f in features]
     score = [foreground_score(p) for p in patches]
     threshold = 0.5 if threshold is None else float(threshold)
@@ -155,7 +162,7 @@ def fit(
     fitted -= mean
     channels = len(mean)
     count = min(components, channels, sum(k.size for k in kept))
-    # D x D in float64 beats an SVD of the patches from a hundred patches on, and is exact to 1e-8 of the first.
+    # The D x D covariance in float64 is faster than an SVD from a hundred patches on, and exact to 1e-8 of the first.
     covariance = fitted.T @ fitted / len(fitted)
     variance, basis = eigh(covariance, subset_by_index=(channels - count, channels - 1))
     variance, basis = variance[::-1], basis[:, ::-1]
@@ -177,15 +184,15 @@ def fit(
 
 
 def foreground_score(patches: np.ndarray) -> np.ndarray:
-    """How little each patch (h, w, D) looks like the border of the picture -> (h, w) float32 in [0, 1], cut at 0.5.
+    """Dissimilarity of each patch (h, w, D) to the border of the picture -> (h, w) float32 in [0, 1], threshold 0.5.
 
-    Photographers put things inside the frame, so the border is a sample of the background (Zhu et al. 2014, boundary
-    connectivity). What the frame cuts off, a head or a foot, touches one side of it; a background touches two: the
-    evidence is the likeness to the two sides that a patch resembles most. (The likeness to the border as a whole
-    beheads a cat that fills the picture.) It has no sign that could flip, which the first component has, needs no
-    attention and no iteration, and agrees best with object masks: mean IoU 0.60 over 20 DAVIS frames, embedded
-    weights, where Otsu's threshold on the first component gives 0.34 to 0.39 and two clusters 0.40. Where cutting in
-    two is not justified, all get 0.5 or more.
+    Objects are usually inside the frame, so the border is a sample of the background (boundary connectivity, Zhu et al.
+    2014). An object cut off by the frame touches one side, the background at least two: the score uses the similarity
+    to the two sides that a patch is most similar to. (Similarity to the whole border cuts off the head of a cat that
+    fills the picture.) Unlike the first component, this score has no arbitrary sign; it needs no attention and no
+    iteration, and agrees best with object masks: mean IoU 0.60 over 20 DAVIS frames, embedded weights, against 0.34 to
+    0.39 for Otsu's threshold on the first component and 0.40 for two clusters. If the image has no two separable
+    parts, all patches get 0.5 or more.
     """
     h, w, _ = patches.shape
     length = np.linalg.norm(patches, axis=-1, keepdims=True)
@@ -199,22 +206,22 @@ def foreground_score(patches: np.ndarray) -> np.ndarray:
     cut = threshold_otsu(smooth)
     if _separation(unit, difference, smooth > cut) < LEAST_SEPARATION:
         cut = low
-    # Straight from the lowest to the cut and from the cut to the highest, so that 0.5 means the same in every image.
+    # Linear from the lowest to the cut and from the cut to the highest, so that 0.5 is the threshold of every image.
     score = np.interp(smooth, (low, cut, high), (0, 0.5, 1)) if cut > low else 0.5 + (smooth - low) / (high - low) / 2
     return score.astype(np.float32)
 
 
 def _likeness(unit: np.ndarray, side: np.ndarray) -> np.ndarray:
-    """Mean cosine of each patch (n, D) to the patches of one side (m, D) that it resembles most -> (n,)."""
+    """Mean cosine similarity of each patch (n, D) to its nearest patches on one side (m, D) -> (n,)."""
     nearest = max(1, round(SIDE_SHARE * len(side)))
     return np.partition(unit @ side.T, -nearest, axis=1)[:, -nearest:].mean(axis=1)
 
 
 def _separation(unit: np.ndarray, difference: np.ndarray, inside: np.ndarray) -> float:
-    """Whether a cut divides two things, not a texture: Fisher's ratio times the coherence of the evidence.
+    """How well a cut separates two parts, to tell objects from textures: Fisher's ratio times spatial coherence.
 
-    The ratio is the squared distance of the two means by the variances around them. The coherence is the share of a
-    patch's evidence that its neighbour tells (squared correlation): scattered specks differ, but make no object.
+    Fisher's ratio is the squared distance of the two means over the variances around them. The coherence is the squared
+    correlation of the score between neighbouring patches, which is low for scattered specks.
     """
     if inside.all() or not inside.any():
         return 0.0
@@ -229,9 +236,9 @@ def _separation(unit: np.ndarray, difference: np.ndarray, inside: np.ndarray) ->
 def _evidence(
     patches: list[np.ndarray], score: list[np.ndarray], mean: np.ndarray, kept: list[np.ndarray]
 ) -> list[np.ndarray]:
-    """Three maps that mirror with the picture and keep with the resolution, so that what is hung on them does too.
+    """Three maps that are equivariant to mirroring and stable across resolutions, as references for the colours.
 
-    Any three that do gave stable colours, as long as height was among them; these need nothing but the patches.
+    Any three such maps gave stable colours, as long as height was among them; these need nothing but the patches.
     """
     maps = []
     for p, s in zip(patches, score, strict=True):
@@ -239,7 +246,7 @@ def _evidence(
         maps.append(np.stack([s, height, p @ mean], axis=-1))
     fitted = np.concatenate([m[k] for m, k in zip(maps, kept, strict=True)])
     centre, deviation = fitted.mean(axis=0), fitted.std(axis=0)
-    # A map that says nothing (rounding aside) has no say.
+    # A map that is constant up to rounding gets weight 0.
     weight = np.where(deviation > ROUNDING * np.abs(fitted).max(axis=0), 1 / np.maximum(deviation, 1e-12), 0)
     return [((m - centre) * weight).astype(np.float32) for m in maps]
 

@@ -82,26 +82,16 @@ def test_the_last_patches_are_there_even_if_no_layer_was_asked_for(tiny_backbone
 
 def test_a_layer_that_was_not_kept_is_told(tiny_backbone, astronaut):
     features = tiny_backbone.encode(astronaut, 224)
-    with pytest.raises(DinovizError) as refusal:
+    with pytest.raises(DinovizError, match=r"Layer 0 .*\[2\].* layers=\(0,\)"):
         features.layer(0)
-    assert str(refusal.value) == "Layer 0 was not captured, only [2]: encode with layers=(0,) or 'all'."
 
 
-@pytest.mark.parametrize("layer", [3, -4])
-def test_a_layer_that_does_not_exist_is_told(layer, tiny_backbone, astronaut):
-    with pytest.raises(DinovizError) as refusal:
-        tiny_backbone.encode(astronaut, 224, layers=(layer,))
-    assert str(refusal.value) == f"The model has 3 layers, 0 to 2 or -3 to -1, not {layer}."
-
-
-def test_a_layer_is_a_whole_number(tiny_backbone, astronaut):
-    with pytest.raises(DinovizError, match=r"whole number, not 1\.5"):
-        tiny_backbone.encode(astronaut, 224, (1.5,))
-
-
-def test_a_word_for_layers_that_is_not_all_is_told(tiny_backbone, astronaut):
-    with pytest.raises(DinovizError, match=r"^Layers are numbers or 'all', not 'last'\.$"):
-        tiny_backbone.encode(astronaut, 224, layers="last")
+@pytest.mark.parametrize(
+    ("layers", "named"), [((3,), "3 layers.* not 3"), ((-4,), "not -4"), ((1.5,), r"1\.5"), ("last", "'last'")]
+)
+def test_layers_that_do_not_exist_are_refused(layers, named, tiny_backbone, astronaut):
+    with pytest.raises(DinovizError, match=named):
+        tiny_backbone.encode(astronaut, 224, layers)
 
 
 def test_a_batch_of_two_is_two_singles(tiny, chelsea):
@@ -125,9 +115,8 @@ def test_images_of_a_batch_may_differ_in_size_if_the_network_sees_one(tiny_backb
 
 
 def test_a_batch_of_two_model_sizes_is_refused(tiny_backbone, astronaut, chelsea):
-    with pytest.raises(DinovizError) as refusal:
+    with pytest.raises(DinovizError, match="224 x 224, 336 x 224"):
         tiny_backbone.encode_batch([astronaut, chelsea], 224)
-    assert str(refusal.value) == "The images of one batch must have one model size, not 224 x 224, 336 x 224."
 
 
 def test_a_batch_of_none_is_none(tiny_backbone):
@@ -245,7 +234,7 @@ def test_two_backbones_at_once_do_not_see_each_other_s_layers(tiny_folders, astr
 
 
 def test_bad_images_end_with_their_sentence(tiny_backbone, tmp_path):
-    with pytest.raises(ImageError, match=r"^nothing\.png: there is no such file\.$"):
+    with pytest.raises(ImageError, match=r"^nothing\.png: "):
         tiny_backbone.encode(tmp_path / "nothing.png")
 
 

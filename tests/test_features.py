@@ -230,7 +230,7 @@ def test_peek_never_encodes(counting, astronaut):
 
 def test_a_layer_that_does_not_exist_is_told_before_anything_is_cached(counting, astronaut):
     cache = FeatureCache(ROOMY)
-    with pytest.raises(DinovizError, match=r"^The model has 3 layers, 0 to 2 or -3 to -1, not 7\.$"):
+    with pytest.raises(DinovizError, match=r"3 layers.* not 7"):
         cache.encode(counting, astronaut, 224, layers=(7,))
     assert counting.passes == 0
 

@@ -294,40 +294,40 @@ def test_one_patch_has_one_colour_in_whichever_image_it_lies(seen):
 
 def test_two_models_are_refused():
     features = [made_of(noise(5, 5)), made_of(noise(5, 5), "b", "model b")]
-    with pytest.raises(DinovizError, match=r"seen by one model, not by several \(model a, model b\)\.$"):
+    with pytest.raises(DinovizError, match="model a, model b"):
         pca.fit(features)
 
 
 def test_nothing_is_refused():
-    with pytest.raises(DinovizError, match="at least one image"):
+    with pytest.raises(DinovizError, match="at least one"):
         pca.patch_pca([])
 
 
 @pytest.mark.parametrize("index", [-1, 10])
 def test_missing_component_is_refused(index):
     found = pca.fit([made_of(noise(9, 9))])
-    with pytest.raises(DinovizError, match=rf"There are 10 components, 0 to 9, and no component {index}\."):
+    with pytest.raises(DinovizError, match=f"no component {index}.* 0 to 9"):
         found.component(index)
     with pytest.raises(DinovizError, match="no component"):
         found.colours((0, 1, index))
 
 
 def test_four_colours_are_refused():
-    with pytest.raises(DinovizError, match="one to three components, not 4"):
+    with pytest.raises(DinovizError, match="not 4"):
         pca.fit([made_of(noise(9, 9))]).colours((0, 1, 2, 3))
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])
 def test_threshold_out_of_range_is_refused(threshold):
-    with pytest.raises(DinovizError, match=r"a number in \[0, 1\]"):
+    with pytest.raises(DinovizError, match=f"not {threshold}"):
         pca.fit([made_of(noise(9, 9))], threshold=threshold)
 
 
 def test_no_components_are_refused():
-    with pytest.raises(DinovizError, match="one component or more, not 0"):
+    with pytest.raises(DinovizError, match="not 0"):
         pca.fit([made_of(noise(9, 9))], components=0)
 
 
 def test_layer_that_was_not_captured_is_refused():
-    with pytest.raises(DinovizError, match="Layer 3 was not captured"):
+    with pytest.raises(DinovizError, match="Layer 3"):
         pca.fit([made_of(noise(9, 9))], layer=3)

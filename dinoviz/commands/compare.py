@@ -1,4 +1,4 @@
-"""`python -m dinoviz compare`: the same picture through two models, as pictures, arrays and figures."""
+"""`python -m dinoviz compare`: the same picture with two models, as pictures, arrays and metrics."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dinoviz import __version__, hub, models
 from dinoviz.atomic_files import writing
@@ -22,42 +22,42 @@ if TYPE_CHECKING:
 SIDES = "ab"
 
 
-def add(commands, looking: argparse.ArgumentParser) -> None:
-    """Add the parser of the command; it looks through two models, and so has options of its own for them."""
-    parser = commands.add_parser("compare", help="the same picture through two models")
+def add(commands, _: argparse.ArgumentParser) -> None:
+    """Add the parser of the command, which has its own options for two models."""
+    parser = commands.add_parser("compare", help="compare two models on the same pictures")
     common.add_pictures(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--models", nargs=2, required=True, metavar=("A", "B"),
-                        help="names of `models`, Hub ids or folders, as of runs and their snapshots")  # fmt: skip
+                        help="names listed by `models`, Hub ids or folders, also of runs and snapshots")  # fmt: skip
     parser.add_argument("--resolution", nargs="+", type=int, default=[common.DEFAULT_RESOLUTION], metavar="PIXELS",
-                        help="short side in model pixels (518), or one for A and one for B")  # fmt: skip
+                        help="short side in model pixels (default: 518), or one for A and one for B")  # fmt: skip
     parser.add_argument("--layer", nargs="+", default=["last"], metavar="LAYER",
                         help="last (default), a share of the depth such as 2/3, or a number; or one each")  # fmt: skip
-    parser.add_argument("--device", help="cpu, cuda or mps; by default the best there is")
-    parser.add_argument("--map", default="mean of heads", help="the attention: 'mean of heads' (default), 'head 1' ...")
-    parser.add_argument("--own-scale", action="store_true", help="each attention map on its own scale of colours")
-    parser.add_argument("--colours", default="aligned", help="aligned (default): B's components turned onto A's; "
-                        "joint: components of both together; own: each by itself")  # fmt: skip
+    parser.add_argument("--device", help="cpu, cuda or mps (default: the fastest available)")
+    parser.add_argument("--map", default="mean of heads", help="attention map: 'mean of heads' (default), 'head 1' ...")
+    parser.add_argument("--own-scale", action="store_true", help="scale the colours of each attention map separately")
+    parser.add_argument("--colours", default="aligned", help="aligned (default): B's components rotated onto A's; "
+                        "joint: components of both together; own: separate components")  # fmt: skip
     parser.add_argument("--background", action="store_true", help="fit and colour the background as well")
-    parser.add_argument("--point", action="append", default=[], metavar="X,Y", help="segment what lies here, in pixels")
-    parser.add_argument("--not-point", action="append", default=[], metavar="X,Y", help="beside it")
+    parser.add_argument(
+        "--point", action="append", default=[], metavar="X,Y", help="segment the object at this point, in pixels"
+    )
+    parser.add_argument("--not-point", action="append", default=[], metavar="X,Y", help="a point on the background")
     parser.set_defaults(command=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Draw every picture twice, and say in numbers how far the models agree."""
+    """Draw every picture with both models, and measure their agreement."""
     from dinoviz import compare
-    from dinoviz.grid import MAX_RESOLUTION, MIN_RESOLUTION
 
     common.check_pictures(options)
     resolutions, wanted = _two(options.resolution, "--resolution"), _two(options.layer, "--layer")
     for resolution in resolutions:
-        if not MIN_RESOLUTION <= resolution <= MAX_RESOLUTION:
-            raise DinovizError(f"The resolution is {MIN_RESOLUTION} to {MAX_RESOLUTION}, not {resolution}.")
+        common.check_resolution(resolution)
     if options.colours not in (*compare.METHODS, "own"):
-        raise DinovizError(f"There are no colours {options.colours!r}; there are {', '.join(compare.METHODS)}, own.")
+        raise DinovizError(f"There are no colours {options.colours!r}: choose {', '.join(compare.METHODS)} or own.")
     if options.not_point and not options.point:
-        raise DinovizError("--not-point says what is beside a thing: --point says where the thing is.")
+        raise DinovizError("--not-point marks background: a --point on the object is needed as well.")
     points = [common.numbers(text, 2, float) for text in (*options.point, *options.not_point)]
     labels = [1] * len(options.point) + [0] * len(options.not_point)
     hub.quiet_transformers()
@@ -69,19 +69,19 @@ def run(options: argparse.Namespace) -> int:
         _check_map(options.map, backbone)
         print(f"dinoviz: {side} is {backbone.name}, layer {layer + 1} of {backbone.layers}: {backbone.source}")
 
-    def look(picture: Image.Image, target: Callable[[str], Path]) -> None:
+    def process(picture: Image.Image, target: Callable[[str], Path]) -> None:
         features = [
             b.encode(picture, resolution, _needed(b, layer, bool(points)))
             for b, resolution, layer in zip(backbones, resolutions, layers, strict=True)
         ]
         _write(options, picture, features, layers, (points, labels), target)
 
-    return common.each(options, look)
+    return common.each(options, process)
 
 
 def _two(values: Sequence, option: str) -> list:
     if len(values) > 2:
-        raise DinovizError(f"{option} takes one value for both models or two, not {len(values)}.")
+        raise DinovizError(f"{option} needs one value for both models or two, not {len(values)}.")
     return [values[0], values[-1]]
 
 
@@ -90,7 +90,7 @@ def _check_map(name: str, backbone: Backbone) -> None:
 
     names = [MEAN, *(f"head {i + 1}" for i in range(backbone.heads))]
     if name not in names:
-        raise DinovizError(f"{backbone.name} has no map {name!r}; there are {', '.join(names)}.")
+        raise DinovizError(f"{backbone.name} has no map {name!r}: choose one of {', '.join(names)}.")
 
 
 def _needed(backbone: Backbone, layer: int, segmented: bool) -> tuple[int, ...]:
@@ -109,7 +109,7 @@ def _write(
 
     densities = [compare.density(f, options.map, layer) for f, layer in zip(features, layers, strict=True)]
     foreground = not options.background
-    method = "aligned" if options.colours == "own" else options.colours
+    method: compare.Method = "aligned" if options.colours == "own" else options.colours
     *colours, agreement = compare.joint_colours(*features, method=method, layers=layers, foreground=foreground)
     if options.colours == "own":
         colours = [
@@ -117,14 +117,14 @@ def _write(
         ]
     scale = None if options.own_scale else render.scale_of(np.concatenate([d.ravel() for d in densities]))
     cka, places = compare.patch_cka(*features, layers=layers)
-    figures = {"cka_debiased": cka, "places": places}
+    metrics: dict[str, Any] = {"cka_debiased": cka, "places": places}
     if options.colours != "own":
-        figures |= {"colours_shared": agreement.shared, "colours_correlations": agreement.correlations,
+        metrics |= {"colours_shared": agreement.shared, "colours_correlations": agreement.correlations,
                     "colours_compared": agreement.compared}  # fmt: skip
     if marked[0]:
         found = [segment.from_points(f, *marked, picture) for f in features]
-        figures["segment_iou"] = compare.iou(*(each.mask for each in found))
-    arrays = {}
+        metrics["segment_iou"] = compare.iou(*(each.mask for each in found))
+    arrays: dict[str, Any] = {}
     for i, (side, f) in enumerate(zip(SIDES, features, strict=True)):
         style = {"raw": options.raw, "opacity": 0.7 if options.opacity is None else options.opacity}
         drawn = render.map_picture(picture, f.grid, densities[i], scale=scale, **style)
@@ -142,9 +142,9 @@ def _write(
     about = {
         "dinoviz": __version__,
         **{side: common.about(f, layer) for side, f, layer in zip(SIDES, features, layers, strict=True)},
-        "attention": f"{options.map}, as a multiple of an even spread over the picture",
+        "attention": f"{options.map}, as a multiple of uniform attention",
         "attention_scale": "own" if scale is None else scale,
         "colours": options.colours,
-        **figures,
+        **metrics,
     }
     target("compare.json").write_text(json.dumps(about, indent=2), encoding="utf-8")

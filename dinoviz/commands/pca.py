@@ -14,24 +14,24 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-def add(commands, looking: argparse.ArgumentParser) -> None:
+def add(commands, options: argparse.ArgumentParser) -> None:
     """Add the parser of the command."""
-    parser = commands.add_parser("pca", parents=[looking], help="principal components of the patches as colours")
+    parser = commands.add_parser("pca", parents=[options], help="principal components of the patches as colours")
     common.add_pictures(parser)
     parser.add_argument("--components", default="1,2,3", help="three for red, green and blue, or one for a heat map")
-    parser.add_argument("--plain", action="store_true", help="red, green and blue are exactly the components; "
-                        "else they are turned among themselves so that colours stay put between pictures")  # fmt: skip
-    parser.add_argument("--joint", action="store_true", help="one basis for all pictures, so that colours agree")
+    parser.add_argument("--plain", action="store_true", help="show the components themselves as red, green and "
+                        "blue, without the rotation that keeps colours stable between pictures")  # fmt: skip
+    parser.add_argument("--joint", action="store_true", help="fit one basis for all pictures, so that colours agree")
     parser.add_argument("--background", action="store_true", help="fit and colour the background as well")
-    parser.add_argument("--threshold", type=float, help="of the foreground evidence, 0 to 1; by default from the data")
+    parser.add_argument("--threshold", type=float, help="of the foreground score, 0 to 1 (default: from the data)")
     parser.set_defaults(command=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Colour every picture, each by itself or all in one basis."""
+    """Draw the components of every picture, with one basis each or a joint one."""
     components = [i - 1 for i in common.numbers(options.components, None, int)]
     if len(components) not in (1, 3):
-        raise DinovizError(f"--components takes one number or three, not {len(components)}.")
+        raise DinovizError(f"--components needs one number or three, not {len(components)}.")
     if options.threshold is not None:
         check_share("threshold", options.threshold)
     common.check_pictures(options)
@@ -39,23 +39,23 @@ def run(options: argparse.Namespace) -> int:
     _check_components(components, backbone.dim)
     encoded: list[tuple] = []
 
-    def look(picture: Image.Image, target: Callable[[str], Path]) -> None:
+    def process(picture: Image.Image, target: Callable[[str], Path]) -> None:
         encoded.append((picture, backbone.encode(picture, options.resolution, (layer,)), target))
         if not options.joint:
             _draw(options, components, layer, [encoded.pop()])
 
-    def together() -> None:
+    def draw_jointly() -> None:
         if encoded:
             _draw(options, components, layer, encoded)
 
-    return common.each(options, look, together)
+    return common.each(options, process, draw_jointly)
 
 
 def _check_components(components: Sequence[int], count: int) -> None:
-    """Components are numbered from 1 where people see them."""
+    """Raise DinovizError for indices out of range, with components numbered from 1 as in the options."""
     for index in components:
         if not 0 <= index < count:
-            raise DinovizError(f"The components are 1 to {count}; there is no component {index + 1}.")
+            raise DinovizError(f"There is no component {index + 1}: the components are 1 to {count}.")
 
 
 def _draw(options: argparse.Namespace, components: list[int], layer: int, encoded: list[tuple]) -> None:
@@ -68,7 +68,9 @@ def _draw(options: argparse.Namespace, components: list[int], layer: int, encode
         features, components=max(10, *(c + 1 for c in components)), layer=layer, foreground=not options.background,
         threshold=options.threshold,
     )  # fmt: skip
-    _check_components(components, len(fitted.explained))  # a small grid has fewer than the model has channels
+    _check_components(
+        components, len(fitted.explained)
+    )  # a small grid has fewer components than the model has channels
     maps = (
         fitted.colours(components, turned=not options.plain)
         if len(components) == 3

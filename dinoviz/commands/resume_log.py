@@ -1,4 +1,4 @@
-"""What a long command has done, so that it goes on where it was interrupted, by Ctrl-C or by kill -9."""
+"""A log on disk of what a long command has done, to resume after Ctrl-C or kill -9."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import json
 from pathlib import Path
 
 
-class Journal:
-    """Entries by key on disk, a line of JSON each; only where they begin is kept in memory.
+class ResumeLog:
+    """Entries by key in a file, one line of JSON each; only the positions of the lines are in memory.
 
-    The first line says of what run it is. Each line is handed to the system as a whole, and one that was cut off is
-    forgotten, so what is in it is true. A context manager: it stays for the next run, unless `finish` was called.
+    The first line identifies the run. Each line is written at once, and a truncated last line is ignored, so that all
+    entries are complete. A context manager: the file stays for the next run, unless `finish` was called.
     """
 
     def __init__(self, path: Path, about: dict):
-        """about: all that must be the same for a run to go on, as JSON holds it."""
+        """Open or start the log; `about` must be equal to that of the earlier run to resume it."""
         self.path = path
-        self.stale = self.resumed = False  # whether there was one of another run, or of this
+        self.stale = self.resumed = False  # whether the file was of another run, or of this one
         self._lines: dict[str, int] = {}
         head = json.dumps(about, sort_keys=True).encode() + b"\n"
         path.touch()
@@ -30,25 +30,25 @@ class Journal:
             self._file.truncate()
             self._append(head)
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> ResumeLog:
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
         self._file.close()
 
     def add(self, key: str, entry: dict) -> None:
-        """Remember what came of `key`, instead of what was remembered before."""
+        """Add or replace the entry of `key`."""
         self._lines[key] = self._append(json.dumps([key, entry]).encode() + b"\n")
 
     def get(self, key: str) -> dict | None:
-        """What came of `key`, or None."""
+        """The entry of `key`, or None."""
         if key not in self._lines:
             return None
         self._file.seek(self._lines[key])
         return json.loads(self._file.readline())[1]
 
     def finish(self) -> None:
-        """The run is through: there is nothing to go on with."""
+        """Delete the log at the end of the run."""
         self._file.close()
         self.path.unlink()
 
@@ -63,7 +63,7 @@ class Journal:
         for line in self._file:
             try:
                 key, entry = json.loads(line)
-            except (ValueError, TypeError, RecursionError):  # half a line, or what no run wrote
+            except (ValueError, TypeError, RecursionError):  # a truncated or damaged line
                 break
             if not line.endswith(b"\n") or not isinstance(key, str) or not isinstance(entry, dict):
                 break

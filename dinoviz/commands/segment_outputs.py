@@ -1,10 +1,9 @@
-"""The files of `python -m dinoviz segment`: masks, overlays and cut-outs of each target, and what lists them all."""
+"""The files of `python -m dinoviz segment`: masks, overlays and cut-outs of each target, table and COCO file."""
 
 from __future__ import annotations
 
 import csv
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,46 +14,51 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-TABLE, COCO, JOURNAL = "segments.csv", "annotations.json", "segments-unfinished.jsonl"
-ENDINGS = ("mask.png", "overlay.jpg", "cutout.png")
+TABLE, COCO, LOG = "segments.csv", "annotations.json", "segments-unfinished.jsonl"
+SUFFIXES = ("mask.png", "overlay.jpg", "cutout.png")
 
 
 def check_folder(
     out: Path, folders: Iterable[Path], inputs: Iterable[Path], targets: Iterable[Callable[[str], Path]]
 ) -> None:
-    """Refuse a folder in which something would be lost.
+    """Refuse an output folder in which files of the user would be overwritten.
 
-    folders: the targets' own. inputs: all files that are read. targets: from an ending to the file that is written.
+    Args:
+        out: the output folder.
+        folders: of the targets.
+        inputs: all files that are read.
+        targets: functions from a suffix to the file that is written.
 
-    Raises DinovizError where the targets themselves lie in it, where an input would be overwritten, and where there
-    are files of these names that no run left.
+    Raises:
+        DinovizError: if it is a folder of the targets, an input would be overwritten, or it has files of these names
+            that are not from an earlier run.
     """
     for folder in folders:
         if folder.is_dir() and folder.resolve() == out.resolve():
-            raise DinovizError(f"{folder} holds the targets: choose another --out.")
+            raise DinovizError(f"{folder} contains the targets: choose another --out.")
     if not out.is_dir():
         return
-    ours = (out / TABLE).exists() or (out / JOURNAL).exists()
+    ours = (out / TABLE).exists() or (out / LOG).exists()
     given = {path.resolve() for path in inputs}
-    for path in [out / COCO, *(target(ending) for target in targets for ending in ENDINGS)]:
+    for path in [out / COCO, *(target(suffix) for target in targets for suffix in SUFFIXES)]:
         if path.exists():
             if path.resolve() in given:
                 raise DinovizError(f"{path} would be overwritten: choose another --out.")
             if not ours:
-                raise DinovizError(f"{path} was there before, no run of this command left it: choose another --out.")
+                raise DinovizError(f"{path} exists and is not from a run of this command: choose another --out.")
 
 
 def write_all(
-    target: Callable[[str], Path], endings: Iterable[str], picture: Image.Image, labels: np.ndarray, classes: int
+    target: Callable[[str], Path], suffixes: Iterable[str], picture: Image.Image, labels: np.ndarray, classes: int
 ) -> None:
-    """The files of one target, each whole or not at all. labels: (H, W) uint8, 0 where there is nothing."""
+    """Write the files of one target, each atomically. labels: (H, W) uint8, 0 for background."""
     from dinoviz import mask_files, render
 
-    for ending in endings:
-        path = target(ending)
-        if ending == "mask.png":
+    for suffix in suffixes:
+        path = target(suffix)
+        if suffix == "mask.png":
             mask_files.write_mask(path, labels, classes)
-        elif ending == "overlay.jpg":
+        elif suffix == "overlay.jpg":
             drawn = render.overlay(picture, labels > 0) if classes == 1 else render.labels_picture(picture, labels)
             _write(path, render.to_jpeg(drawn))
         else:
@@ -62,8 +66,8 @@ def write_all(
 
 
 def write_table(path: Path, entries: Iterable[dict], names: Mapping[int, str]) -> None:
-    """A CSV file with a row for each class of each target."""
-    # A file's name need not be UTF-8; one that is not must not cost the table of all others.
+    """Write a CSV file with a row for each class of each target."""
+    # File names need not be UTF-8.
     with whole(path) as part, part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         rows = csv.writer(file)
         rows.writerow(["file", "class", "present", "presence", "threshold", "area (share)"])
@@ -77,30 +81,11 @@ def write_table(path: Path, entries: Iterable[dict], names: Mapping[int, str]) -
 
 
 def write_coco(path: Path, entries: Callable[[], Iterable[dict]], names: Mapping[int, str]) -> None:
-    """A COCO file, written as it is read: `entries` is called twice, for the images and for what is in them."""
+    """Write a COCO file; see `segment.coco.write`."""
+    from dinoviz.segment import coco
+
     with whole(path) as part, part.open("w", encoding="utf-8") as file:
-        file.write('{"info": {"description": "Masks made with dinoviz"}, "categories": ')
-        json.dump([{"id": number, "name": name} for number, name in names.items()], file)
-        for key, items in (("images", _images(entries())), ("annotations", _annotations(entries()))):
-            file.write(f', "{key}": [')
-            for i, item in enumerate(items):
-                file.write((", " if i else "") + json.dumps(item))
-            file.write("]")
-        file.write("}")
-
-
-def _images(entries: Iterable[dict]) -> Iterator[dict]:
-    for number, entry in enumerate(entries, 1):
-        yield {"id": number, "file_name": entry["name"], "width": entry["width"], "height": entry["height"]}
-
-
-def _annotations(entries: Iterable[dict]) -> Iterator[dict]:
-    made = 0
-    for number, entry in enumerate(entries, 1):
-        for found in entry["classes"]:
-            if found.get("annotation"):
-                made += 1
-                yield {"id": made, "image_id": number, "category_id": found["number"], **found["annotation"]}
+        coco.write(file, names, entries)
 
 
 def _write(path: Path, content: bytes) -> None:

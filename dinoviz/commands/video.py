@@ -1,4 +1,4 @@
-"""`python -m dinoviz video`: a mask of the first frame follows its objects through a clip."""
+"""`python -m dinoviz video`: track the objects of a first frame's mask through a video."""
 
 from __future__ import annotations
 
@@ -28,36 +28,38 @@ if TYPE_CHECKING:
     from dinoviz.video.io import Clip
     from dinoviz.video.tracking import Propagator, Settings
 
-# The state is some 30 MB; a kill -9 costs at most what was done since it was written last.
+# The state has about 30 MB; after a kill -9 the frames since the last save are repeated.
 SAVE_SECONDS = 10
 
 
-def add(commands, looking: argparse.ArgumentParser) -> None:
+def add(commands, options: argparse.ArgumentParser) -> None:
     """Add the parser of the command."""
-    parser = commands.add_parser("video", parents=[looking], help="follow what a mask marks in the first frame")
+    parser = commands.add_parser("video", parents=[options], help="track the objects of a first frame's mask")
     parser.add_argument("clip", type=Path, metavar="CLIP", help="a video file, or a folder of frames")
-    parser.add_argument("--mask", type=Path, required=True, help="picture of the first frame's size: what is not 0 is "
-                        "the object; a palette picture holds several")  # fmt: skip
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="only every N-th frame")
-    parser.add_argument("--published", action="store_true", help="the algorithm as DINO evaluates it")
-    parser.add_argument("--context", type=int, help="frames looked at beside the first (7)")
-    parser.add_argument("--radius", type=int, help="how many patches away to look (12)")
-    parser.add_argument("--top", type=int, help="patches that a label is taken from (5)")
-    parser.add_argument("--temperature", type=float, help="of the softmax over their similarities (0.1)")
-    parser.add_argument("--opacity", type=float, default=0.5, help="of the objects' colours over the frame, 0 to 1")
+    parser.add_argument("--mask", type=Path, required=True, help="mask of the first frame's size: 0 is background; a "
+                        "palette image for several objects")  # fmt: skip
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="use only every N-th frame")
+    parser.add_argument("--published", action="store_true", help="use the settings of DINO's evaluation")
+    parser.add_argument("--context", type=int, help="number of previous frames beside the first (default: 7)")
+    parser.add_argument("--radius", type=int, help="largest distance of source patches (default: 12)")
+    parser.add_argument("--top", type=int, help="number of source patches of a label (default: 5)")
+    parser.add_argument("--temperature", type=float, help="of the softmax over similarities (default: 0.1)")
+    parser.add_argument(
+        "--opacity", type=float, default=0.5, help="opacity of the objects' colours, 0 to 1 (default: 0.5)"
+    )
     parser.set_defaults(command=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Write the masks of all frames, a video with the objects in colour, and a table of their areas.
 
-    A run that was interrupted goes on with the first frame that is not done; its files end up the same.
+    An interrupted run resumes at the first unfinished frame, and ends with the same files.
     """
     from dinoviz import features, mask_files, video
     from dinoviz.video import io as clips
 
     if options.every < 1:
-        raise DinovizError(f"--every takes a whole number from 1, not {options.every}.")
+        raise DinovizError(f"--every must be at least 1, not {options.every}.")
     check_share("opacity", options.opacity)
     settings = _settings(options)
     clip = clips.open_clip(options.clip)
@@ -77,7 +79,7 @@ def _settings(options: argparse.Namespace) -> Settings:
 
 
 class _Job:
-    """One clip and the files that come of it; all but the masks are written anew when a run goes on."""
+    """One video and its result files; a resumed run rewrites all of them except the masks."""
 
     def __init__(
         self, options: argparse.Namespace, clip: Clip, mask: np.ndarray, backbone: Backbone, settings: Settings
@@ -85,7 +87,7 @@ class _Job:
         self.clip, self.mask, self.backbone, self.settings = clip, mask, backbone, settings
         self.every, self.resolution, self.opacity = options.every, options.resolution, options.opacity
         self.out = options.out
-        # Several clips may go to one folder.
+        # Several videos may share an output folder.
         self.stem = clip.path.resolve().name if clip.path.is_dir() else clip.path.stem
         self.masks = self.out / f"{self.stem}-masks"
         self.unfinished = self.out / f"{self.stem}-unfinished.npz"
@@ -93,8 +95,8 @@ class _Job:
         self.skipped = self.done = 0
         self.names: deque[str] = deque()
         self.state: Propagator | None = None
-        # What must be the same for a run to go on; the settings are in the state itself.
-        about = [_identity(clip), self.every, self.resolution, backbone.key, hashlib.sha256(mask).hexdigest()]
+        # What must be equal to resume a run; the settings are in the state.
+        about = [_identity(clip), self.every, self.resolution, backbone.key, hashlib.sha256(mask.tobytes()).hexdigest()]
         self.note = json.dumps(about)
 
     def run(self) -> int:
@@ -106,21 +108,23 @@ class _Job:
         areas, overlay = self.out / f"{self.stem}-areas.csv", self.out / f"{self.stem}-overlay"
         before = list(self.masks.glob("*.png"))
         if before and not (areas.exists() or self.unfinished.exists()):
-            raise DinovizError(f"{self.masks} holds masks that no run of this command left: choose another --out.")
+            raise DinovizError(
+                f"{self.masks} contains masks that are not from a run of this command: choose another --out."
+            )
         self.state = self._load()
         self.masks.mkdir(parents=True, exist_ok=True)
         if self.state is None:
-            for path in before:  # of an earlier run, perhaps of a longer clip
+            for path in before:  # of an earlier run, perhaps of a longer video
                 path.unlink()
         else:
-            print(f"dinoviz: going on after {self.state.index} frames")
+            print(f"dinoviz: resuming after {self.state.index} frames")
         total = -(-self.clip.count // self.every) if self.clip.count else None
         failed = None
         with ExitStack() as stack:
             bar = stack.enter_context(tqdm(total=total, unit="frame"))
             video = stack.enter_context(clips.VideoWriter(overlay, self.clip.size, self.clip.rate / self.every))
             part = areas.with_name(areas.name + ".part")
-            # A frame is called as its file, whose name need not be UTF-8.
+            # Frames have the names of their files, which need not be UTF-8.
             table = stack.enter_context(part.open("w", newline="", encoding="utf-8", errors="backslashreplace"))
             rows = csv.writer(table)
             rows.writerow(["frame", *(f"object {i} (pixels)" for i in range(1, self.objects + 1))])
@@ -133,10 +137,9 @@ class _Job:
             except DinovizError as error:
                 if not self.done:
                     raise
-                failed = error  # what was done up to here is good
+                failed = error  # the frames before it are valid
             except KeyboardInterrupt:
-                if self.state:
-                    self._save()
+                self._save()
                 raise
         Path(table.name).replace(areas)
         self.unfinished.unlink(missing_ok=True)
@@ -146,18 +149,19 @@ class _Job:
         return 2 if failed or self.skipped else 0
 
     def _frames(self) -> Iterator[tuple[str, Image.Image, np.ndarray]]:
-        """Every frame with its name and its mask; those that the state has seen from the files, the others anew."""
+        """Yield every frame with its name and mask: from files up to the saved state, then from the propagation."""
         from dinoviz import mask_files, video
 
         frames = self.clip.frames(self.every, self._skip)
-        for index in range(self.state.index if self.state else 0):
-            name, picture = next(frames)
-            path = self.masks / f"{name}.png"
-            if index == self.state.index - 1:  # which was perhaps interrupted between the state and the file
-                mask = self.state.mask(self.state.soft, picture) if index else self.mask
-                mask_files.write_mask(path, mask, self.objects)
-            yield name, picture, mask_files.read_labels(path)
-        saved = -float("inf")  # the first frame's at once: it marks the folder as ours
+        if state := self.state:
+            for index in range(state.index):
+                name, picture = next(frames)
+                path = self.masks / f"{name}.png"
+                if index == state.index - 1:  # the run may have been killed between saving the state and the mask
+                    mask = state.mask(state.soft, picture) if index else self.mask
+                    mask_files.write_mask(path, mask, self.objects)
+                yield name, picture, mask_files.read_labels(path)
+        saved = -float("inf")  # save the first state at once: it marks the folder as ours
         for tracked in video.propagate(
             self._named(frames), self.mask, self.backbone, resolution=self.resolution, settings=self.settings,
             state=self.state,
@@ -176,11 +180,12 @@ class _Job:
             yield picture
 
     def _save(self) -> None:
-        self.state.note = self.note
-        self.state.save(self.unfinished)
+        if self.state:
+            self.state.note = self.note
+            self.state.save(self.unfinished)
 
     def _load(self) -> Propagator | None:
-        """Where an earlier run of the same arguments stopped; None if there was none or its masks are gone."""
+        """The state of an interrupted run with the same arguments; None without one or if its masks are missing."""
         from dinoviz import video
 
         try:
@@ -188,7 +193,7 @@ class _Job:
         except DinovizError:
             return None
         if state.note != self.note or state.settings != self.settings:
-            print("dinoviz: the unfinished run in this folder had other arguments, starting anew")
+            print("dinoviz: the unfinished run in this folder had other arguments: starting again")
             return None
         names = (name for name, _ in self.clip.frames(self.every, lambda error: None))
         done = all((self.masks / f"{name}.png").is_file() for name in islice(names, state.index - 1))
@@ -208,6 +213,6 @@ def _areas(mask: np.ndarray, objects: int) -> list[int]:
 
 
 def _identity(clip: Clip) -> str:
-    """What changes when one of its files does, without reading them."""
+    """A hash that changes when one of the files changes, without reading them."""
     about = [common.identity(file) for file in clip.files]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()

@@ -1,5 +1,6 @@
-"""Metric depth from frozen patch features: probes, published heads, cameras, and the surfaces that follow."""
+"""Metric depth from frozen patch features: probes, published heads, cameras, and point clouds."""
 
+from dinoviz.depth.camera import Camera, exif_focal
 from dinoviz.depth.probe import (
     ASSETS,
     SHIPPED,
@@ -20,11 +21,13 @@ from dinoviz.depth.probe import (
 __all__ = [
     "ASSETS",
     "SHIPPED",
+    "Camera",
     "Depth",
     "Probe",
     "ProbeError",
     "check_about",
     "descriptor",
+    "exif_focal",
     "joined",
     "look",
     "open_probe",

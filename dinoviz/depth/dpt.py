@@ -1,8 +1,7 @@
-"""Depth from the heads that Meta published with DINOv2: DPT, trained on NYU Depth v2 or KITTI, in metres.
+"""The DPT depth heads that Meta published with DINOv2, trained on NYU Depth v2 or KITTI, in metres.
 
-A checkpoint is a network of its own, backbone and head, and looks at a picture in one pass of its own. Features of an
-equal backbone do not save that pass: its head reads what four blocks left before the final norm, and a norm cannot be
-undone.
+A checkpoint contains backbone and head, and needs a forward pass of its own. Features of the same backbone cannot be
+reused: the head reads the outputs of four blocks before the final norm, which cannot be inverted.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,17 +25,17 @@ from dinoviz.grid import MAX_PATCHES, PatchGrid
 from dinoviz.images import ImageSource, open_image
 from dinoviz.model_files import ModelError
 
-NEAR = 0.001  # metres, the least that the heads were trained to say
-# As the published preprocessor has them: of pixels from 0 to 255, which it does not rescale.
+NEAR = 0.001  # metres, the smallest depth in the training of the heads
+# From the published preprocessor, for pixels from 0 to 255, which it does not rescale.
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a head was trained on.
+    """The training data of a head.
 
-    far: the farthest that it says, in metres. short_side: of its pictures, in pixels; the same thing in other sizes
-    seems nearer or farther to it.
+    far: largest predicted depth, in metres. short_side: of the training pictures, in pixels; at other sizes objects are
+    predicted nearer or farther.
     """
 
     data: str
@@ -56,27 +55,20 @@ SIZES = ("small", "base", "large", "giant")
 PUBLISHED: dict[str, Trained] = {
     f"facebook/dpt-dinov2-{size}-{data}": trained for size in SIZES for data, trained in TRAINED.items()
 }
-"""Hub ids of the published heads, and what each was trained on."""
+"""Hub ids of the published heads, and the training data of each."""
 
 
 def names_for(backbone: str) -> tuple[str, ...]:
-    """The published heads on a backbone, named as in `models.KNOWN` or on the Hub; most backbones have none."""
+    """The published heads for a backbone, given by its name in `models.KNOWN` or its Hub id; often none."""
     hub_id = models.KNOWN[backbone].hub_id if backbone in models.KNOWN else backbone
     return tuple(name for name in PUBLISHED if name.replace("/dpt-", "/").rpartition("-")[0] == hub_id)
 
 
-def is_cached(name: str) -> bool:
-    """Whether a published head can be loaded without a network."""
-    from huggingface_hub import try_to_load_from_cache
-
-    return all(isinstance(try_to_load_from_cache(name, file), str) for file in ("config.json", models.WEIGHTS))
-
-
 @dataclass(frozen=True, eq=False)
 class PublishedDepth:
-    """A DPT head with its own DINOv2 backbone, made by `load`. Threads may share it; passes run one after the other.
+    """A DPT head with its DINOv2 backbone, made by `load`. Thread-safe; forward passes run one after the other.
 
-    name: Hub id or folder. source: one sentence part on where it is from and what it was trained on.
+    name: Hub id or folder. source: where it is from and what it was trained on, for captions.
     mean, std: of RGB values from 0 to 255.
     """
 
@@ -91,12 +83,12 @@ class PublishedDepth:
 
     @property
     def range(self) -> tuple[float, float]:
-        """The nearest and the farthest that it can say, in metres."""
+        """Smallest and largest depth that it predicts, in metres."""
         return NEAR, self.trained.far
 
     @property
     def patch_size(self) -> int:
-        """Pixels on a side of the backbone's patches."""
+        """Side of the backbone's patches in pixels."""
         return self.model.config.backbone_config.patch_size
 
     def predict(
@@ -106,39 +98,43 @@ class PublishedDepth:
         *,
         on_block: Callable[[int, int], None] | None = None,
     ) -> np.ndarray:
-        """The depth of a picture, (H, W) float32 metres at its own size, within `range`.
+        """Predict the depth of a picture, (H, W) float32 metres at its own size, within `range`.
 
-        resolution: the short side in model pixels, see `PatchGrid.fit`. None is as published: the picture at its own
-            size, with a border of the mean colour up to the next multiple of the patch size, whose depth is cut off.
-        on_block: called with (blocks done, blocks) as the pass goes on; what it raises ends the pass.
+        Args:
+            image: anything that `open_image` accepts.
+            resolution: short side in model pixels, see `PatchGrid.fit`. None for the published method: the picture at
+                its own size, padded with the mean colour to multiples of the patch size; the padding is then cropped.
+            on_block: called with (blocks done, blocks) during the pass; an exception from it aborts the pass.
 
-        Raises ImageError and DinovizError for images and resolutions that cannot be.
+        Raises:
+            ImageError: if the image cannot be read.
+            DinovizError: for a resolution out of range, and pictures with too many patches.
         """
         picture = open_image(image)
         pixels, (left, top) = self.preprocess(picture, resolution)
-        with self._lock, torch.inference_mode(), _told(self.model, on_block):
+        with self._lock, torch.inference_mode(), _after_each_block(self.model, on_block):
             metres = self.model(pixels.to(self.device)).predicted_depth[:, None].float().cpu()
         width, height = picture.size
-        # Bicubic as transformers' post_process_depth_estimation, before the border is cut off that it stretches along.
+        # Bicubic as in transformers' post_process_depth_estimation, including the padding, which is cropped afterwards.
         size = tuple(pixels.shape[2:]) if resolution is None else (height, width)
         metres = F.interpolate(metres, size, mode="bicubic", align_corners=False)[0, 0]
         return metres[top : top + height, left : left + width].clamp(*self.range).numpy()
 
     def preprocess(self, picture: Image.Image, resolution: int | None) -> tuple[torch.Tensor, tuple[int, int]]:
-        """What the network is given of an RGB picture, (1, 3, h, w), and the border on its left and top in pixels.
+        """The network's input (1, 3, h, w) for an RGB picture, and the padding at its left and top in pixels.
 
-        As `predict` says; equal to what transformers' DPTImageProcessor gives with the published settings.
+        Equal to transformers' DPTImageProcessor with the published settings; see `predict`.
         """
         if resolution is not None:
             picture = picture.resize(
                 PatchGrid.fit(picture.size, resolution, self.patch_size).model_size, Image.Resampling.BICUBIC
             )
-        mean, std = (np.float32(values) for values in (self.mean, self.std))
+        mean, std = (np.array(values, np.float32) for values in (self.mean, self.std))
         pixels = torch.from_numpy((np.asarray(picture, np.float32) - mean) / std).permute(2, 0, 1)
         sides = [math.ceil(side / self.patch_size) * self.patch_size for side in picture.size]
         if math.prod(sides) > MAX_PATCHES * self.patch_size**2:
             raise DinovizError(
-                f"{picture.width} x {picture.height} pixels at their own size are more than {MAX_PATCHES:,} patches; "
+                f"{picture.width} x {picture.height} pixels without resizing are more than {MAX_PATCHES:,} patches: "
                 "choose a resolution."
             )
         (left, right), (top, bottom) = (
@@ -148,40 +144,33 @@ class PublishedDepth:
 
 
 def load(name_or_folder: str | os.PathLike, device: str | torch.device | None = None) -> PublishedDepth:
-    """A published head: a name of `PUBLISHED`, another Hub id of its kind, or a folder in transformers' format.
+    """Load a published head: a name of `PUBLISHED`, another Hub id of such a model, or a folder of one.
 
-    device: as for `dinoviz.load`. The computation is in float32.
+    Args:
+        name_or_folder: the folder is in transformers' format.
+        device: as for `dinoviz.load`. The computation is in float32.
 
-    Raises ModelError for an unknown name (it lists the choices), a folder without safetensors, a network that is no
-    DPT on DINOv2 or does not tell metres, and a Hub that does not answer.
+    Raises:
+        ModelError: for an unknown name (the message lists the choices), a folder without safetensors, a network that
+            is not a DPT on DINOv2 or does not predict metres, or if the Hub does not answer.
     """
     device = models.pick_device(device)
     text = os.fspath(name_or_folder)
-    folder = Path(text).expanduser()
-    if text not in PUBLISHED and hub.is_folder(folder):
-        return _from_folder(folder, folder.resolve().name, f"the folder {folder}", device)
-    if not hub.is_hub_id(text):
+    found = hub.from_hub(text) if text in PUBLISHED else hub.find_model(text)
+    if found is None:
         raise ModelError(
-            f"There is no published depth head {text!r}. Known are {', '.join(PUBLISHED)}; "
-            "a folder in transformers' format will do as well."
+            f"There is no published depth head {text!r}. Known names: {', '.join(PUBLISHED)}. "
+            "A folder in transformers' format is accepted as well."
         )
-    source = "published by Meta with DINOv2" if text in PUBLISHED else f"the Hugging Face Hub, {text}"
-    offline = not hub.hub_answers()
-    try:
-        folder = hub.hub_folder(text, offline=offline)
-    except OSError as error:
-        if offline:
-            raise ModelError(
-                f"{text}: the Hugging Face Hub does not answer (or HF_HUB_OFFLINE is set) and its cache has no such "
-                "depth head."
-            ) from None
-        raise ModelError(f"{text} cannot be had from the Hugging Face Hub: {model_files.first_line(error)}") from None
-    return _from_folder(folder, text, source, device)
+    if text in PUBLISHED:
+        found = found._replace(source="published by Meta with DINOv2")
+    return _from_folder(found, device)
 
 
-def _from_folder(folder: Path, name: str, source: str, device: torch.device) -> PublishedDepth:
+def _from_folder(found: hub.FoundModel, device: torch.device) -> PublishedDepth:
     from transformers import DPTForDepthEstimation
 
+    folder, name, source = found
     model_files.check_folder(folder)
     settings = model_files.read_settings(folder, name)
     family, backbone = settings.get("model_type"), settings.get("backbone_config")
@@ -190,7 +179,7 @@ def _from_folder(folder: Path, name: str, source: str, device: torch.device) -> 
         raise ModelError(f"{name} is a {what}; a published depth head is a DPT on a DINOv2 backbone.")
     config = model_files.make_config(settings, name)
     trained = _trained(name, config)
-    # The mask token serves training only, and the first fusion has nothing to add: both are never used.
+    # The mask token is for training only, and the first fusion layer has no residual input: both are unused.
     unused = ("mask_token", "fusion_stage.layers.0.residual_layer1")
     model = model_files.load_network(DPTForDepthEstimation, config, folder, name, unused)
     mean, std = _mean_and_std(folder) or (MEAN, STD)
@@ -206,7 +195,7 @@ def _from_folder(folder: Path, name: str, source: str, device: torch.device) -> 
 
 
 def _trained(name: str, config) -> Trained:
-    """What is known of the training: transformers' DPTConfig has no place for it, published heads tell it by name."""
+    """The training data, from the name: transformers' DPTConfig has no field for it, except for `max_depth`."""
     if name in PUBLISHED:
         return PUBLISHED[name]
     named = TRAINED.get(name.rpartition("-")[2].lower())
@@ -216,14 +205,14 @@ def _trained(name: str, config) -> Trained:
         return replace(known, far=float(far))
     if named is None:
         raise ModelError(
-            f"{name}: nothing says that its depth is in metres: its name does not end in -nyu or -kitti, and its "
-            "config.json has no max_depth."
+            f"{name}: unclear whether it predicts metres: its name does not end in -nyu or -kitti, and its config.json "
+            "has no max_depth."
         )
     return named
 
 
 def _mean_and_std(folder: Path) -> tuple[tuple, tuple] | None:
-    """Of RGB values from 0 to 255, as the checkpoint's preprocessor_config.json says, or None."""
+    """Mean and std of RGB values from 0 to 255 from the preprocessor_config.json, or None."""
     values = model_files.read_preprocessor(folder)
     try:
         scale = float(values["rescale_factor"]) if values["do_rescale"] else 1.0
@@ -233,13 +222,13 @@ def _mean_and_std(folder: Path) -> tuple[tuple, tuple] | None:
 
 
 @contextmanager
-def _told(model: torch.nn.Module, on_block: Callable[[int, int], None] | None) -> Iterator[None]:
-    """Have `on_block` called after each block of the backbone in this context."""
-    blocks: Sequence[torch.nn.Module] = model.backbone.encoder.layer if on_block else ()
-    hooks = [
-        block.register_forward_hook(lambda *_, done=i + 1: on_block(done, len(blocks)))
-        for i, block in enumerate(blocks)
-    ]
+def _after_each_block(model: torch.nn.Module, on_block: Callable[[int, int], None] | None) -> Iterator[None]:
+    """Call `on_block` after each block of the backbone in this context."""
+    hooks = []
+    if on_block:
+        blocks = model.backbone.encoder.layer
+        for done, block in enumerate(blocks, 1):
+            hooks.append(block.register_forward_hook(lambda *_, done=done: on_block(done, len(blocks))))
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Depth in pictures and plotly figures (as plain dictionaries); as in `render`, no mathematics of its own."""
+"""Draw depth as pictures and plotly figures (as plain dictionaries)."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ LABELS = "AB"
 
 
 def overlaid(picture: Image.Image, colours: np.ndarray, opacity: float) -> Image.Image:
-    """Colours (H, W, 3) uint8 laid over a picture of their size."""
+    """Blend colours (H, W, 3) uint8 over a picture of their size."""
     return Image.blend(picture, Image.fromarray(colours), opacity)
 
 
 def normals_colours(normals: np.ndarray) -> np.ndarray:
-    """(H, W, 3) of length 1, x right, y down, z forward -> uint8 as normal maps are drawn: a wall in front is blue."""
+    """Colour unit normals (H, W, 3), x right, y down, z forward, as normal maps -> uint8; facing the camera is blue."""
     return ((normals * (1, -1, -1) + 1) * 127.5).round().astype(np.uint8)
 
 
 def dimmed(picture: Image.Image, mask: np.ndarray) -> Image.Image:
-    """The picture where the mask (H, W) is, and a dark grey of it elsewhere."""
+    """The picture, in dark grey outside the mask (H, W)."""
     photo = np.asarray(picture)
     grey = np.asarray(picture.convert("L"))[..., None] * 0.25
     return Image.fromarray(np.where(mask[..., None], photo, grey.astype(np.uint8)))
 
 
 def marked(picture: Image.Image, points: Sequence[Sequence[float]], labels: Sequence[str]) -> Image.Image:
-    """The picture with a cross at each point (x, y in its pixels), its label beside it, and a line between two."""
+    """The picture with a labelled cross at each point (x, y in pixels), and a line between two points."""
     if not points:
         return picture
     result = picture.copy()
@@ -42,23 +42,23 @@ def marked(picture: Image.Image, points: Sequence[Sequence[float]], labels: Sequ
     unit = max(1, round(max(picture.size) / 500))
     if len(points) == 2:
         for colour, width in (("black", 4 * unit), ("white", 2 * unit)):
-            draw.line([tuple(point) for point in points], fill=colour, width=width)
+            draw.line([(x, y) for x, y in points], fill=colour, width=width)
     font = ImageFont.load_default(size=max(12, max(picture.size) // 45))
     for (x, y), label in zip(points, labels, strict=True):
         for colour, reach, width in (("black", 9 * unit, 4 * unit), ("white", 8 * unit, 2 * unit)):
             draw.line((x - reach, y, x + reach, y), fill=colour, width=width)
             draw.line((x, y - reach, x, y + reach), fill=colour, width=width)
         left, top, right, bottom = draw.textbbox((0, 0), label, font=font)
-        width, height = right - left + 10, bottom - top + 8
-        at_x = x + 12 * unit if x + 12 * unit + width < picture.width else x - 12 * unit - width
-        at_y = min(max(y - height / 2, 0), picture.height - height)
-        draw.rectangle((at_x, at_y, at_x + width, at_y + height), fill="black")
+        box = right - left + 10, bottom - top + 8
+        at_x = x + 12 * unit if x + 12 * unit + box[0] < picture.width else x - 12 * unit - box[0]
+        at_y = min(max(y - box[1] / 2, 0), picture.height - box[1])
+        draw.rectangle((at_x, at_y, at_x + box[0], at_y + box[1]), fill="black")
         draw.text((at_x + 5 - left, at_y + 4 - top), label, font=font, fill="white")
     return result
 
 
 def histogram(values: np.ndarray, limits: tuple[float, float], colours: str, unit: str) -> dict:
-    """How much of the picture lies how far away; bars in the colours of the map, lines at near and far."""
+    """Histogram of distances, with bars in the colours of the map and lines at near and far."""
     counts, edges = np.histogram(values, bins=BARS)
     middles = (edges[:-1] + edges[1:]) / 2
     near, far = limits
@@ -91,17 +91,18 @@ def histogram(values: np.ndarray, limits: tuple[float, float], colours: str, uni
 
 
 def cloud(points: np.ndarray, colours: np.ndarray, unit: str, unit_metres: float, revision: str) -> dict:
-    """Points (n, 3), x right, y down, z forward, in metres, each in its colour (n, 3) uint8, seen from the camera.
+    """3D plot of points (n, 3), x right, y down, z forward, in metres, in their colours (n, 3) uint8.
 
-    revision: while it is the same, the view that was turned stays.
+    unit, unit_metres: name and length of the unit on hover. revision: the user's camera position is kept as long as
+    this stays the same.
     """
-    # 256 colours and an index a point: a colour in words for each point would be three times the size.
+    # A palette of 256 colours and an index per point: a CSS colour for each point would be three times the size.
     strip = Image.fromarray(colours[None]).quantize(256, dither=Image.Dither.NONE)
-    palette = np.reshape(strip.getpalette(), (-1, 3))
+    palette = np.array(strip.getpalette()).reshape(-1, 3)
     index = np.asarray(strip)[0]
     last = max(1, len(palette) - 1)
-    shown = points / unit_metres
-    x, y, z = (np.ascontiguousarray(values, dtype=np.float32) for values in (shown[:, 0], shown[:, 2], -shown[:, 1]))
+    right, down, ahead = (points / unit_metres).T
+    x, y, z = (np.ascontiguousarray(values, dtype=np.float32) for values in (right, ahead, -down))
     hidden = {"visible": False}
     return {
         "data": [{
@@ -124,7 +125,7 @@ def cloud(points: np.ndarray, colours: np.ndarray, unit: str, unit_metres: float
 
 
 def _packed(values: np.ndarray) -> dict:
-    """As plotly.js reads arrays of numbers without parsing them."""
+    """An array in plotly.js's binary format, which needs no parsing."""
     kind = {"float32": "f4", "uint8": "u1"}[values.dtype.name]
     return {"dtype": kind, "bdata": base64.b64encode(values.tobytes()).decode()}
 

@@ -1,6 +1,6 @@
-"""Surfaces: from a depth map to points in space, the way that they face, and files that other programs open.
+"""From depth maps to points, normals and depth edges, and files that other programs open.
 
-Depth is the distance along the optical axis in metres, as RGB-D cameras and probes tell it, not along the ray; unknown
+Depth is the distance along the optical axis in metres, as from RGB-D cameras and probes, not along the ray; unknown
 where it is NaN, infinite, or not above 0. Points are X right, Y down, Z away from the camera. Coordinates in a picture
 are those of `PatchGrid`: x first, the pixel in column i covers [i, i + 1).
 """
@@ -8,7 +8,6 @@ are those of `PatchGrid`: x first, the pixel in column i covers [i, i + 1).
 from __future__ import annotations
 
 import io
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -21,20 +20,20 @@ from dinoviz.errors import DinovizError
 from dinoviz.grid import PatchGrid
 from dinoviz.guided_filter import EdgeFilter
 
-# Hardly anything that is seen is tilted by more than 85 degrees from face on: a floor is, from the height of the eyes,
-# beyond 17 m. Depth that is interpolated between two things is, if it changes by a third within a patch.
+# Visible surfaces are rarely tilted by more than 85 degrees from facing the camera: a floor is beyond 17 m, from eye
+# height. Depth interpolated between two objects is, if it changes by a third within a patch.
 STEEPEST = math.radians(85)
 
 
 def known(metres: np.ndarray) -> np.ndarray:
-    """Which depths there are: bool of the same shape."""
+    """Which depths are known: bool of the same shape."""
     return np.isfinite(metres) & (metres > 0)
 
 
 def points(metres: np.ndarray, camera: Camera) -> np.ndarray:
-    """Where the pixels are: depth (H, W) in metres -> (H, W, 3) float32 in metres, NaN where it is unknown.
+    """Back-project depth (H, W) in metres to points (H, W, 3) float32 in metres, NaN where it is unknown.
 
-    camera: that of a picture of this size, see `Camera.scaled`.
+    camera: for a picture of this size, see `Camera.scaled`.
     """
     height, width = metres.shape
     z = np.where(known(metres), metres, np.nan).astype(np.float32)
@@ -44,10 +43,10 @@ def points(metres: np.ndarray, camera: Camera) -> np.ndarray:
 
 
 def jumps(points: np.ndarray) -> np.ndarray:
-    """Where depth jumps, and points between the near and the far would hang in the air: (H, W, 3) -> (H, W) bool.
+    """Depth edges, whose interpolated points would lie between two objects: (H, W, 3) -> (H, W) bool.
 
-    From such a pixel to one of its four neighbours the way is within 5 degrees of the line of sight. As an angle, the
-    limit is the same at every distance, focal length and size of the map. What is unknown is no jump.
+    At such a pixel the direction to one of its four neighbours is within 5 degrees of the line of sight. As an angle,
+    the limit does not depend on distance, focal length and size of the map. Unknown depth is no edge.
     """
     found = np.zeros(points.shape[:2], bool)
     for turned, steep in ((found, _steep(points)), (found.T, _steep(points.swapaxes(0, 1)))):
@@ -57,15 +56,15 @@ def jumps(points: np.ndarray) -> np.ndarray:
 
 
 def normals(points: np.ndarray, reach: int = 1) -> np.ndarray:
-    """Which way the surface at each point faces: (H, W, 3) -> (H, W, 3) float32 of length 1, NaN where nobody knows.
+    """Surface normals of points (H, W, 3) -> (H, W, 3) float32 of length 1, NaN where unknown.
 
-    They face the camera: no normal has a positive product with its point. Each is perpendicular to the ways from the
-    point `reach` pixels above to the one below, and from the left to the right. Where depth jumps on one side, the
-    other side counts alone, so that nothing far bleeds into what is near; where it does on both, the reach is halved,
-    and at last the jump is a surface. A large reach smooths what is not flat: half a patch hides the folds of
-    interpolated depth.
+    They face the camera: no normal has a positive dot product with its point. Each is the cross product of the vectors
+    between the points `reach` pixels above and below, and left and right. Next to a depth edge, only the other side is
+    used, so that far surfaces do not influence near ones; with edges on both sides the reach is halved, and with a
+    reach of 0 edges are ignored. A larger reach smooths curved surfaces: half a patch hides the creases of interpolated
+    depth.
     """
-    down, across = _way(points, reach), _way(points.swapaxes(0, 1), reach).swapaxes(0, 1)
+    down, across = _difference(points, reach), _difference(points.swapaxes(0, 1), reach).swapaxes(0, 1)
     normal = np.cross(down, across)
     with np.errstate(invalid="ignore", divide="ignore"):
         normal /= np.copysign(np.sqrt(_dot(normal, normal)), -_dot(normal, points))[..., None]
@@ -76,7 +75,7 @@ def normals(points: np.ndarray, reach: int = 1) -> np.ndarray:
 
 
 def _steep(points: np.ndarray) -> np.ndarray:
-    """Whether depth jumps from each row to the next, (H - 1, W) bool."""
+    """Whether there is a depth edge from each row to the next, (H - 1, W) bool."""
     step, sight = points[1:] - points[:-1], points[1:] + points[:-1]
     with np.errstate(invalid="ignore"):
         along = _dot(step, sight)
@@ -87,29 +86,29 @@ def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.einsum("ijk,ijk->ij", a, b)
 
 
-def _way(points: np.ndarray, reach: int) -> np.ndarray:
-    """The way from the point `reach` rows above to that below, or half of it, (H, W, 3); zero where there is none.
+def _difference(points: np.ndarray, reach: int) -> np.ndarray:
+    """Vectors from the points `reach` rows above to those below (H, W, 3); half of it or zero at depth edges.
 
-    Not over jumps; with a reach of 0 over them as well, one row away.
+    With a reach of 0, edges are ignored and the points are one row away.
     """
-    way = np.zeros_like(points)
+    difference = np.zeros_like(points)
     far = min(max(1, reach), len(points) - 1)
     if far > 0:
         step = points[far:] - points[:-far]
         step[np.isnan(step[..., 2])] = 0
         if reach > 0:
-            before = np.cumsum(_steep(points), axis=0, dtype=np.int32)  # jumps from the first row to the next one
+            before = np.cumsum(_steep(points), axis=0, dtype=np.int32)  # edges from the first row to each next one
             before = np.concatenate([np.zeros_like(before[:1]), before])
             step[before[far:] > before[:-far]] = 0
-        way[:-far] += step
-        way[far:] += step
-    return way
+        difference[:-far] += step
+        difference[far:] += step
+    return difference
 
 
 def at(values: np.ndarray, xy: Sequence[float]) -> np.ndarray:
-    """What a map (H, W) or (H, W, C) says at the point x, y in pixels of it. Raises DinovizError outside of it.
+    """The value of a map (H, W) or (H, W, C) at the point x, y in its pixels. Raises DinovizError outside the map.
 
-    Nothing is interpolated: between the near and the far there is nothing.
+    Without interpolation, which would give depths between two objects where there is nothing.
     """
     height, width = values.shape[:2]
     x, y = xy
@@ -119,7 +118,7 @@ def at(values: np.ndarray, xy: Sequence[float]) -> np.ndarray:
 
 
 def between(points: np.ndarray, a_xy: Sequence[float], b_xy: Sequence[float]) -> float:
-    """Metres between what is seen at two points x, y of the map (H, W, 3), in a straight line; NaN if unknown.
+    """Straight-line distance in metres between the points at two positions x, y of a map (H, W, 3); NaN if unknown.
 
     Raises as `at` does.
     """
@@ -127,23 +126,25 @@ def between(points: np.ndarray, a_xy: Sequence[float], b_xy: Sequence[float]) ->
 
 
 def thin(mask: np.ndarray, limit: int) -> np.ndarray:
-    """At most `limit` pixels of a mask (H, W), spread evenly: those on the finest regular grid that leaves so few.
+    """Thin out a mask (H, W) to at most `limit` pixels, on the finest regular grid that does so.
 
-    Every n-th pixel of every n-th row, or those of a chessboard of such squares.
+    The grid has every n-th pixel of every n-th row, or those of a chessboard of such squares.
     """
-    rows, columns = np.indices(mask.shape, sparse=True)
-    for step in itertools.count(1):
+    rows, columns = np.arange(mask.shape[0])[:, None], np.arange(mask.shape[1])
+    step = 1
+    while True:
         square = mask & (rows % step == 0) & (columns % step == 0)
         for kept in (square, square & ((rows // step + columns // step) % 2 == 0)):
             if np.count_nonzero(kept) <= limit:
                 return kept
+        step += 1
 
 
 def sharpened(metres: np.ndarray, picture: Image.Image | np.ndarray, grid: PatchGrid) -> np.ndarray:
-    """A head's depth (a, b) drawn at the picture's size with the picture's edges, (H, W) float32 metres.
+    """Upsample predicted depth (a, b) to the picture's size, along the picture's edges -> (H, W) float32 metres.
 
-    By the guided filter, see `EdgeFilter`. It follows colours, and so could tell depths that the head did not: within a
-    patch of each pixel, the result is kept between the least and the most that bilinear interpolation gives.
+    With the guided filter, see `EdgeFilter`. It extrapolates with colours, so the result is clipped to the range of the
+    bilinearly interpolated depth within a patch of each pixel.
     """
     smooth = grid.resize(metres, "image")
     sharp = EdgeFilter(picture, grid).apply(smooth)
@@ -153,9 +154,10 @@ def sharpened(metres: np.ndarray, picture: Image.Image | np.ndarray, grid: Patch
 
 
 def to_ply(points: np.ndarray, colours: np.ndarray, normals: np.ndarray | None = None) -> bytes:
-    """A cloud as the bytes of a .ply file, binary: points (..., 3), colours (..., 3) uint8, normals (..., 3).
+    """Encode a point cloud as binary .ply: points (..., 3), colours (..., 3) uint8, normals (..., 3).
 
-    Points that are unknown are left out; unknown normals are zero.
+    Unknown points are left out; unknown normals are zero. Not with trimesh: it fails on an empty cloud, adds alpha and
+    an empty list of faces, drops the comment with the unit, and is no faster.
     """
     fields = [(name, "<f4") for name in "xyz"]
     fields += [] if normals is None else [(name, "<f4") for name in ("nx", "ny", "nz")]
@@ -174,7 +176,7 @@ def to_ply(points: np.ndarray, colours: np.ndarray, normals: np.ndarray | None =
 
 
 def depth_png(metres: np.ndarray) -> bytes:
-    """Depth (H, W) as the bytes of a PNG of 16 bits in millimetres, 0 where unknown, at most 65.535 m."""
+    """Encode depth (H, W) as a 16-bit PNG in millimetres, 0 where unknown, at most 65.535 m."""
     there = known(metres)
     millimetres = np.zeros(metres.shape, np.uint16)
     millimetres[there] = np.clip(np.rint(metres[there] * 1000), 1, 65535)
@@ -182,7 +184,7 @@ def depth_png(metres: np.ndarray) -> bytes:
 
 
 def depth_npy(metres: np.ndarray) -> bytes:
-    """Depth (H, W) as the bytes of a .npy file, float32 metres."""
+    """Encode depth (H, W) as .npy, float32 metres."""
     buffer = io.BytesIO()
     np.save(buffer, metres.astype(np.float32))
     return buffer.getvalue()

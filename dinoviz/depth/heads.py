@@ -1,7 +1,7 @@
-"""Heads that read metres off frozen patches: of one or more layers, joined, and their CLS tokens.
+"""Heads that predict metric depth from frozen patches and CLS tokens of one or more layers.
 
-The linear head is DINOv2's (Oquab et al. 2024, section 7.4): a linear layer gives each of 256 depths, evenly spaced, a
-weight, and the depth is their weighted mean (the "linear" normalisation of AdaBins, Bhat et al. 2021).
+The linear head is DINOv2's (Oquab et al. 2024, section 7.4): a linear layer predicts a weight for each of 256 evenly
+spaced depths, and the depth is their weighted mean (the "linear" normalisation of AdaBins, Bhat et al. 2021).
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-BASE_WEIGHT = 0.1  # of each depth before the layer says anything, as published
-HIDDEN = 256  # channels of the textbook's two layers
-WIDTH = 96  # channels of the convolutions; three members with 128 were no better in rooms kept back
-GROUPS = 8  # that they are normalised in
+BASE_WEIGHT = 0.1  # added to the weight of each depth, as published
+HIDDEN = 256  # hidden channels of the MLP
+WIDTH = 96  # channels of the convolutions; three members with 128 were no better in held-out rooms
+GROUPS = 8  # of their group normalisation
 
 
 class Head(nn.Module):
-    """What all heads share; how scores come about and what they mean is left to those that are made of it.
+    """Base class of the heads.
 
-    upsample: how much finer than the patches depth is told. members: heads in one, which learn by themselves; their
-    scores come one after the other.
+    upsample: factor from the patch grid to the grid of the predicted depth. members: heads of an ensemble, which are
+    trained independently; their scores are concatenated.
     """
 
     members = 1
@@ -30,15 +30,15 @@ class Head(nn.Module):
         self.upsample = upsample
 
     def prepare(self, mean: torch.Tensor, deviation: torch.Tensor, dropout: float) -> None:
-        """Mean and standard deviation (C,) of the patches that it is going to learn from, and what is hidden then."""
+        """Set mean and standard deviation (C,) of the training patches, and the dropout rate."""
         for each in self.modules():
             if isinstance(each, Joined):
                 each.mean.copy_(mean)
-                each.deviation.copy_(deviation.clamp(min=1e-3))
+                each.deviation.copy_(deviation.clamp(min=1e-3))  # near-constant channels are not amplified
                 each.dropout = dropout
 
     def scores(self, patches: torch.Tensor, cls: torch.Tensor) -> torch.Tensor:
-        """(B, h, w, C) and (B, C) -> (B, K, h, w)."""
+        """Patches (B, h, w, C) and CLS tokens (B, C) -> scores (B, K, h, w)."""
         raise NotImplementedError
 
     def metres(self, scores: torch.Tensor, upsample: int) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -50,17 +50,16 @@ class Head(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Patches (B, h, w, C), CLS (B, C) -> depth and its spread, each (B, h * u, w * u) in metres.
 
-        C: channels of all layers together. upsample: u, instead of the head's own; 1 for the raw patch grid.
-        The spread is the standard deviation of the depths under their weights; None of a head without bins.
+        C: channels of all layers. upsample: u, instead of the head's own; 1 for the raw patch grid.
+        The spread is the standard deviation of the depths under their weights; None for a head without bins.
         """
         return self.metres(self.scores(patches, cls), upsample or self.upsample)
 
 
 class Joined(nn.Module):
-    """One linear layer on patches and, if wanted, the CLS token joined to each: (B, h, w, C) -> (B, K, h, w).
+    """A linear layer on patches, optionally concatenated with the CLS token: (B, h, w, C) -> (B, K, h, w).
 
-    Channels are brought to mean 0 and deviation 1 first, see `Head.prepare`. In training, a share `dropout` of them is
-    hidden from a whole picture, so that no few of them decide.
+    Channels are standardised first, see `Head.prepare`. In training, `dropout` drops whole channels of a picture.
     """
 
     def __init__(self, channels: int, out: int, cls: bool):
@@ -76,24 +75,21 @@ class Joined(nn.Module):
         if self.training and self.dropout:
             kept = F.dropout(torch.ones_like(cls), self.dropout)
             patches, cls = patches * kept[:, None, None], cls * kept
-        found = self.patch(patches)
+        scores = self.patch(patches)
         if self.cls is not None:
-            found = found + self.cls(cls)[:, None, None]
-        return found.permute(0, 3, 1, 2)
+            scores = scores + self.cls(cls)[:, None, None]
+        return scores.permute(0, 3, 1, 2)
 
 
 class Bins(Head):
-    """A head whose scores weigh depths.
-
-    bins depths from near to far, in metres.
-    """
+    """A head whose scores are weights of `bins` depths from near to far, in metres."""
 
     def __init__(self, bins: int, near: float, far: float, upsample: int):
         super().__init__(upsample)
         self.register_buffer("depths", torch.linspace(near, far, bins))
 
     def weights(self, scores: torch.Tensor) -> torch.Tensor:
-        """Of the depths, (B, bins, h, w), 1 in all."""
+        """Weights of the depths, (B, bins, h, w), which sum to 1."""
         weights = scores.relu() + BASE_WEIGHT
         return weights / weights.sum(1, keepdim=True)
 
@@ -105,7 +101,7 @@ class Bins(Head):
 
 
 class Linear(Bins):
-    """The same as one linear layer on patch and CLS joined, and as upsampling before it: both are linear."""
+    """One linear layer on patches and CLS token. Upsampling after it equals upsampling before it: both are linear."""
 
     def __init__(self, channels: int, bins: int, near: float, far: float, upsample: int, cls: bool):
         super().__init__(bins, near, far, upsample)
@@ -116,7 +112,7 @@ class Linear(Bins):
 
 
 class Mlp(Head):
-    """The textbook's: two layers of each patch by itself, and a sigmoid of the farthest depth."""
+    """Two layers on each patch, and a sigmoid scaled to the largest depth."""
 
     def __init__(self, channels: int, bins: int, near: float, far: float, upsample: int, cls: bool):
         super().__init__(upsample)
@@ -131,9 +127,9 @@ class Mlp(Head):
 
 
 class Conv(Bins):
-    """Convolutions on coarser grids before the bins, by several members that learn alone and are averaged.
+    """An ensemble of heads with convolutions on coarser grids, whose weights are averaged.
 
-    The weights of the depths are a softmax; members disagree where they have not seen the like, which the spread shows.
+    The weights of the depths are a softmax; members disagree on unfamiliar inputs, which the spread shows.
     """
 
     def __init__(self, channels: int, bins: int, near: float, far: float, upsample: int, cls: bool, members: int):
@@ -145,15 +141,15 @@ class Conv(Bins):
         return torch.cat([member(patches, cls) for member in self.each], 1)
 
     def weights(self, scores: torch.Tensor) -> torch.Tensor:
-        members = scores.shape[1] // len(self.depths)  # one, where a member is asked alone
+        members = scores.shape[1] // len(self.depths)  # 1 for the scores of a single member
         return scores.unflatten(1, (members, -1)).softmax(2).mean(1)
 
 
 class Around(nn.Module):
-    """Residual convolutions on the half and the quarter grid, added to each patch: how far it is, its room tells.
+    """Residual convolutions on the half and the quarter grid add context to each patch.
 
-    At the patches' own grid, convolutions learnt the training rooms by heart (an RMSE of 0.855 m in other rooms, where
-    coarse ones had 0.830). (B, h, w, C) and (B, C) -> (B, bins, h, w).
+    At the patches' own grid, convolutions overfitted the training rooms (an RMSE of 0.855 m in other rooms, 0.830 on
+    coarse grids). (B, h, w, C) and (B, C) -> (B, bins, h, w).
     """
 
     def __init__(self, channels: int, bins: int, cls: bool):
@@ -171,17 +167,17 @@ class Around(nn.Module):
 
 
 def halved(x: torch.Tensor) -> torch.Tensor:
-    """(B, C, h, w) -> (B, C, ceil(h / 2), ceil(w / 2)), means."""
+    """Average pooling by 2: (B, C, h, w) -> (B, C, ceil(h / 2), ceil(w / 2))."""
     return F.adaptive_avg_pool2d(x, [-(-side // 2) for side in x.shape[2:]])
 
 
 def resized(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """(B, C, ...) -> (B, C, h, w) of another, bilinear."""
+    """Bilinear resize of (B, C, ...) to the size (h, w) of another tensor."""
     return F.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=False)
 
 
 class Residual(nn.Module):
-    """What two convolutions add to x, each after its norm and GELU (He et al. 2016, "full pre-activation")."""
+    """The residual branch of a pre-activation block: norm, GELU, convolution, twice (He et al. 2016)."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -198,14 +194,14 @@ HEADS = {"linear": Linear, "mlp": Mlp, "conv": Conv}
 
 
 def finer(scores: torch.Tensor, upsample: int) -> torch.Tensor:
-    """(B, K, h, w) -> (B, K, h * u, w * u)."""
+    """Bilinear upsampling by u: (B, K, h, w) -> (B, K, h * u, w * u)."""
     if upsample == 1:
         return scores
     return F.interpolate(scores, scale_factor=upsample, mode="bilinear", align_corners=False)
 
 
 def make(about: dict) -> Head:
-    """The head that a probe's header tells of, not yet trained. about["channels"]: of all its layers together."""
+    """An untrained head as described by a probe's header; about["channels"] counts all its layers."""
     head = HEADS[about["head"]]
     more = {"members": about.get("members", 1)} if head is Conv else {}
     return head(about["channels"], about["bins"], *about["depth"], about["upsample"], about.get("cls", True), **more)

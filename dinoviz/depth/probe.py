@@ -1,4 +1,4 @@
-"""Depth: what a probe, a small head trained on frozen features, says how far away everything is."""
+"""Depth probes: small heads trained on frozen features. Predict with them, save and open them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -25,7 +25,7 @@ from dinoviz.json_files import parse_json
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 SHIPPED = ASSETS / "depth-embedded.safetensors"  # trained on NYU Depth v2, for the embedded weights; see its card
 
-# What a probe's header may say, from the least to the most; training makes no others.
+# Smallest and largest accepted value of the numbers in a probe's header; training stays within them.
 BOUNDS = {
     "resolution": (MIN_RESOLUTION, MAX_RESOLUTION), "upsample": (1, 4), "bins": (1, 1024), "members": (1, 16),
     "channels": (1, 65536),
@@ -35,16 +35,16 @@ MAX_BYTES = 500_000_000  # of a file; the largest head that can be trained, on f
 
 
 class ProbeError(DinovizError):
-    """A probe that cannot be trained, opened or used here; the message says why."""
+    """A probe that cannot be trained, opened or used; the message says why."""
 
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """A trained head, and what its file says of it.
+    """A trained head and the header of its file.
 
-    about: weights_id and backbone (whose features it reads), head, layers (from 0), depth (nearest, farthest in
-        metres), resolution (that it was trained at), data, metrics, familiar_limit and more, see `training.probe`.
-    familiar: (n, D) descriptors of its training pictures, of length 1, see `unfamiliarity`; empty where there are none.
+    about: weights_id and backbone (of the features it reads), head, layers (from 0), depth (smallest, largest in
+        metres), resolution (of the training), data, metrics, familiar_limit and more, see `training.probe`.
+    familiar: (n, D) descriptors of its training pictures, of length 1, see `unfamiliarity`; empty if unknown.
     """
 
     head: nn.Module
@@ -54,33 +54,34 @@ class Probe:
 
     @property
     def layers(self) -> tuple[int, ...]:
+        """The layers it reads, from 0."""
         return tuple(self.about["layers"])
 
     @property
     def range(self) -> tuple[float, float]:
-        """The nearest and the farthest that it can say, in metres."""
+        """Smallest and largest depth that it predicts, in metres."""
         near, far = self.about["depth"]
         return near, far
 
     def check(self, weights_id: str, weights: str) -> None:
-        """Raises ProbeError unless it was trained on the features of these weights."""
+        """Raise ProbeError unless it was trained on the features of these weights."""
         if self.about["weights_id"] != weights_id:
             raise ProbeError(
-                f"{self.name} was trained on the features of {self.about['backbone']}; those of {weights} mean "
-                "something else, and it would tell no depth."
+                f"{self.name} was trained on the features of {self.about['backbone']} and cannot read those of "
+                f"{weights}."
             )
 
 
 @dataclass(frozen=True, eq=False)
 class Depth:
-    """What a probe says of one picture.
+    """The prediction of a probe for one picture.
 
-    patches: (h, w), the depth of the patches that the head read: those of the picture at the resolution that it was
-        trained at, where the features are finer. grid: of the features.
-    metres: (a, b) float32, finer by the head's upsampling. spread: (a, b), standard deviation of the head's bins in
-        metres, or None for a head without.
-    unfamiliarity: how far the picture is from the probe's training pictures; above 1 farther than 99 in 100 of
-        pictures like them. None where the probe does not know.
+    metres: (a, b) float32, upsampled by the head. spread: (a, b), standard deviation over the head's bins in metres;
+        None for a head without bins.
+    patches: (h, w), the depth of each patch before upsampling; finer features are averaged to the resolution of the
+        training first. grid: of the features.
+    unfamiliarity: distance of the picture from the probe's training pictures; above 1 it is farther than 99 % of
+        similar pictures. None if the probe has no descriptors.
     """
 
     metres: np.ndarray
@@ -91,9 +92,9 @@ class Depth:
 
 
 def look(features: Features, probe: Probe) -> Depth:
-    """What a probe says of a picture, from its features alone. Layers of the probe must have been captured.
+    """Predict depth with all details from features, in which the layers of the probe must be captured.
 
-    Raises ProbeError for another backbone's features, DinovizError for a layer that was not captured.
+    Raises ProbeError for features of another backbone, DinovizError for a layer that was not captured.
     """
     probe.check(features.weights_id, features.weights)
     patches, cls = joined(features, probe.layers)
@@ -114,41 +115,42 @@ def look(features: Features, probe: Probe) -> Depth:
 
 
 def predict(features: Features, probe: Probe) -> np.ndarray:
-    """The depth of a picture, (H, W) float32 metres at its own size. Raises as `look` does."""
+    """Predict the depth of a picture, (H, W) float32 metres at its own size. Raises as `look` does."""
     return features.grid.resize(look(features, probe).metres, "image")
 
 
 def joined(features: Features, layers: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a head is given: patches (1, h, w, L * D) and CLS tokens (1, L * D) of the layers, joined."""
+    """The input of a head: concatenated patches (1, h, w, L * D) and CLS tokens (1, L * D) of the layers."""
     patches = np.concatenate([features.layer(layer) for layer in layers], axis=2)
     cls = np.concatenate([features.layer_cls(layer) for layer in layers])
     return torch.from_numpy(patches)[None], torch.from_numpy(cls)[None]
 
 
 def _as_trained(patches: torch.Tensor, grid: PatchGrid, resolution: int) -> torch.Tensor:
-    """Patches (1, h, w, C), averaged to as many as the picture has at the resolution that the head was trained at.
+    """Average patches (1, h, w, C) to the grid of the picture at the training resolution, if that is coarser.
 
-    Heads look around a patch and have seen rooms at one size only: one trained at 336 px was wrong by 0.99 m in other
-    rooms at that size, at 476 px by 1.11 m, and with its patches averaged to those of 336 px by 1.04 m.
+    Heads use the context of a patch and were trained at one scale only: the error of one trained at 336 px was 0.99 m
+    in other rooms at that size, 1.11 m at 476 px, and 1.04 m with those patches averaged to the grid of 336 px.
     """
     shape = PatchGrid.fit(grid.image_size, resolution, grid.patch_size).shape
     if shape[0] >= grid.shape[0] and shape[1] >= grid.shape[1]:
         return patches
-    shape = tuple(map(min, shape, grid.shape))
+    shape = min(shape[0], grid.shape[0]), min(shape[1], grid.shape[1])
     return F.adaptive_avg_pool2d(patches.permute(0, 3, 1, 2), shape).permute(0, 2, 3, 1)
 
 
 def descriptor(features: Features, layers: Sequence[int]) -> np.ndarray:
-    """(D,) of length 1: the mean patch of the last layer but one of a probe's, by which pictures are told alike.
+    """Descriptor (D,) of a picture, to compare pictures: the normalised mean patch of the probe's last layer but one.
 
-    With layers 6, 9 and 12, layer 9 told NYU Depth's rooms from 137 other pictures best (AUROC 0.996, layer 12 0.936).
+    With layers 6, 9 and 12, layer 9 best separated NYU Depth's rooms from 137 other pictures (AUROC 0.996, layer 12
+    0.936).
     """
     mean = features.layer(descriptor_layer(layers)).mean(axis=(0, 1))
     return mean / np.linalg.norm(mean)
 
 
 def descriptor_layer(layers: Sequence[int]) -> int:
-    """Which of a probe's layers, in their order, the descriptor is of."""
+    """The layer of a probe that the descriptor uses: the last but one, if there are several."""
     return layers[-2] if len(layers) > 1 else layers[-1]
 
 
@@ -161,10 +163,10 @@ def unfamiliarity(features: Features, probe: Probe) -> float | None:
 
 
 def save_probe(path: str | Path, head: nn.Module, about: dict, familiar: np.ndarray | None = None) -> None:
-    """Write a probe as safetensors in half precision with a JSON header, whole or not at all. Raises ProbeError."""
-    learnt = {name for name, _ in head.named_parameters()}
+    """Write a probe as safetensors in half precision with a JSON header, atomically. Raises ProbeError."""
+    trained = {name for name, _ in head.named_parameters()}
     weights = {
-        f"head.{name}": (value.half() if name in learnt else value).cpu().contiguous()
+        f"head.{name}": (value.half() if name in trained else value).cpu().contiguous()
         for name, value in head.state_dict().items()
     }
     if familiar is not None and len(familiar):
@@ -177,24 +179,24 @@ def save_probe(path: str | Path, head: nn.Module, about: dict, familiar: np.ndar
 
 
 def probe_file(path: str | Path) -> Path:
-    """The file itself, or the one that a run leaves in its folder."""
+    """The path of the probe in the folder of a training run, or the path itself."""
     path = Path(path)
     return path / "export" / "probe.safetensors" if path.is_dir() else path
 
 
 def open_probe(path: str | Path) -> Probe:
-    """The probe in a .safetensors file, or in the run that made it.
+    """Open the probe in a .safetensors file or in the folder of a training run.
 
-    Raises ProbeError for what is no probe, a header whose numbers cannot be, and weights that are not those of it.
+    Raises ProbeError for files that are not probes, invalid headers, and weights that do not fit the header.
     """
     path = Path(path)
-    no_probe = f"{path.name} holds no depth probe that can be read"
+    no_probe = f"{path.name} cannot be opened as a depth probe"
     try:
         about, weights = _read(probe_file(path))
         check_about(about)
         familiar = weights.pop("familiar", torch.empty(0, 0)).float().numpy()
         _check_familiar(about, familiar)
-        with torch.device("meta"):  # a header may say anything: memory is that of the weights there are
+        with torch.device("meta"):  # no memory for weights that only the header claims
             head = depth_heads.make(about)
         floats = {name.removeprefix("head."): value.float() for name, value in weights.items()}
         head.load_state_dict(floats, assign=True)
@@ -202,7 +204,7 @@ def open_probe(path: str | Path) -> Probe:
         with torch.inference_mode():
             metres, _ = head(torch.zeros(1, 2, 2, about["channels"]), torch.zeros(1, about["channels"]))
         if not (metres.isfinite().all() and metres.min() >= 0 and all(map(_is_finite, floats.values()))):
-            raise ProbeError("its weights are no numbers, or give no distance")
+            raise ProbeError("its weights are not finite, or its predictions not distances")
     except ProbeError as error:
         raise ProbeError(f"{no_probe}: {error}.") from None
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError):
@@ -215,53 +217,54 @@ def _read(file: Path) -> tuple[dict, dict[str, torch.Tensor]]:
     if not file.is_file():
         raise ProbeError("there is no such file")
     if (size := file.stat().st_size) > MAX_BYTES:
-        raise ProbeError(f"it has {size / 1e6:,.0f} MB, a probe at most {MAX_BYTES / 1e6:g} MB")
+        raise ProbeError(f"it has {size / 1e6:,.0f} MB; at most {MAX_BYTES / 1e6:g} MB are accepted")
     with safetensors.safe_open(file, "pt") as opened:
-        # A measurement may be infinite, what the probe is made from may not: `check_about` looks at that.
+        # Metrics may be infinite; the values that the head is made from may not, see `check_about`.
         about = parse_json(opened.metadata()["probe"], "its header", finite=False)
-        return about, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, it is no dictionary
+        return about, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, not a dict
 
 
 def check_about(about: dict) -> None:
-    """Raises ProbeError, half a sentence, for a header with values that `depth_heads.make` and `Probe` cannot use."""
+    """Raise ProbeError, without the file's name, for a header that `depth_heads.make` and `Probe` cannot use."""
     for name, (low, high) in BOUNDS.items():
-        _check_number(name, about.get(name, 1 if name == "members" else None), low, high, int)
+        _check_number(name, about.get(name, 1 if name == "members" else None), low, high, whole=True)
     if about.get("head") not in depth_heads.HEADS:
-        raise ProbeError(f"head is one of {', '.join(depth_heads.HEADS)}, not {about.get('head')!r:.40}")
+        raise ProbeError(f"head must be one of {', '.join(depth_heads.HEADS)}, not {about.get('head')!r:.40}")
     layers, metres = about.get("layers"), about.get("depth")
     if not isinstance(layers, list) or not 1 <= len(layers) <= MAX_LAYERS:
-        raise ProbeError(f"layers is a list of 1 to {MAX_LAYERS} numbers")
+        raise ProbeError(f"layers must be a list of 1 to {MAX_LAYERS} numbers")
     for layer in layers:
-        _check_number("layers", layer, 0, MAX_LAYERS - 1, int)
+        _check_number("layers", layer, 0, MAX_LAYERS - 1, whole=True)
     if not isinstance(metres, list) or len(metres) != 2:
-        raise ProbeError("depth is a nearest and a farthest distance")
+        raise ProbeError("depth must be a smallest and a largest distance")
     for value in metres:
-        _check_number("depth", value, 0, FARTHEST, int | float)
+        _check_number("depth", value, 0, FARTHEST)
     if not metres[0] < metres[1]:
-        raise ProbeError(f"depth has the nearest first, not {metres[0]:g} and {metres[1]:g} m")
+        raise ProbeError(f"depth must have the smaller distance first, not {metres[0]:g} and {metres[1]:g} m")
     if not isinstance(about.get("weights_id"), str) or not isinstance(about.get("backbone"), str):
-        raise ProbeError("it does not say whose features it reads (weights_id, backbone)")
-    told = [about.get(name, {}) for name in ("data", "metrics")]
-    if not all(isinstance(each, dict) for each in (*told, *(told[1].values() if isinstance(told[1], dict) else ()))):
-        raise ProbeError("data and metrics are named values")
-    if not all(isinstance(part.get("rmse", 0.0), int | float) for part in told[1].values()):
-        raise ProbeError("an error in metrics is no number")
+        raise ProbeError("weights_id or backbone is missing")
+    data, metrics = about.get("data", {}), about.get("metrics", {})
+    if not isinstance(metrics, dict) or not all(isinstance(each, dict) for each in (data, *metrics.values())):
+        raise ProbeError("data, metrics and the parts of metrics must be JSON objects")
+    if not all(isinstance(part.get("rmse", 0.0), int | float) for part in metrics.values()):
+        raise ProbeError("an rmse in metrics is not a number")
 
 
-def _check_number(name: str, value: object, low: float, high: float, kind: type | UnionType) -> None:
-    if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:
-        what = "a whole number" if kind is int else "a number"
-        raise ProbeError(f"{name} is {what} from {low:g} to {high:g}, not {value!r:.40}")
+def _check_number(name: str, value: Any, low: float, high: float, *, whole: bool = False) -> None:
+    number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if not (number and low <= value <= high):
+        what = "a whole number" if whole else "a number"
+        raise ProbeError(f"{name} must be {what} from {low:g} to {high:g}, not {value!r:.40}")
 
 
 def _check_familiar(about: dict, familiar: np.ndarray) -> None:
     if not familiar.size:
         return
-    _check_number("familiar_limit", about.get("familiar_limit"), 1e-9, 2, int | float)  # of a cosine distance
+    _check_number("familiar_limit", about.get("familiar_limit"), 1e-9, 2)  # of a cosine distance
     if familiar.ndim != 2 or familiar.shape[1] * len(about["layers"]) != about["channels"]:
-        raise ProbeError("what it remembers of its training pictures is not of its layers")
+        raise ProbeError("the descriptors of its training pictures do not fit its layers")
     if not np.isfinite(familiar).all():
-        raise ProbeError("what it remembers of its training pictures are no numbers")
+        raise ProbeError("the descriptors of its training pictures are not finite")
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

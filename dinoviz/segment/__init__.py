@@ -1,4 +1,4 @@
-"""Find an object in pictures from clicks, a drawn mask or references of it, by the similarity of patch features."""
+"""Segment objects from clicks, drawn masks or reference images, by the similarity of patch features."""
 
 from dinoviz.segment.segmentation import (
     THRESHOLD,
@@ -8,6 +8,7 @@ from dinoviz.segment.segmentation import (
     apply,
     classes_from_reference,
     components,
+    disjoint,
     fit,
     from_points,
     from_reference,
@@ -22,6 +23,7 @@ __all__ = [
     "apply",
     "classes_from_reference",
     "components",
+    "disjoint",
     "fit",
     "from_points",
     "from_reference",

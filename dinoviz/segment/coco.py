@@ -1,72 +1,56 @@
-"""Masks on their way out: overlays, cut-outs, and COCO's run lengths."""
+"""Masks as COCO annotations with run-length encoding (RLE)."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TextIO
+
 import numpy as np
-
-
-def rle(mask: np.ndarray) -> dict:
-    """A mask (H, W) as COCO's compressed run lengths: {"size": [H, W], "counts": text}, as pycocotools encodes it.
-
-    Runs go down the columns and begin with a (maybe empty) run of zeros; each is written as the difference to the run
-    two before, in groups of five bits, the lowest first.
-    """
-    counts = _runs(mask)
-    counts[3:] -= counts[1:-2].copy()
-    text = bytearray()
-    for count in counts.tolist():
-        more = True
-        while more:
-            bits = count & 31
-            count >>= 5
-            more = count != -1 if bits & 16 else count != 0
-            text.append(48 + (bits | 32 if more else bits))
-    return {"size": [int(side) for side in mask.shape], "counts": text.decode("ascii")}
-
-
-def _runs(mask: np.ndarray) -> np.ndarray:
-    flat = np.asarray(mask, dtype=bool).ravel(order="F")
-    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    starts = np.concatenate([[0] if len(flat) and flat[0] else [], [0], changes, [len(flat)]])
-    return np.diff(starts).astype(np.int64)
+from pycocotools import mask as coco_mask
 
 
 def annotation(mask: np.ndarray, score: float) -> dict:
-    """What COCO says of a mask (H, W) bool that is not empty, all but the ids."""
-    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-    box = columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1
+    """The COCO annotation of a mask (H, W) bool that is not empty, without its ids."""
+    encoded = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {
-        "segmentation": rle(mask),
-        "area": int(mask.sum()),
-        "bbox": [int(side) for side in box],
+        "segmentation": {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")},
+        "area": int(coco_mask.area(encoded)),
+        "bbox": [int(side) for side in coco_mask.toBbox(encoded)],
         "iscrowd": 0,
         "score": round(float(score), 4),
     }
 
 
-class Coco:
-    """A COCO data set of one category, picture by picture; the masks are not kept, only their run lengths."""
+def write(file: TextIO, names: Mapping[int, str], entries: Callable[[], Iterable[dict]]) -> None:
+    """Write a COCO data set as JSON, one entry at a time, so that no list of all masks is needed.
 
-    def __init__(self, category: str = "thing"):
-        self.images: list[dict] = []
-        self.annotations: list[dict] = []
-        self.categories = [{"id": 1, "name": category}]
+    Args:
+        file: where the text goes.
+        names: name of each category by its id.
+        entries: called twice, for the images and for their annotations; gives a dict for each image with its `name`,
+            `width`, `height` and `classes`, a list with a `number` (the category) and an `annotation` for each class
+            that was found.
+    """
+    file.write('{"info": {"description": "Masks made with dinoviz"}, "categories": ')
+    json.dump([{"id": number, "name": name} for number, name in names.items()], file)
+    for key, items in (("images", _images(entries())), ("annotations", _annotations(entries()))):
+        file.write(f', "{key}": [')
+        for i, item in enumerate(items):
+            file.write((", " if i else "") + json.dumps(item))
+        file.write("]")
+    file.write("}")
 
-    def add(self, file_name: str, mask: np.ndarray, score: float) -> None:
-        """One picture and the mask (H, W) bool of its thing; an empty one is a picture without the thing."""
-        number = len(self.images) + 1
-        height, width = mask.shape
-        self.images.append({"id": number, "file_name": file_name, "width": width, "height": height})
-        if not mask.any():
-            return
-        ids = {"id": len(self.annotations) + 1, "image_id": number, "category_id": 1}
-        self.annotations.append(ids | annotation(mask, score))
 
-    def as_dict(self) -> dict:
-        """What belongs into the JSON file."""
-        return {
-            "info": {"description": "Masks made with dinoviz"},
-            "images": self.images,
-            "annotations": self.annotations,
-            "categories": self.categories,
-        }
+def _images(entries: Iterable[dict]) -> Iterator[dict]:
+    for number, entry in enumerate(entries, 1):
+        yield {"id": number, "file_name": entry["name"], "width": entry["width"], "height": entry["height"]}
+
+
+def _annotations(entries: Iterable[dict]) -> Iterator[dict]:
+    count = 0
+    for number, entry in enumerate(entries, 1):
+        for found in entry["classes"]:
+            if found.get("annotation"):
+                count += 1
+                yield {"id": count, "image_id": number, "category_id": found["number"], **found["annotation"]}

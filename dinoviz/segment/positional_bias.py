@@ -1,4 +1,4 @@
-"""Bias: what the patches tell of their own position, whatever the picture shows, and how to take it out."""
+"""Estimate the positional component of patch features, and remove it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from dinoviz.features import Features, part_layer
 
 
 def layers_of(count: int) -> tuple[int, ...]:
-    """The layers that are read of a model with `count` layers, from 0: one at two thirds, and the last.
+    """The layers, from 0, that segmentation uses of a model with `count` layers: one at two thirds, and the last.
 
-    Of 12 layers the 8th, which knows parts, and the 12th, which knows things.
+    Of 12 layers the 8th, which distinguishes parts, and the 12th, which distinguishes objects.
     """
     return tuple(sorted({part_layer(count), count - 1}))
 
@@ -25,32 +25,32 @@ def unit_patches(features: Features, layer: int) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Bias:
-    """Directions that tell where a patch lies and not what it shows, by layer: (K, D), orthonormal."""
+    """Directions in feature space that encode position, not content, by layer: (K, D), orthonormal."""
 
     directions: dict[int, np.ndarray]
 
     def removed(self, layer: int, patches: np.ndarray) -> np.ndarray:
-        """A layer's patches (h, w, D) of length 1 without those directions, of length 1 again."""
+        """Project the directions out of a layer's patches (h, w, D), and normalise them to length 1."""
         basis = self.directions[layer]
         return _unit(patches - (patches @ basis.T) @ basis)
 
 
 def positional_bias(blanks: Sequence[Features], directions: int = 10) -> Bias:
-    """Directions of the position, from features of content-free pictures (plain colours; see `content_free`).
+    """Estimate positional directions from features of content-free images (plain colours, see `content_free`).
 
-    What differs between the patches of a plain picture is their position: the leading right singular vectors of the
-    mean over the pictures, centred, as INSID3 found them for DINOv3. On DINOv2's patches removing them changes little.
+    The patches of a plain image differ only in their position: the directions are the leading right singular vectors of
+    the centred mean over the images, as in INSID3 for DINOv3. Removing them from DINOv2's patches changes little.
     """
     bases = {}
     for layer in layers_of(blanks[0].layers):
-        shown = np.stack([unit_patches(features, layer) for features in blanks]).mean(0)
-        flat = shown.reshape(-1, shown.shape[-1])
+        mean = np.stack([unit_patches(features, layer) for features in blanks]).mean(0)
+        flat = mean.reshape(-1, mean.shape[-1])
         bases[layer] = np.linalg.svd(flat - flat.mean(0), full_matrices=False)[2][:directions]
     return Bias(bases)
 
 
 def content_free(size: tuple[int, int]) -> list[np.ndarray]:
-    """Plain pictures (H, W, 3) uint8 of a size (width, height), to encode for `positional_bias`."""
+    """Images of plain colours (H, W, 3) uint8 of a size (width, height), to encode for `positional_bias`."""
     greys = [(v, v, v) for v in (0, 64, 128, 192, 255)]
     return [
         np.full((size[1], size[0], 3), colour, np.uint8)

@@ -1,6 +1,6 @@
-"""What a person marked on one picture: an ordered list of clicks and strokes, in pixels of the uploaded picture.
+"""Prompts on a picture: an ordered list of clicks and brush strokes, in pixels of the uploaded picture.
 
-Strokes are vectors and become pixels here, so a drawn mask is exact at any size of the picture and of the window.
+Strokes are vectors and are rasterised here, so a drawn mask is exact at any size of the picture and of the window.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ import numpy as np
 
 from dinoviz.errors import DinovizError
 
-MAX_TEXT = 8_000_000  # characters; a day's drawing has less
+MAX_TEXT = 8_000_000  # characters; hours of drawing have less
 MAX_PICTURES = 1000
 MAX_ACTIONS = 1000
-MAX_STROKE_POINTS = 50_000  # of all strokes on one picture: ten minutes of drawing without a pause
-MAX_LEVELS = 8  # of JSON; marks by picture have six
-# Pixels that the strokes of one picture may fill, one point after the other: some tenths of a second. A brush of a
-# tenth of a picture of 50 million pixels gets there after 500 points, one of the page's size after 20,000.
+MAX_STROKE_POINTS = 50_000  # of all strokes on one picture: ten minutes of continuous drawing
+MAX_LEVELS = 8  # of nested JSON; marks by picture have six
+# Pixels that the strokes of one picture may fill, counted for each point: a few tenths of a second. A brush of a tenth
+# of a picture of 50 million pixels reaches this after 500 points, one of the app's default size after 20,000.
 MAX_FILLED = 1_000_000_000
-FAR = 4  # times the long side; a stroke may leave the picture, but nobody draws out here
+FAR = 4  # times the long side: how far from the origin a stroke may leave the picture
 SHIFT = 6  # binary digits after the point in OpenCV's coordinates
-UNTOUCHED = 2  # where no stroke went, beside 0 and 1
+UNTOUCHED = 2  # value of pixels without a stroke, beside 0 and 1
 
 
 @dataclass(frozen=True)
 class Point:
-    """A click; label 1: on the thing, 0: beside it."""
+    """A click; label 1: on the object, 0: on the background."""
 
     x: float
     y: float
@@ -40,7 +40,7 @@ class Point:
 
 @dataclass(frozen=True, eq=False)
 class Stroke:
-    """A line (n, 2), x first, drawn with a round brush, or with an eraser."""
+    """A line (n, 2), x first, drawn with a round brush or eraser."""
 
     points: np.ndarray
     radius: float
@@ -49,7 +49,7 @@ class Stroke:
 
 @dataclass(frozen=True, eq=False)
 class Marks:
-    """All marks of one picture, in the order in which they were made."""
+    """All marks on one picture, in the order of drawing."""
 
     actions: tuple[Point | Stroke, ...] = ()
 
@@ -68,16 +68,16 @@ class Marks:
 
     @property
     def points(self) -> np.ndarray:
-        """(P, 2) the clicks, x first."""
+        """Positions of the clicks (P, 2), x first."""
         return np.array([(click.x, click.y) for click in self.clicks], dtype=float).reshape(-1, 2)
 
     @property
     def labels(self) -> np.ndarray:
-        """(P,) of the clicks, 1 or 0."""
+        """Labels of the clicks (P,), 1 or 0."""
         return np.array([click.label for click in self.clicks], dtype=int)
 
     def scaled(self, source: tuple[int, int], target: tuple[int, int]) -> Marks:
-        """The same marks on a copy of the picture that has another size (width, height)."""
+        """Scale the marks from one size (width, height) of the picture to another."""
         scale = np.divide(target, source)
 
         def moved(action: Point | Stroke) -> Point | Stroke:
@@ -88,9 +88,9 @@ class Marks:
         return Marks(tuple(map(moved, self.actions)))
 
     def paint(self, mask: np.ndarray) -> np.ndarray:
-        """The mask (H, W) bool with the strokes over it: the brush forces True, the eraser False.
+        """Draw the strokes over a mask (H, W) bool: the brush sets True, the eraser False.
 
-        Strokes that would fill more than MAX_FILLED pixels are drawn smaller, so that they do not, and enlarged.
+        Strokes that would fill more than MAX_FILLED pixels are drawn on a smaller copy, which is then enlarged.
         """
         h, w = mask.shape
         filled = sum(_filled(stroke, (w, h)) for stroke in self.strokes)
@@ -111,18 +111,21 @@ class Marks:
 
 
 def parse(text: str | Sequence | None, size: tuple[int, int]) -> Marks:
-    """Marks from JSON, or from what JSON holds: a list of
-    {"kind": "point", "x": .., "y": .., "label": 1 or 0} and
-    {"kind": "stroke", "points": [[x, y], ..], "radius": .., "erase": true or false}.
+    """Parse marks from JSON, or from the parsed JSON.
 
-    size: (width, height) of the picture. Raises DinovizError with one sentence for anything else, for a click outside
-    the picture, and for more than a person can draw.
+    Args:
+        text: a list of {"kind": "point", "x": .., "y": .., "label": 1 or 0} and
+            {"kind": "stroke", "points": [[x, y], ..], "radius": .., "erase": true or false}.
+        size: (width, height) of the picture.
+
+    Raises:
+        DinovizError: for anything else, clicks outside the picture, and more marks than the limits above.
     """
     actions = _json(text) if isinstance(text, str) else text
     if actions is None:
         return Marks()
     if not isinstance(actions, Sequence) or isinstance(actions, str):
-        raise DinovizError("Marks are a list of points and strokes.")
+        raise DinovizError("Marks must be a list of points and strokes.")
     if len(actions) > MAX_ACTIONS:
         raise DinovizError(f"There are {len(actions):,} marks on one picture; at most {MAX_ACTIONS:,} are accepted.")
     marks = Marks(tuple(_action(action, size) for action in actions))
@@ -133,18 +136,18 @@ def parse(text: str | Sequence | None, size: tuple[int, int]) -> Marks:
 
 
 def listed(text: str | None) -> list:
-    """What a client sends: JSON of a list of marks, not yet parsed. Raises DinovizError."""
+    """Decode the JSON of a list of marks, without checking the marks. Raises DinovizError."""
     found = _json(text or "[]")
     if not isinstance(found, list):
-        raise DinovizError("The marks are a list of points and strokes.")
+        raise DinovizError("Marks must be a list of points and strokes.")
     return found
 
 
 def by_picture(text: str | None) -> dict[str, list]:
-    """What a canvas sends: JSON of the marks of each picture by its key, not yet parsed. Raises DinovizError."""
+    """Decode the JSON of lists of marks by picture, without checking the marks. Raises DinovizError."""
     found = _json(text or "{}")
     if not isinstance(found, dict) or not all(isinstance(value, list) for value in found.values()):
-        raise DinovizError("The marks must be lists by picture.")
+        raise DinovizError("Marks must be an object with a list for each picture.")
     if len(found) > MAX_PICTURES:
         raise DinovizError(f"There are marks on {len(found):,} pictures; at most {MAX_PICTURES:,} are accepted.")
     return found
@@ -152,7 +155,7 @@ def by_picture(text: str | None) -> dict[str, list]:
 
 def _json(text: object) -> object:
     if not isinstance(text, str):
-        raise DinovizError(f"The marks are JSON, not {_short(text)}.")
+        raise DinovizError(f"Marks must be JSON text, not {_short(text)}.")
     if len(text) > MAX_TEXT:
         raise DinovizError(f"The marks are {len(text):,} characters long; at most {MAX_TEXT:,} are accepted.")
     try:
@@ -163,7 +166,7 @@ def _json(text: object) -> object:
     for _ in range(MAX_LEVELS):
         level = [inner for outer in level if isinstance(outer, list | dict) for inner in _inside(outer)]
     if level:
-        raise DinovizError(f"The marks are lists in lists, deeper than the {MAX_LEVELS} levels that are accepted.")
+        raise DinovizError(f"The marks are nested too deep: at most {MAX_LEVELS} levels are accepted.")
     return found
 
 
@@ -172,46 +175,48 @@ def _inside(outer: list | dict) -> Iterable:
 
 
 def _action(action: object, size: tuple[int, int]) -> Point | Stroke:
-    kind = action.get("kind") if isinstance(action, dict) else None
+    if not isinstance(action, dict):
+        raise DinovizError(f"A mark must be a point or a stroke, not {_short(action)}.")
+    kind = action.get("kind")
     if kind == "point":
         x, y = _number(action, "x"), _number(action, "y")
         if not (0 <= x <= size[0] and 0 <= y <= size[1]):
             raise DinovizError(f"The point {x:g}, {y:g} is outside the picture of {size[0]} x {size[1]}.")
         if isinstance(action.get("label"), bool) or action.get("label") not in (0, 1):
-            raise DinovizError(f"The label of a point is 1 or 0, not {_short(action.get('label'))}.")
+            raise DinovizError(f"The label of a point must be 1 or 0, not {_short(action.get('label'))}.")
         return Point(x, y, int(action["label"]))
     if kind == "stroke":
         radius = _number(action, "radius")
         if not 0 < radius <= max(size):
-            raise DinovizError(f"The radius of a stroke is between 0 and {max(size)} pixels, not {radius:g}.")
+            raise DinovizError(f"The radius of a stroke must be between 0 and {max(size)} pixels, not {radius:g}.")
         erase = action.get("erase", False)
         if not isinstance(erase, bool):
-            raise DinovizError(f"Whether a stroke erases is true or false, not {_short(erase)}.")
+            raise DinovizError(f"erase must be true or false, not {_short(erase)}.")
         return Stroke(_line(action.get("points"), FAR * max(size)), radius, erase)
-    raise DinovizError(f"A mark is a point or a stroke, not {_short(kind if isinstance(action, dict) else action)}.")
+    raise DinovizError(f"A mark must be a point or a stroke, not {_short(kind)}.")
 
 
 def _number(action: dict, name: str) -> float:
     value = action.get(name)
-    # Not by isfinite: it raises where a whole number is larger than any float.
+    # Not with isfinite, which raises for integers above the largest float.
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
-        raise DinovizError(f"The {name} of a {action['kind']} is a number of pixels, not {_short(value)}.")
+        raise DinovizError(f"The {name} of a {action['kind']} must be a number of pixels, not {_short(value)}.")
     return float(value)
 
 
 def _line(points: object, far: float) -> np.ndarray:
     if isinstance(points, list) and len(points) > MAX_STROKE_POINTS:
         raise DinovizError(f"A stroke has {len(points):,} points; at most {MAX_STROKE_POINTS:,} are accepted.")
-    # NumPy alone would read numbers in strings, and true as 1.
+    # NumPy would also convert strings, and true to 1.
     numbers = isinstance(points, list) and all(
         isinstance(point, list) and len(point) == 2 and {*map(type, point)} <= {int, float} for point in points
     )
     try:
         line = np.array(points, dtype=float) if numbers else np.empty(0)
-    except OverflowError:  # a whole number larger than any float
+    except OverflowError:  # an integer above the largest float
         line = np.empty(0)
     if not len(line) or not (np.abs(line) <= far).all():
-        raise DinovizError("The points of a stroke are a list of x, y in pixels.")
+        raise DinovizError("The points of a stroke must be a list of x, y in pixels.")
     return line
 
 
@@ -221,7 +226,7 @@ def _short(value: object) -> str:
 
 
 def _filled(stroke: Stroke, size: tuple[int, int]) -> float:
-    """Pixels of a picture of this size (width, height) that `_draw` fills, each as often as it is filled."""
+    """Number of pixel writes of `_draw` for a stroke on a picture of this size (width, height)."""
     disc = math.prod(min(2 * stroke.radius + 1, side) for side in size)
     lengths = np.hypot(*np.diff(stroke.points, axis=0).T)
     bars = np.minimum((2 * stroke.radius + 1) * lengths, math.prod(size))
@@ -229,9 +234,9 @@ def _filled(stroke: Stroke, size: tuple[int, int]) -> float:
 
 
 def _draw(canvas: np.ndarray, line: np.ndarray, radius: float, value: int) -> None:
-    """Set the pixels whose centres lie within `radius` of the line; off by less than one pixel."""
-    fixed = np.rint((line - 0.5) * 2**SHIFT).astype(np.int32)  # OpenCV's pixel 0 has its centre at 0
-    radius = max(radius - 0.5, 0)  # what OpenCV fills it borders with a line of one pixel
+    """Set the pixels whose centres lie within `radius` of the line, with an error below one pixel."""
+    fixed = np.rint((line - 0.5) * 2**SHIFT).astype(np.int32)  # in OpenCV the centre of pixel 0 is at 0
+    radius = max(radius - 0.5, 0)  # OpenCV adds a border line of one pixel
     for centre in np.unique(fixed, axis=0).tolist():
         cv2.circle(canvas, centre, round(radius * 2**SHIFT), value, cv2.FILLED, cv2.LINE_8, SHIFT)
     steps = np.diff(line, axis=0)

@@ -1,4 +1,4 @@
-"""Segmentation without training: point at a thing, or mark it in one picture, and find it there and in others."""
+"""Segmentation without training: segment a clicked object, or find a marked object in other pictures."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from PIL import Image
 
 from dinoviz.errors import DinovizError, check_share
 from dinoviz.features import Features
+from dinoviz.grid import PatchGrid
 from dinoviz.guided_filter import EdgeFilter
 from dinoviz.segment.few_shot import CLICK, Concept, Example, Method, fit, joined, otsu, ridge, spread
 from dinoviz.segment.positional_bias import Bias, layers_of
@@ -20,7 +21,7 @@ __all__ = [
     "from_points", "from_reference", "layers_of",
 ]  # fmt: skip
 
-THRESHOLD = 0.5  # half way between what the references' background and their object score
+THRESHOLD = 0.5  # half way between the scores of the references' background and object
 MAX_POINTS = 1000
 
 # For clicks, chosen by simulated clicks on DAVIS with the embedded weights (tests/benchmarks/segmentation.py).
@@ -34,12 +35,12 @@ RIDGE = 0.015
 class Segmentation:
     """The object in one picture.
 
-    score: (H, W) float32 in [0, 1] at the picture's size, from 0, like the references' background, to 1, like their
-    object; mask: (H, W) bool, what is kept of score >= threshold.
-    patch_score: (h, w) float32 in [0, 1], the same before it met the pixels: the raw patch grid.
-    threshold: the calibrated one, or the one that was asked for.
-    present: whether the object is in the picture at all; presence: the evidence for it in [0, 1], present from 0.5.
-    The mask does not depend on `present`: it is where the object would be.
+    score: (H, W) float32 in [0, 1] at the picture's size, from 0, like the background, to 1, like the object.
+    mask: (H, W) bool, score >= threshold, without the components that were filtered out.
+    patch_score: (h, w) float32 in [0, 1], the score on the raw patch grid.
+    threshold: the given or the calibrated one.
+    present: whether the object is in the picture: presence >= 0.5. presence: the presence score in [0, 1]. The mask
+    does not depend on them: it is where the object would be.
     """
 
     score: np.ndarray
@@ -62,22 +63,30 @@ def apply(
     points: np.ndarray | Sequence = (),
     labels: np.ndarray | Sequence = (),
 ) -> Segmentation:
-    """Find in a picture what `fit` learnt. No forward pass.
+    """Segment the object that `fit` learnt in a picture, without a forward pass.
 
-    image: the picture (H, W, 3), whose edges the mask follows if `refine`; without it the mask is bilinear.
-    threshold: of the score in [0, 1]; None is the calibrated one.
-    smallest: components below this share of the picture are dropped. at: (P, 2), keep only components that hold one of
-    these points. points (P, 2), labels (P,): what was clicked on this picture, which the score then agrees with.
+    A picture that was itself an example with a mask keeps that mask, unless a threshold or points are given.
 
-    A picture that was itself given with a mask keeps that mask, unless a threshold or points ask for more; its score
-    is the evidence.
-    Raises DinovizError for features without the layers, an image of another size, and points outside the picture.
+    Args:
+        concept: from `fit`.
+        features: of the picture, with the layers of `layers_of` captured.
+        image: the picture (H, W, 3), whose edges the mask follows if `refine`; without it the mask is bilinear.
+        threshold: of the score in [0, 1]; None for the calibrated one.
+        refine: follow the edges of `image`.
+        smallest: drop components below this share of the picture.
+        at: (P, 2), keep only the components that contain one of these points.
+        points: (P, 2) clicks on this picture, x first, to correct the score with.
+        labels: (P,) of the clicks, 1 for object and 0 for background.
+
+    Raises:
+        DinovizError: for features without the layers, an image of another size, and points outside the picture.
     """
     score, calibrated, presence = concept.find(features)
     marked = concept.mark_on(features) if threshold is None and not len(points) else None
     if len(points):
-        points, labels = _checked(features, points, labels)
-        score = _agree(joined(features, concept.bias), score, features, points, labels)
+        rows, columns, labels = _clicks(features.grid, points, labels)
+        covariance = _covariance(joined(features, concept.bias), rows, columns)
+        score = _agree(score, covariance, rows, columns, labels)
     found = _finish(score, calibrated, presence, features, image, threshold, refine, smallest, at)
     return found if marked is None else replace(found, mask=components(marked, smallest=smallest, at=at))
 
@@ -93,36 +102,41 @@ def from_points(
     smallest: float = 0.0,
     all_instances: bool = False,
 ) -> Segmentation:
-    """Segment what was clicked. No forward pass.
+    """Segment the clicked object, without a forward pass.
 
-    points: (P, 2) x first in pixels of the picture; labels: (P,), 1 on the thing and 0 beside it. Other options as
-    `apply` takes them. all_instances: keep everything alike, not only what is connected with a positive click.
+    A Gaussian process with the clicks as observations gives initial scores: its covariance is the similarity of the
+    features times spatial proximity, its prior mean follows from Otsu's threshold on the similarity to the positive
+    clicks. The most confident patches are the training set of a ridge regression, whose scores the process then
+    corrects around clicks that they disagree with.
 
-    A Gaussian process with the clicks as observations gives the first scores: its covariance is likeness of features
-    times nearness, its prior mean follows from Otsu's threshold on the likeness to the positive clicks. The surest
-    patches then teach a ridge regression, and where it disagrees with a click, the process corrects it around there.
+    Args:
+        features: of the picture, with the layers of `layers_of` captured.
+        points: (P, 2) x first, in pixels of the picture.
+        labels: (P,), 1 for object and 0 for background.
+        image: as for `apply`, like `threshold`, `refine` and `smallest`.
+        all_instances: keep all similar components, not only those that contain a positive click.
 
-    Raises DinovizError without a positive click, and as `apply` does.
+    Raises:
+        DinovizError: without a positive click, and as `apply` does.
     """
-    points, labels = _checked(features, points, labels)
+    rows, columns, labels = _clicks(features.grid, points, labels)
     if not labels.any():
-        raise DinovizError("A click on the thing itself is needed; so far there are only clicks beside it.")
+        raise DinovizError("Click on the object: so far there are only background clicks.")
     x = joined(features)
     flat = x.reshape(-1, x.shape[-1])
-    rows, columns = features.grid.patch_at(points).T
     clicked = rows * x.shape[1] + columns
     observed = np.where(labels, 1.0, -1.0)
-    covariance = _covariance(x, features, points)
+    covariance = _covariance(x, rows, columns)
     alike = covariance[:, labels].max(axis=1)
     cut = min(otsu(alike), 0.99)
-    prior = -cut / (1 - cut)  # where the likeness is at the cut, one click alone gives 0
+    prior = -cut / (1 - cut)  # so that with one click, patches at the threshold get score 0
     score = prior + covariance @ _solved(covariance[clicked], observed - prior)
     for _ in range(ROUNDS):
         object_ = np.flatnonzero(score > SURE * score.max())
         rest = np.flatnonzero(score < SURE * min(np.quantile(score, 0.1), -1e-3))
         if min(len(object_), len(rest)) < 2:
             break
-        # Of each side as many as are needed, so that a click stays instant on any grid.
+        # A sample of each side, so that a click takes the same time on any grid.
         object_, rest = (side[spread(len(side), TEACHERS)] for side in (object_, rest))
         chosen = np.concatenate([object_, rest, clicked])
         target = np.concatenate([np.ones(len(object_)), -np.ones(len(rest)), observed])
@@ -130,8 +144,8 @@ def from_points(
         weight = np.repeat(shares, (len(object_), len(rest), len(clicked)))
         weights, bias = ridge(flat[chosen], target, weight, RIDGE)
         score = np.clip(flat @ weights + bias, -1.5, 1.5)
-    score = _agree(x, score.reshape(x.shape[:2]), features, points, labels)
-    at = None if all_instances else points[labels]
+    score = _agree(score.reshape(x.shape[:2]), covariance, rows, columns, labels)
+    at = None if all_instances else np.reshape(points, (-1, 2))[labels]
     return _finish(score, 0.0, 1.0, features, image, threshold, refine, smallest, at)
 
 
@@ -145,10 +159,10 @@ def from_reference(
     bias: Bias | None = None,
     **options,
 ) -> Segmentation:
-    """Find in `target` what `masks` (H, W) mark in `references`.
+    """Segment the object that `masks` (H, W) mark in `references` in the picture of `target`.
 
-    image: the target's picture. method and bias as `fit` takes them, options as `apply` does. For many targets call
-    `fit` once and `apply` for each. Raises DinovizError as they do.
+    image: the target's picture. method and bias as for `fit`, options as for `apply`. For many targets call `fit` once
+    and `apply` for each. Raises DinovizError as they do.
     """
     return apply(fit(_examples(references, masks), method, bias), target, image, **options)
 
@@ -162,14 +176,14 @@ def classes_from_reference(
     method: Method = "evidence",
     **options,
 ) -> dict[int, Segmentation]:
-    """Find several classes at once: labels (H, W) integers, 0 is background -> Segmentation by class, masks disjoint.
+    """Segment several classes: labels (H, W) integers, 0 for background -> Segmentation by class, with disjoint masks.
 
-    Where two classes claim a pixel, the one that is further above its threshold has it.
+    A pixel above the thresholds of several classes goes to the class whose threshold it exceeds most.
     """
     examples = _examples(references, labels)
-    classes = sorted({int(c) for example in examples for c in np.unique(example.mask)} - {0})
+    classes = sorted({int(c) for example in examples for c in np.unique(np.asarray(example.mask))} - {0})
     if not classes:
-        raise DinovizError("The label maps mark nothing: all their pixels are 0.")
+        raise DinovizError("The label maps are empty: all their pixels are 0.")
     found = {}
     for number in classes:
         marked = [replace(example, mask=np.asarray(example.mask) == number) for example in examples]
@@ -178,16 +192,17 @@ def classes_from_reference(
 
 
 def disjoint(found: Mapping[int, Segmentation]) -> dict[int, Segmentation]:
-    """The same segmentations with each pixel in at most one mask."""
+    """Make the masks disjoint: each pixel goes to the class whose threshold it exceeds most."""
     excess = np.stack([np.where(f.mask, f.score - f.threshold, -np.inf) for f in found.values()])
     winner = excess.argmax(axis=0)
     return {key: replace(f, mask=f.mask & (winner == i)) for i, (key, f) in enumerate(found.items())}
 
 
 def components(mask: np.ndarray, *, smallest: float = 0.0, at: np.ndarray | Sequence | None = None) -> np.ndarray:
-    """(H, W) bool without its small components, or with only those that hold one of the points `at` (P, 2), x first.
+    """Filter the connected components of a mask (H, W) bool.
 
-    smallest: share of the picture.
+    smallest: drop components below this share of the picture. at: (P, 2) x first, keep only components that contain one
+    of these points.
     """
     if at is None and smallest <= 0:
         return mask
@@ -204,28 +219,33 @@ def components(mask: np.ndarray, *, smallest: float = 0.0, at: np.ndarray | Sequ
 
 def _examples(references: Features | Sequence[Features], masks: np.ndarray | Sequence[np.ndarray]) -> list[Example]:
     if isinstance(references, Features):
-        references, masks = [references], [masks]
+        references, masks = [references], [np.asarray(masks)]
     if len(references) != len(masks):
-        raise DinovizError(f"Each reference needs its mask: there are {len(references)} and {len(masks)}.")
+        raise DinovizError(f"Each reference needs one mask: got {len(references)} references and {len(masks)} masks.")
     return [Example(features, mask) for features, mask in zip(references, masks, strict=True)]
 
 
-def _checked(features: Features, points, labels) -> tuple[np.ndarray, np.ndarray]:
-    """Points (P, 2) float and labels (P,) bool. Raises DinovizError."""
-    points = np.asarray(points, dtype=float).reshape(-1, 2) if len(points) else np.zeros((0, 2))
+def _clicks(
+    grid: PatchGrid, points: np.ndarray | Sequence, labels: np.ndarray | Sequence
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Clicks as rows (P,) and columns (P,) of patches and labels (P,) bool.
+
+    points: (P, 2) x first, in pixels of the picture. labels: (P,), above 0 on the object.
+    Raises DinovizError for other shapes, too many points, and points outside the picture.
+    """
+    points = np.asarray(points, dtype=float).reshape(-1, 2)
     labels = np.asarray(labels) > 0
     if labels.shape != (len(points),):
-        raise DinovizError(f"Each point needs its label: there are {len(points)} and {labels.size}.")
+        raise DinovizError(f"Each point needs one label: got {len(points)} points and {labels.size} labels.")
     if len(points) > MAX_POINTS:
-        raise DinovizError(f"At most {MAX_POINTS} points are taken, not {len(points)}.")
-    features.grid.patch_at(points)  # raises for a point outside
-    return points, labels
+        raise DinovizError(f"At most {MAX_POINTS} points are accepted, not {len(points)}.")
+    rows, columns = grid.patch_at(points).T
+    return rows, columns, labels
 
 
-def _covariance(x: np.ndarray, features: Features, points: np.ndarray) -> np.ndarray:
-    """(h * w, P): of the score at each patch with the score at each click; likeness times nearness."""
+def _covariance(x: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """(h * w, P): covariance of the score at each patch with the score at each click; similarity times nearness."""
     h, w = x.shape[:2]
-    rows, columns = features.grid.patch_at(points).T
     cosine = x.reshape(h * w, -1) @ x[rows, columns].T
     centres = np.stack(np.meshgrid(np.arange(w) + 0.5, np.arange(h) + 0.5), axis=-1).reshape(-1, 1, 2)
     squared = ((centres - centres.reshape(h, w, 2)[rows, columns]) ** 2).sum(axis=-1) / max(h, w) ** 2
@@ -236,12 +256,13 @@ def _solved(between_clicks: np.ndarray, residual: np.ndarray) -> np.ndarray:
     return np.linalg.solve(between_clicks + NOISE * np.eye(len(residual)), residual)
 
 
-def _agree(x: np.ndarray, score: np.ndarray, features: Features, points: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Scores (h, w) that agree with the clicks: what each was off by is passed on to what is alike and near."""
-    rows, columns = features.grid.patch_at(points).T
-    covariance = _covariance(x, features, points)
-    off = np.where(labels, 1.0, -1.0) - np.clip(score[rows, columns], -1, 1)
-    return score + (covariance @ _solved(covariance[rows * x.shape[1] + columns], off)).reshape(score.shape)
+def _agree(
+    score: np.ndarray, covariance: np.ndarray, rows: np.ndarray, columns: np.ndarray, labels: np.ndarray
+) -> np.ndarray:
+    """Scores (h, w) corrected to agree with the clicks: the error at each click spreads to similar patches near it."""
+    error = np.where(labels, 1.0, -1.0) - np.clip(score[rows, columns], -1, 1)
+    clicked = rows * score.shape[1] + columns
+    return score + (covariance @ _solved(covariance[clicked], error)).reshape(score.shape)
 
 
 def _finish(
@@ -255,18 +276,18 @@ def _finish(
     smallest: float,
     at: np.ndarray | Sequence | None,
 ) -> Segmentation:
-    """From scores (h, w) in [-1, 1] to the mask of the picture."""
+    """Make the Segmentation of a picture from scores (h, w) in [-1, 1]."""
     if threshold is not None:
         check_share("threshold", threshold)
     if not 0 <= smallest <= 1:
-        raise DinovizError(f"The smallest area is a share from 0 to 1, not {smallest}.")
+        raise DinovizError(f"The smallest area must be a share from 0 to 1, not {smallest}.")
     patch_score = np.clip((score + 1) / 2, 0, 1).astype(np.float32)
     full = features.grid.resize(patch_score, "image")
     if refine and image is not None:
         picture = np.asarray(image)
         if picture.shape[:2] != full.shape:
             raise DinovizError(
-                f"The picture has {picture.shape[1]} x {picture.shape[0]} pixels, its features are of "
+                f"The picture has {picture.shape[1]} x {picture.shape[0]} pixels, but its features are of a picture of "
                 f"{full.shape[1]} x {full.shape[0]}."
             )
         full = EdgeFilter(picture, features.grid).apply(full)

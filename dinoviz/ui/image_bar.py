@@ -12,6 +12,7 @@ from pathlib import Path
 import gradio as gr
 from gradio.processing_utils import save_pil_to_cache
 
+from dinoviz.demo_pictures import demo_path
 from dinoviz.errors import DinovizError, Stopped
 from dinoviz.ui.page import Page
 from dinoviz.ui.shared import ONCE, PRIVATE, UploadImage, bar_owner, follow, note
@@ -59,15 +60,11 @@ def nearest_resolution(wanted: int) -> int:
 
 def example_files() -> list[str]:
     """Pictures that may be shown anywhere: they come with scikit-image and scikit-learn."""
-    import skimage.data
-    import sklearn.datasets
-
-    from_skimage = Path(skimage.data.__file__).parent
-    from_sklearn = Path(sklearn.datasets.__file__).parent / "images"
-    files = [from_skimage / name for name in ("chelsea.png", "astronaut.png", "coffee.png", "rocket.jpg")]
-    files += [from_sklearn / name for name in ("flower.jpg", "china.jpg")]
-    files += [from_skimage / n for n in ("motorcycle_left.png", "retina.jpg", "ihc.png", "hubble_deep_field.jpg")]
-    return [str(file) for file in files if file.is_file()]
+    names = (
+        *("chelsea.png", "astronaut.png", "coffee.png", "rocket.jpg", "flower.jpg", "china.jpg"),
+        *("motorcycle_left.png", "retina.jpg", "ihc.png", "hubble_deep_field.jpg"),
+    )
+    return [str(path) for name in names if (path := demo_path(name))]
 
 
 def build(page: Page, bench: Workbench) -> Bar:

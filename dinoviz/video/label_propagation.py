@@ -1,24 +1,33 @@
-"""One step of label propagation: patches ask the patches around them in other frames for their labels. Tensors only."""
+"""One step of label propagation: each patch takes labels from similar patches near it in other frames."""
 
 from __future__ import annotations
 
 import torch
 
-# 256 queries and, at the published radius, the 40 x 40 patches around them. 8 and 16 cost the same, whole rows half as
-# much again; on cores that others use as well, fewer and larger operations wait less for each other.
+# 256 queries and, at the published radius, the 40 x 40 patches around them. 8 and 16 cost the same, whole rows 1.5
+# times as much; on busy cores, fewer and larger operations wait less for each other.
 TILE = 16
 
 
 def propagate_labels(
     patches: torch.Tensor, sources: torch.Tensor, labels: torch.Tensor, *, radius: int, top: int, temperature: float
 ) -> torch.Tensor:
-    """Labels (h, w, C) of a frame from those of n others.
+    """Propagate labels from n frames to another.
 
-    patches: (h, w, D) of this frame; sources: (n, h, w, D) of the others; all of length 1. labels: (n, h, w, C).
+    The labels of a patch are the mean of those of its `top` most similar patches within `radius` rows and columns, over
+    all n frames together, weighted by exp(similarity / temperature). The published code compares all pairs of patches
+    and masks the result; here a tile of patches is compared only with its surroundings.
 
-    Of all patches at most `radius` rows and columns away, in all n frames together, the `top` most similar give their
-    labels, weighted by exp(similarity / temperature). The published code compares all patches with all and masks the
-    result; here a tile of patches meets only what lies around it.
+    Args:
+        patches: (h, w, D) of this frame, of length 1.
+        sources: (n, h, w, D) of the other frames, of length 1.
+        labels: (n, h, w, C) of the other frames.
+        radius: in patches.
+        top: number of patches.
+        temperature: of the softmax.
+
+    Returns:
+        Labels (h, w, C).
     """
     h, w, _ = patches.shape
     result = labels.new_empty(h, w, labels.shape[-1])
@@ -31,8 +40,8 @@ def propagate_labels(
             similarity = barrier.repeat(1, len(sources)).addmm_(queries, keys.T)
             best, which = similarity.topk(min(top, len(keys)), dim=1)
             weights = torch.softmax(best / temperature, dim=1)
-            found = (weights[..., None] * labels[around].flatten(0, 2)[which]).sum(1)
-            result[rows, columns] = found.view(rows.stop - rows.start, columns.stop - columns.start, -1)
+            tile = (weights[..., None] * labels[around].flatten(0, 2)[which]).sum(1)
+            result[rows, columns] = tile.view(rows.stop - rows.start, columns.stop - columns.start, -1)
     return result
 
 
@@ -41,7 +50,7 @@ def _around(tile: slice, size: int, radius: int) -> slice:
 
 
 def _barrier(rows: slice, columns: slice, around_rows: slice, around_columns: slice, radius: int) -> torch.Tensor:
-    """(queries, sources of one frame): 0 where a source is within the radius of a query of the tile, else -infinity."""
+    """Mask (queries of the tile, sources of one frame): 0 within the radius, else -infinity."""
 
     def far(tile: slice, around: slice) -> torch.Tensor:
         return (torch.arange(tile.start, tile.stop)[:, None] - torch.arange(around.start, around.stop)).abs() > radius

@@ -1,3 +1,6 @@
+"""`python -m dinoviz attention`, `pca` and `models`, and what all commands share: files, folders, refusals."""
+
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,16 +10,15 @@ import pytest
 from PIL import Image
 
 from dinoviz import attention, models, pca, render
-from dinoviz.__main__ import main
 from dinoviz.grid import PatchGrid
+from tests.commands.running import names, refused, run
 
 ROOT = Path(__file__).resolve().parents[2]
-QUICK = ["--resolution", "224", "--device", "cpu"]
 
 
 @pytest.fixture
 def photos(tmp_path, chelsea, coffee) -> Path:
-    """A folder with a cat and, one floor below, a cup."""
+    """A folder with a cat, and a cup in a subfolder."""
     (tmp_path / "photos" / "kitchen").mkdir(parents=True)
     chelsea.save(tmp_path / "photos" / "cat.png")
     coffee.save(tmp_path / "photos" / "kitchen" / "cup.png")
@@ -29,38 +31,8 @@ def cat(photos) -> Path:
 
 
 @pytest.fixture
-def out(tmp_path) -> Path:
-    return tmp_path / "out"
-
-
-@pytest.fixture
-def tiny_model(tiny_folders) -> list[str]:
-    """Random weights, where it does not matter what they see: 3 layers, 4 heads, 32 channels."""
-    return ["--model", str(tiny_folders["dinov2_with_registers"]), *QUICK]
-
-
-@pytest.fixture
 def embedded_model(embedded_backbone) -> list[str]:
-    """The embedded weights, or the reason why they are not here."""
-    return ["--model", "embedded", *QUICK]
-
-
-def run(*arguments) -> int:
-    return main([str(argument) for argument in arguments])
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
-
-def refused(capsys, *arguments) -> str:
-    """The one line that a command which cannot be done leaves on standard error."""
-    capsys.readouterr()
-    assert run(*arguments) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("dinoviz: ")
-    assert error.count("\n") == 1
-    return error
+    return ["--model", "embedded", "--resolution", "224", "--device", "cpu"]
 
 
 # attention
@@ -72,7 +44,7 @@ def test_attention_draws_at_the_pictures_size(tiny_model, cat, out, chelsea):
     assert Image.open(out / "cat-attention.png").size == chelsea.size
 
 
-def test_attention_writes_the_librarys_numbers(embedded_model, embedded_backbone, cat, out, chelsea):
+def test_attention_writes_the_arrays_of_the_library(embedded_model, embedded_backbone, cat, out, chelsea):
     run("attention", cat, "--out", out, *embedded_model)
     features = embedded_backbone.encode(chelsea, 224)
     heads = attention.cls_attention(features)
@@ -82,7 +54,7 @@ def test_attention_writes_the_librarys_numbers(embedded_model, embedded_backbone
         np.testing.assert_array_equal(arrays["norms"], features.tokens(-1).norms)
 
 
-def test_attention_draws_the_librarys_picture(tiny_model, tiny_backbone, cat, out, chelsea):
+def test_attention_draws_the_pictures_of_the_library(tiny_model, tiny_backbone, cat, out, chelsea):
     run("attention", cat, "--out", out, *tiny_model, "--opacity", "0.5", "--colormap", "viridis")
     features = tiny_backbone.encode(chelsea, 224)
     heads = attention.cls_attention(features)
@@ -93,7 +65,7 @@ def test_attention_draws_the_librarys_picture(tiny_model, tiny_backbone, cat, ou
     np.testing.assert_array_equal(np.asarray(Image.open(out / "cat-heads.png")), np.asarray(sheet))
 
 
-def test_the_arrays_say_where_they_come_from(tiny_model, tiny_backbone, cat, out, chelsea):
+def test_the_arrays_contain_their_origin(tiny_model, tiny_backbone, cat, out, chelsea):
     run("attention", cat, "--out", out, *tiny_model, "--layer", "2")
     with np.load(out / "cat-attention.npz") as arrays:
         assert str(arrays["weights_id"]) == tiny_backbone.weights_id
@@ -102,14 +74,14 @@ def test_the_arrays_say_where_they_come_from(tiny_model, tiny_backbone, cat, out
         assert tuple(arrays["model_size"]) == PatchGrid.fit(chelsea.size, 224, 14).model_size
 
 
-def test_layer_counts_from_one(tiny_model, tiny_backbone, cat, out, chelsea):
+def test_layers_are_numbered_from_one(tiny_model, tiny_backbone, cat, out, chelsea):
     run("attention", cat, "--out", out, *tiny_model, "--layer", "1")
     features = tiny_backbone.encode(chelsea, 224, layers=(0,))
     with np.load(out / "cat-attention.npz") as arrays:
         np.testing.assert_array_equal(arrays["heads"], attention.cls_attention(features, 0))
 
 
-def test_query_asks_the_patch_under_a_pixel_and_marks_it(tiny_model, tiny_backbone, cat, out, chelsea):
+def test_the_query_is_the_patch_at_a_pixel_and_is_marked(tiny_model, tiny_backbone, cat, out, chelsea):
     run("attention", cat, "--out", out, *tiny_model, "--query", "400,20", "--opacity", "0")
     features = tiny_backbone.encode(chelsea, 224)
     patch = tuple(features.grid.patch_at((400, 20)))
@@ -125,7 +97,7 @@ def test_the_second_head_is_the_second(tiny_model, tiny_backbone, cat, out, chel
         np.testing.assert_array_equal(arrays["map"], attention.cls_attention(tiny_backbone.encode(chelsea, 224))[1])
 
 
-def test_rollout_goes_through_all_layers(tiny_model, tiny_backbone, cat, out, chelsea):
+def test_rollout_uses_all_layers(tiny_model, tiny_backbone, cat, out, chelsea):
     run("attention", cat, "--out", out, *tiny_model, "--map", attention.ROLLOUT)
     expected = attention.rollout(tiny_backbone.encode(chelsea, 224, "all"))
     with np.load(out / "cat-attention.npz") as arrays:
@@ -163,7 +135,7 @@ def test_raw_draws_one_colour_per_patch(tiny_model, tiny_backbone, cat, out, che
 # pca
 
 
-def test_pca_draws_and_writes_the_librarys_result(embedded_model, embedded_backbone, cat, out, chelsea):
+def test_pca_draws_and_writes_the_results_of_the_library(embedded_model, embedded_backbone, cat, out, chelsea):
     assert run("pca", cat, "--out", out, *embedded_model) == 0
     assert names(out) == ["cat-pca.npz", "cat-pca.png"]
     features = embedded_backbone.encode(chelsea, 224)
@@ -225,7 +197,7 @@ def test_threshold_and_background_decide_what_is_fitted(tiny_model, cat, out):
 # Files and folders
 
 
-def test_folders_keep_their_inner_shape(tiny_model, photos, out):
+def test_results_keep_the_subfolders(tiny_model, photos, out):
     assert run("pca", photos, "--out", out, *tiny_model) == 0
     assert names(out) == ["cat-pca.npz", "cat-pca.png", "kitchen/cup-pca.npz", "kitchen/cup-pca.png"]
 
@@ -240,37 +212,36 @@ def test_equal_names_do_not_overwrite_each_other(tiny_model, tmp_path, out, chel
     assert sizes == {(451, 300), (600, 400), (640, 427), (427, 640)}
 
 
-def test_a_picture_named_twice_is_looked_at_once(tiny_model, photos, cat, out, capsys):
+def test_a_picture_given_twice_is_processed_once(tiny_model, photos, cat, out, capsys):
     run("pca", cat, photos, cat, "--out", out, *tiny_model)
     assert "2 of 2 done" in capsys.readouterr().out
     assert names(out) == ["cat-pca.npz", "cat-pca.png", "kitchen/cup-pca.npz", "kitchen/cup-pca.png"]
 
 
 def test_results_stay_inside_the_out_folder(tiny_model, tmp_path, photos, cat, monkeypatch):
-    # A file above the folder that is given with it: by its letters alone, "../cat.png" lies below ".".
+    # As text, "../cat.png" would be below the folder ".".
     monkeypatch.chdir(photos / "kitchen")
     run("pca", ".", "../cat.png", "--out", tmp_path / "a" / "b", *tiny_model)
     assert names(tmp_path / "a") == [f"b/{name}-pca.{end}" for name in ("cat", "cup") for end in ("npz", "png")]
 
 
-def test_a_second_run_does_not_look_at_the_results_of_the_first(tiny_model, photos):
+def test_results_of_an_earlier_run_are_not_processed(tiny_model, photos):
     for _ in range(2):
         assert run("pca", photos, "--out", photos / "maps", *tiny_model) == 0
     assert len(names(photos / "maps")) == 4
 
 
-def test_a_broken_file_is_named_and_the_others_are_done(tiny_model, photos, out, capsys):
+def test_a_broken_file_is_reported_and_the_others_are_processed(tiny_model, photos, out, capsys):
     (photos / "broken.png").write_text("no picture")
     assert run("pca", photos, "--out", out, *tiny_model) == 2
     captured = capsys.readouterr()
     (line,) = [line for line in captured.err.splitlines() if line.startswith("dinoviz:")]
     assert str(photos / "broken.png") in line
-    assert "not an image" in line
     assert "2 of 3 done" in captured.out
     assert names(out) == ["cat-pca.npz", "cat-pca.png", "kitchen/cup-pca.npz", "kitchen/cup-pca.png"]
 
 
-def test_joint_pca_does_without_a_broken_file(tiny_model, tiny_backbone, photos, out, chelsea, coffee):
+def test_joint_pca_skips_a_broken_file(tiny_model, tiny_backbone, photos, out, chelsea, coffee):
     (photos / "broken.png").write_text("no picture")
     assert run("pca", photos, "--joint", "--out", out, *tiny_model) == 2
     fitted = pca.fit([tiny_backbone.encode(picture, 224) for picture in (chelsea, coffee)])
@@ -278,56 +249,41 @@ def test_joint_pca_does_without_a_broken_file(tiny_model, tiny_backbone, photos,
         np.testing.assert_array_equal(arrays["coordinates"], fitted.coordinates[1])
 
 
-# What cannot be done
+# Refusals
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("command", "options", "named"),
     [
-        (["--model", "dinov9"], "There is no model 'dinov9'. Known are embedded"),
-        (["--device", "abacus"], "The device 'abacus' is not available here"),
-        (["--resolution", "20"], "The resolution is 32 to 1792, not 20"),
-        (["--layer", "4"], "has layers 1 to 3, not 4"),
-        (["--layer", "0"], "has layers 1 to 3, not 0"),
-        (["--opacity", "2"], "The opacity is a number from 0 to 1, not 2.0"),
-        (["--mass", "0"], "The mass is a share in (0, 1], not 0.0"),
-        (["--colormap", "rainbow"], "There is no colour map 'rainbow'"),
-        (["--query", "here"], "'here' is not 2 numbers with commas between them"),
-        (["--query", "1,2,3"], "'1,2,3' is not 2 numbers"),
-        (["--map", "head 5"], "There is no map 'head 5'; there are mean of heads, head 1, head 2, head 3, head 4"),
+        ("attention", ["--model", "dinov9"], "'dinov9'.*embedded"),
+        ("attention", ["--device", "abacus"], "'abacus'"),
+        ("attention", ["--resolution", "20"], "32 to 1792, not 20"),
+        ("attention", ["--layer", "4"], "1 to 3, not 4"),
+        ("attention", ["--layer", "0"], "1 to 3, not 0"),
+        ("attention", ["--opacity", "2"], "opacity .* 2.0"),
+        ("attention", ["--mass", "0"], "mass .* 0.0"),
+        ("attention", ["--colormap", "rainbow"], "'rainbow'"),
+        ("attention", ["--query", "here"], "2 numbers .* 'here'"),
+        ("attention", ["--query", "1,2,3"], "2 numbers .* '1,2,3'"),
+        ("attention", ["--map", "head 5"], "'head 5'.*mean of heads, head 1, head 2, head 3, head 4"),
+        ("pca", ["--components", "1,2"], "--components .* not 2"),
+        ("pca", ["--components", "red"], "'red'"),
+        ("pca", ["--components", "0"], "no component 0: .* 1 to 32"),
+        ("pca", ["--components", "1,2,33"], "no component 33: .* 1 to 32"),
+        ("pca", ["--threshold", "1.5"], "threshold .* 1.5"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_bad_option_of_attention_is_one_line(capsys, tiny_model, photos, out, options, words):
-    # Said once, and not for each of the two pictures.
-    assert words in refused(capsys, "attention", photos, "--out", out, *tiny_model, *options)
+def test_a_bad_option_is_refused_in_one_line(capsys, tiny_model, photos, out, command, options, named):
+    # One line, not one for each of the two pictures.
+    assert re.search(named, refused(capsys, command, photos, "--out", out, *tiny_model, *options))
     assert not names(out) if out.exists() else True
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--components", "1,2"], "--components takes one number or three, not 2"),
-        (["--components", "red"], "'red' is not a list of numbers"),
-        (["--components", "0"], "The components are 1 to 32; there is no component 0"),
-        (["--components", "1,2,33"], "The components are 1 to 32; there is no component 33"),
-        (["--threshold", "1.5"], "The threshold is a number from 0 to 1, not 1.5"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_a_bad_option_of_pca_is_one_line(capsys, tiny_model, photos, out, options, words):
-    assert words in refused(capsys, "pca", photos, "--out", out, *tiny_model, *options)
-    assert not names(out) if out.exists() else True
-
-
-def test_layer_13_of_the_embedded_weights_is_refused(capsys, embedded_model, cat, out):
-    line = refused(capsys, "attention", cat, "--out", out, *embedded_model, "--layer", "13")
-    assert "embedded has layers 1 to 12, not 13" in line
 
 
 def test_a_query_outside_the_picture_names_the_picture(capsys, tiny_model, cat, out):
     line = refused(capsys, "attention", cat, "--out", out, *tiny_model, "--query", "452,10")
-    assert f"{cat}: The point [452.0, 10.0] is outside the picture of 451 x 300" in line
+    assert f"{cat}: " in line
+    assert "451 x 300" in line
 
 
 def test_a_query_outside_of_one_picture_may_lie_inside_another(tiny_model, photos, out):
@@ -335,29 +291,23 @@ def test_a_query_outside_of_one_picture_may_lie_inside_another(tiny_model, photo
     assert names(out) == [f"kitchen/cup-{end}" for end in ("attention.npz", "attention.png", "heads.png")]
 
 
-def test_a_missing_file_is_one_line(capsys, tiny_model, cat, tmp_path, out):
-    line = refused(capsys, "pca", cat, tmp_path / "dog.png", "--out", out, *tiny_model)
-    assert f"{tmp_path / 'dog.png'}: there is no such file or folder" in line
-
-
-def test_a_folder_without_pictures_is_one_line(capsys, tiny_model, tmp_path, out):
+def test_a_missing_file_and_an_empty_folder_are_refused(capsys, tiny_model, tmp_path, out):
     (tmp_path / "empty").mkdir()
-    assert "There are no images in" in refused(capsys, "pca", tmp_path / "empty", "--out", out, *tiny_model)
+    for path in (tmp_path / "dog.png", tmp_path / "empty"):
+        assert str(path) in refused(capsys, "pca", path, "--out", out, *tiny_model)
 
 
 @pytest.mark.parametrize("command", [["attention"], ["pca"], ["pca", "--joint"]], ids=" ".join)
-def test_an_out_folder_that_cannot_be_made_is_one_line(capsys, tiny_model, photos, cat, command):
-    line = refused(capsys, *command, photos, "--out", cat / "maps", *tiny_model)
-    assert f"{cat / 'maps'} cannot be written" in line
+def test_an_out_folder_that_cannot_be_made_is_refused(capsys, tiny_model, photos, cat, command):
+    assert str(cat / "maps") in refused(capsys, *command, photos, "--out", cat / "maps", *tiny_model)
 
 
-def test_a_result_that_cannot_be_written_is_one_line(capsys, tiny_model, cat, out):
-    (out / "cat-pca.png").mkdir(parents=True)  # a folder in the way of the file
-    line = refused(capsys, "pca", cat, "--joint", "--out", out, *tiny_model)
-    assert f"{out} cannot be written: Is a directory" in line
+def test_a_result_that_cannot_be_written_is_refused(capsys, tiny_model, cat, out):
+    (out / "cat-pca.png").mkdir(parents=True)  # a folder with the name of the file
+    assert "Is a directory" in refused(capsys, "pca", cat, "--joint", "--out", out, *tiny_model)
 
 
-# The table, and the program as a program
+# The table of models, and the program as a process
 
 
 def test_models_lists_every_known_name(capsys):
@@ -371,7 +321,7 @@ def test_help_names_the_commands():
     program = subprocess.run([sys.executable, "-m", "dinoviz", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert program.returncode == 0
     assert not program.stderr
-    for command in ("attention", "pca", "models"):
+    for command in ("attention", "compare", "depth", "models", "pca", "segment", "video"):
         assert f"  {command}" in program.stdout
 
 
@@ -379,4 +329,4 @@ def test_a_failing_program_ends_with_2_and_one_line(cat, out):
     command = [sys.executable, "-m", "dinoviz", "attention", str(cat), "--out", str(out), "--resolution", "20"]
     program = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert program.returncode == 2
-    assert program.stderr == "dinoviz: The resolution is 32 to 1792, not 20.\n"
+    assert re.fullmatch(r"dinoviz: .* 32 to 1792, not 20\.\n", program.stderr)

@@ -1,7 +1,8 @@
-"""Cameras: what EXIF tells of the focal length, what is assumed without, and other sizes."""
+"""Cameras: focal lengths from EXIF data, the assumed one, and resized pictures."""
 
 import io
 import math
+import re
 
 import pytest
 from PIL import Image
@@ -58,7 +59,7 @@ def test_a_picture_held_upright_has_the_focal_length_of_one_that_is_not(tags):
     assert exif_focal(upright, upright.size) == pytest.approx(flat)  # the opened picture still tells
 
 
-def test_a_file_tells_as_its_bytes_do(tmp_path):
+def test_a_file_gives_the_same_as_its_bytes(tmp_path):
     path = tmp_path / "photo.jpg"
     path.write_bytes(photo(FocalLengthIn35mmFilm=26))
     assert exif_focal(path, SIZE) == exif_focal(str(path), SIZE) == pytest.approx(PIXELS_OF_26)
@@ -79,7 +80,7 @@ def test_a_file_tells_as_its_bytes_do(tmp_path):
      "ExifImageWidth": 400, "ExifImageHeight": 300},
     {"FocalLengthIn35mmFilm": 26, "ExifImageWidth": 400, "ExifImageHeight": 225},  # cropped since
 ], ids=repr)  # fmt: skip
-def test_what_cannot_be_known_is_not_told(tags):
+def test_an_unknown_focal_length_is_none(tags):
     assert exif_focal(photo(**tags), SIZE) is None
 
 
@@ -95,13 +96,13 @@ def test_broken_exif_is_none(tmp_path):
         assert exif_focal(nothing, SIZE) is None
 
 
-def test_what_is_given_goes_before_exif_and_exif_before_the_assumption():
-    given, told, assumed = Camera.of(SIZE, 500, 250), Camera.of(SIZE, None, PIXELS_OF_26), Camera.of(SIZE)
+def test_a_given_focal_length_precedes_exif_and_exif_the_assumption():
+    given, from_exif, assumed = Camera.of(SIZE, 500, 250), Camera.of(SIZE, None, PIXELS_OF_26), Camera.of(SIZE)
     assert (given.fx, given.fy, given.cx, given.cy, given.source) == (500, 500, 200, 150, "given")
-    assert told.fx == pytest.approx(PIXELS_OF_26)
-    assert told.source == "from the picture's EXIF data: 26 mm (35 mm equivalent)"
+    assert from_exif.fx == pytest.approx(PIXELS_OF_26)
+    assert re.search("EXIF.* 26 mm", from_exif.source)
     assert assumed.fx == pytest.approx(28 / DIAGONAL * 500)
-    assert assumed.source == "assumed: 28 mm (35 mm equivalent), as most phones have"
+    assert re.search("assumed: 28 mm", assumed.source)
 
 
 def test_the_assumed_camera_is_the_one_of_nyu_depth():
@@ -110,7 +111,7 @@ def test_the_assumed_camera_is_the_one_of_nyu_depth():
 
 @pytest.mark.parametrize("focal", [0, -500, 5, 1e6, math.nan, math.inf])
 def test_a_focal_length_that_no_lens_has_is_refused(focal):
-    with pytest.raises(DinovizError, match=r"between 69 and 34669 pixels, not at"):
+    with pytest.raises(DinovizError, match="69 to 34669 pixels"):
         Camera.of(SIZE, focal)
 
 

@@ -176,9 +176,9 @@ def test_another_backbones_features_are_refused(backbone, picture, about, tmp_pa
     depth.save_probe(tmp_path / "a.safetensors", made("linear"), about)
     probe = depth.open_probe(tmp_path / "a.safetensors")
     features = dinoviz.load(tiny_folders["dinov3_vit"], device="cpu").encode(picture, 112, (0, 2))
-    with pytest.raises(ProbeError, match=r"a\.safetensors was trained on the features of tiny; those of .* mean"):
+    with pytest.raises(ProbeError, match=r"a\.safetensors .* tiny .* dinov3_vit"):
         depth.predict(features, probe)
-    with pytest.raises(dinoviz.errors.DinovizError, match="Layer 0 was not captured"):
+    with pytest.raises(dinoviz.errors.DinovizError, match="Layer 0"):
         depth.predict(backbone.encode(picture, 112), probe)
 
 
@@ -193,12 +193,12 @@ def test_half_a_file_is_refused(file):
     whole = file.read_bytes()
     for length in (0, 7, 100, len(whole) // 2, len(whole) - 1):
         file.write_bytes(whole[:length])
-        with pytest.raises(ProbeError, match=r"probe\.safetensors holds no depth probe that can be read"):
+        with pytest.raises(ProbeError, match=r"probe\.safetensors cannot be opened"):
             depth.open_probe(file)
 
 
 @pytest.mark.parametrize(
-    "lie",
+    "false",
     [
         {"head": "none"}, {"channels": 10**12}, {"bins": 10**12}, {"bins": 17}, {"depth": [8.0, 0.5]}, {"depth": "far"},
         {"layers": []}, {"layers": ["a"]}, {"layers": 3}, {"upsample": None}, {"upsample": 0}, {"resolution": "a"},
@@ -211,36 +211,36 @@ def test_half_a_file_is_refused(file):
         {"channels": -1}, {"data": [1]}, {"metrics": 3}, {"metrics": {"test": 3}}, {"metrics": {"test": {"rmse": "x"}}},
     ],
 )  # fmt: skip
-def test_a_header_that_lies_is_refused(lie, file):
+def test_a_header_with_false_values_is_refused(false, file):
     with safetensors.safe_open(file, "pt") as opened:
         about = json.loads(opened.metadata()["probe"])
     safetensors.torch.save_file(
-        safetensors.torch.load_file(file), file, metadata={"probe": json.dumps({**about, **lie})}
+        safetensors.torch.load_file(file), file, metadata={"probe": json.dumps({**about, **false})}
     )  # fmt: skip
     start = time.monotonic()
-    with pytest.raises(ProbeError, match="holds no depth probe") as refused:
+    with pytest.raises(ProbeError, match="cannot be opened") as refused:
         depth.open_probe(file)
     assert time.monotonic() - start < 5
     assert len(str(refused.value)) < 300
 
 
 @pytest.mark.parametrize(
-    ("lie", "named"),
+    ("false", "named"),
     [({"upsample": 1000}, "upsample"), ({"members": 10**9}, "members"), ({"resolution": math.inf}, "resolution")],
 )
-def test_what_a_header_lies_about_is_named(lie, named, file):
+def test_a_false_value_in_a_header_is_named(false, named, file):
     with safetensors.safe_open(file, "pt") as opened:
         about = json.loads(opened.metadata()["probe"])
     weights = safetensors.torch.load_file(file)
-    safetensors.torch.save_file(weights, file, metadata={"probe": json.dumps({**about, **lie})})
+    safetensors.torch.save_file(weights, file, metadata={"probe": json.dumps({**about, **false})})
     with pytest.raises(ProbeError, match=named):
         depth.open_probe(file)
 
 
 @pytest.mark.parametrize("header", ["[" * 100_000, '{"a":' * 900 + "1" + "}" * 900, "[]", "null", "", "\x00"])
-def test_a_header_that_is_no_object_is_refused(header, file):
+def test_a_header_that_is_not_an_object_is_refused(header, file):
     safetensors.torch.save_file(safetensors.torch.load_file(file), file, metadata={"probe": header})
-    with pytest.raises(ProbeError, match="holds no depth probe"):
+    with pytest.raises(ProbeError, match="cannot be opened"):
         depth.open_probe(file)
 
 
@@ -255,17 +255,17 @@ def test_a_header_that_is_no_object_is_refused(header, file):
         ("familiar", lambda value: value[:, :7].contiguous()),
     ],
 )
-def test_weights_that_are_no_numbers_are_refused(name, change, file):
+def test_weights_that_are_not_finite_are_refused(name, change, file):
     with safetensors.safe_open(file, "pt") as opened:
         metadata = opened.metadata()
     weights = safetensors.torch.load_file(file)
     weights[name] = change(weights[name].clone())
     safetensors.torch.save_file(weights, file, metadata=metadata)
-    with pytest.raises(ProbeError, match="holds no depth probe"):
+    with pytest.raises(ProbeError, match="cannot be opened"):
         depth.open_probe(file)
 
 
-def test_a_file_that_is_none_or_too_large_is_not_opened(file):
+def test_devices_and_huge_files_are_not_opened(file):
     os.truncate(file, 10**12)
     with pytest.raises(ProbeError, match="500 MB"):
         depth.open_probe(file)
@@ -279,15 +279,15 @@ def test_a_probe_of_other_channels_than_its_layers_have_is_refused(backbone, pic
         depth.look(backbone.encode(picture, 112, (0, 2)), depth.open_probe(tmp_path / "a.safetensors"))
 
 
-def test_what_is_no_probe_is_refused(file, tmp_path):
+def test_files_that_are_not_probes_are_refused(file, tmp_path):
     safetensors.torch.save_file({"a": torch.zeros(3)}, tmp_path / "other.safetensors")
     (tmp_path / "text.safetensors").write_text("hello")
     for path in (tmp_path / "other.safetensors", tmp_path / "text.safetensors", tmp_path / "gone", tmp_path):
-        with pytest.raises(ProbeError, match="holds no depth probe that can be read"):
+        with pytest.raises(ProbeError, match="cannot be opened"):
             depth.open_probe(path)
 
 
-def test_what_cannot_be_written_is_said(about, tmp_path):
+def test_a_probe_that_cannot_be_written(about, tmp_path):
     (tmp_path / "a").write_text("a file, no folder")
     with pytest.raises(ProbeError, match="cannot be written"):
         depth.save_probe(tmp_path / "a" / "probe.safetensors", made("linear"), about)

@@ -149,7 +149,7 @@ def test_what_is_drawn_smaller_lies_where_it_would_lie(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
+    ("text", "named"),
     [
         ("{", "not valid JSON"),
         ("[" * 100_000, "not valid JSON"),
@@ -157,14 +157,14 @@ def test_what_is_drawn_smaller_lies_where_it_would_lie(monkeypatch):
         ("5", "a list of points and strokes"),
         ("[5]", "a point or a stroke, not 5"),
         ('[{"kind": "circle"}]', "not 'circle'"),
-        ('[{"kind": "point", "x": 1, "y": 2}]', "label of a point is 1 or 0, not None"),
-        ('[{"kind": "point", "x": 1, "label": 1}]', "y of a point is a number"),
-        ('[{"kind": "point", "x": true, "y": 2, "label": 1}]', "x of a point is a number"),
-        ('[{"kind": "point", "x": NaN, "y": 2, "label": 1}]', "x of a point is a number"),
-        ('[{"kind": "point", "x": 1e999, "y": 2, "label": 1}]', "x of a point is a number"),
+        ('[{"kind": "point", "x": 1, "y": 2}]', "label of a point .* 1 or 0, not None"),
+        ('[{"kind": "point", "x": 1, "label": 1}]', "y of a point "),
+        ('[{"kind": "point", "x": true, "y": 2, "label": 1}]', "x of a point "),
+        ('[{"kind": "point", "x": NaN, "y": 2, "label": 1}]', "x of a point "),
+        ('[{"kind": "point", "x": 1e999, "y": 2, "label": 1}]', "x of a point "),
         ('[{"kind": "point", "x": 1, "y": 2, "label": 7}]', "1 or 0, not 7"),
-        ('[{"kind": "stroke", "points": [[1, 2]], "radius": 0}]', "radius of a stroke is between"),
-        ('[{"kind": "stroke", "points": [[1, 2]], "radius": 1e9}]', "radius of a stroke is between"),
+        ('[{"kind": "stroke", "points": [[1, 2]], "radius": 0}]', "radius of a stroke"),
+        ('[{"kind": "stroke", "points": [[1, 2]], "radius": 1e9}]', "radius of a stroke"),
         ('[{"kind": "stroke", "points": [], "radius": 5}]', "list of x, y"),
         ('[{"kind": "stroke", "points": [[1, 2, 3]], "radius": 5}]', "list of x, y"),
         ('[{"kind": "stroke", "points": [[1, "a"]], "radius": 5}]', "list of x, y"),
@@ -178,14 +178,14 @@ def test_what_is_drawn_smaller_lies_where_it_would_lie(monkeypatch):
         ('[{"kind": "stroke", "points": [[[1], 2]], "radius": 5}]', "list of x, y"),
         (f'[{{"kind": "stroke", "points": [[{10**400}, 2]], "radius": 5}}]', "list of x, y"),
         ('[{"kind": "stroke", "points": [[1, 2]], "radius": 5, "erase": "false"}]', "true or false"),
-        (f'[{{"kind": "point", "x": {10**400}, "y": 2, "label": 1}}]', "x of a point is a number"),
+        (f'[{{"kind": "point", "x": {10**400}, "y": 2, "label": 1}}]', "x of a point "),
         ('[{"kind": "point", "x": 1, "y": 2, "label": true}]', "1 or 0, not True"),
         ('[{"kind": "point", "x": 1e308, "y": 2, "label": 1}]', "outside the picture"),
         (f'[{{"kind": "point", "x": {"9" * 5000}, "y": 2, "label": 1}}]', "not valid JSON"),
     ],
 )
-def test_what_is_no_mark_is_one_sentence(text, sentence):
-    with pytest.raises(DinovizError, match=sentence) as caught:
+def test_invalid_marks_are_refused_in_one_line(text, named):
+    with pytest.raises(DinovizError, match=named) as caught:
         parse(text, SIZE)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 200
@@ -197,8 +197,8 @@ def test_a_click_outside_is_refused(x, y):
         parse([point(x, y)], SIZE)
 
 
-def test_lists_in_lists_are_refused_where_nobody_looks():
-    """What is kept of marks is written as JSON again, deeper in the program, where that would be too deep."""
+def test_deep_nesting_is_refused_in_fields_that_are_not_read():
+    """Marks are encoded as JSON again later, where deep nesting would fail."""
     unread = json.dumps({**point(), "more": 0})[:-2] + "[" * 100 + "]" * 100 + "}"
     with pytest.raises(DinovizError, match="8 levels"):
         listed(f"[{unread}]")
@@ -206,19 +206,19 @@ def test_lists_in_lists_are_refused_where_nobody_looks():
         by_picture(f'{{"a": [{unread}]}}')
 
 
-def test_more_than_a_person_can_draw_is_refused(monkeypatch):
+def test_too_many_marks_are_refused(monkeypatch):
     with pytest.raises(DinovizError, match="at most 1,000"):
         parse([point()] * (MAX_ACTIONS + 1), SIZE)
     with pytest.raises(DinovizError, match=f"at most {MAX_STROKE_POINTS:,}"):
         parse([stroke([(1, 1)] * (MAX_STROKE_POINTS + 1))], SIZE)
-    with pytest.raises(DinovizError, match="The strokes have"):
+    with pytest.raises(DinovizError, match=f"at most {MAX_STROKE_POINTS:,}"):
         parse([stroke([(1, 1)] * (MAX_STROKE_POINTS // 2))] * 3, SIZE)
     monkeypatch.setattr(marking, "MAX_TEXT", 10)
     with pytest.raises(DinovizError, match="characters long"):
         parse(json.dumps([point()]), SIZE)
 
 
-# What the page and clients send
+# JSON from the app and from clients
 
 
 def test_marks_come_by_picture():
@@ -227,7 +227,7 @@ def test_marks_come_by_picture():
 
 
 @pytest.mark.parametrize("text", ["[]", '{"a": 5}', "{", '"a"', 5, ["a"]])
-def test_what_is_not_by_picture_is_refused(text):
+def test_json_that_is_not_by_picture_is_refused(text):
     with pytest.raises(DinovizError):
         by_picture(text)
 

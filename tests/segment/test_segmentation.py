@@ -1,4 +1,4 @@
-"""Segmentation: what is marked is found, here and elsewhere; and what cannot be is refused in one sentence."""
+"""Segmentation from clicks and references, its formulas, and refusals."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from dinoviz import segment
 from dinoviz.errors import DinovizError
 from dinoviz.features import Features, LayerTokens
 from dinoviz.grid import PatchGrid
-from dinoviz.segment import few_shot as evidence
+from dinoviz.segment import few_shot
 from dinoviz.segment.positional_bias import content_free, positional_bias, unit_patches
 from dinoviz.segment.segmentation import Example
 
@@ -28,7 +28,7 @@ def overlap(a, b):
 
 
 def made_up(patches: np.ndarray, size: tuple[int, int]) -> Features:
-    """Features of a two-layer model whose patches are given, (h, w, D), over a picture of a size."""
+    """Features of a two-layer model with the given patches (h, w, D)."""
     h, w, _ = patches.shape
     grid = PatchGrid(size, (w * 14, h * 14), 14)
     nothing = np.empty(0, np.float32)
@@ -74,14 +74,14 @@ def test_a_click_selects_the_tile_it_is_on(embedded_backbone, size, tiles):
 def test_clicks_are_in_pixels_of_the_picture_whatever_its_size(embedded_backbone, chelsea):
     features = encode(embedded_backbone, chelsea)
     large = chelsea.resize((902, 600))
-    same = replace(features, grid=replace(features.grid, image_size=large.size))
+    same = replace(features, grid=features.grid.at(large.size))
     small_mask = segment.from_points(features, [(200, 120)], [1], chelsea).mask
     large_mask = segment.from_points(same, [(400, 240)], [1], large).mask
     assert large_mask.shape == (600, 902)
     assert overlap(large_mask[::2, ::2], small_mask) > 0.95
 
 
-def test_a_negative_click_takes_away_what_it_is_on(embedded_backbone, coffee):
+def test_a_background_click_removes_its_place(embedded_backbone, coffee):
     features = encode(embedded_backbone, coffee)
     first = segment.from_points(features, [(300, 200)], [1], coffee)
     y, x = np.argwhere(first.mask)[len(np.argwhere(first.mask)) // 5]
@@ -91,7 +91,7 @@ def test_a_negative_click_takes_away_what_it_is_on(embedded_backbone, coffee):
     assert second.mask.sum() < first.mask.sum()
 
 
-def test_every_click_is_honoured():
+def test_the_scores_agree_with_every_click():
     features, _ = two_kinds(noise=0.6)
     rng = np.random.default_rng(1)
     points = rng.uniform((0, 0), features.grid.image_size, (20, 2))
@@ -121,20 +121,20 @@ def test_only_the_clicked_instance_or_all():
 
 
 @pytest.mark.parametrize(
-    ("points", "labels", "sentence"),
+    ("points", "labels", "named"),
     [
         ([(-5, 10)], [1], "outside the picture"),
         ([(10, 1e6)], [1], "outside the picture"),
         ([(np.nan, 10)], [1], "outside the picture"),
-        ([(10, 10)], [0], "on the thing itself"),
-        ([], [], "on the thing itself"),
-        ([(10, 10)], [1, 0], "needs its label"),
+        ([(10, 10)], [0], "background clicks"),
+        ([], [], "background clicks"),
+        ([(10, 10)], [1, 0], "1 points and 2 labels"),
         (np.ones((1001, 2)), np.ones(1001), "At most 1000"),
     ],
 )
-def test_wrong_clicks_are_one_sentence(points, labels, sentence):
+def test_wrong_clicks_are_refused(points, labels, named):
     features, _ = two_kinds()
-    with pytest.raises(DinovizError, match=sentence):
+    with pytest.raises(DinovizError, match=named):
         segment.from_points(features, points, labels)
 
 
@@ -147,13 +147,13 @@ def test_the_reference_itself_gives_its_mask_back(bloom, method):
     assert overlap(segment.from_reference(features, features, mask, image, method=method).mask, mask) > 0.99
 
 
-def test_what_was_learnt_finds_the_reference_by_its_evidence_alone(bloom):
+def test_the_object_is_found_in_the_reference_without_its_mask(bloom):
     image, features, mask = bloom
     found = segment.from_reference(features, features, mask, image, threshold=segment.THRESHOLD)
     assert overlap(found.mask, mask) > 0.9
 
 
-def test_the_thing_is_found_in_a_changed_picture(embedded_backbone, bloom):
+def test_the_object_is_found_in_a_changed_picture(embedded_backbone, bloom):
     image, features, mask = bloom
     box = (100, 0, 560, 400)
     changed = image.crop(box).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -164,7 +164,7 @@ def test_the_thing_is_found_in_a_changed_picture(embedded_backbone, bloom):
     assert overlap(found.mask, expected) > 0.85
 
 
-def test_the_thing_is_absent_where_it_is_not(embedded_backbone, bloom, rocket, coffee):
+def test_the_object_is_not_found_in_other_pictures(embedded_backbone, bloom, rocket, coffee):
     _, features, mask = bloom
     concept = segment.fit([Example(features, mask)])
     for other in (rocket, coffee):
@@ -184,7 +184,7 @@ def test_several_references_and_several_targets():
 def test_a_correction_in_one_target_changes_the_others():
     reference, mask = two_kinds(seed=1)
     rng = np.random.default_rng(5)
-    # A third kind of patch that is half like the object: wanted, once somebody says so.
+    # A third kind of patch, half similar to the object, which a click adds to the object.
     patches = reference.patches.copy()
     patches[9:12, 12:16] = (np.eye(8)[0] + np.eye(8)[1] + 0.05 * rng.normal(size=(3, 4, 8))) / 2**0.5
     target, other = made_up(patches, reference.grid.image_size), made_up(patches[:, ::-1], reference.grid.image_size)
@@ -211,7 +211,7 @@ def test_classes_have_disjoint_masks():
     assert not (found[1].mask & found[7].mask).any()
     for number, segmentation in found.items():
         assert overlap(segmentation.mask, labels[::-1, ::-1] == number) > 0.75
-    with pytest.raises(DinovizError, match="mark nothing"):
+    with pytest.raises(DinovizError, match="empty"):
         segment.classes_from_reference(target, reference, np.zeros_like(labels))
 
 
@@ -224,7 +224,7 @@ def test_masks_of_any_kind(kind):
     assert segment.fit([Example(features, given)]).find(features)[0] == pytest.approx(expected)
 
 
-def test_a_thing_smaller_than_a_patch_is_still_a_thing():
+def test_an_object_smaller_than_a_patch_is_found():
     features, mask = two_kinds(box=(5, 6, 7, 8))
     speck = np.zeros_like(mask)
     speck[5 * 14 + 4 : 5 * 14 + 9, 7 * 14 + 4 : 7 * 14 + 9] = True
@@ -233,31 +233,31 @@ def test_a_thing_smaller_than_a_patch_is_still_a_thing():
 
 
 @pytest.mark.parametrize(
-    ("mask", "sentence"),
+    ("mask", "named"),
     [
         (np.zeros((168, 224), bool), "Nothing is marked"),
         (np.ones((168, 224), bool), "Everything is marked"),
-        (np.ones((10, 10), bool), "they must be the same"),
+        (np.ones((10, 10), bool), r"\(10, 10\)"),
     ],
 )
 @pytest.mark.parametrize("method", ["evidence", "mean"])
-def test_wrong_masks_are_one_sentence(mask, sentence, method):
+def test_wrong_masks_are_refused(mask, named, method):
     features, _ = two_kinds()
-    with pytest.raises(DinovizError, match=sentence):
+    with pytest.raises(DinovizError, match=named):
         segment.from_reference(features, features, mask, method=method)
 
 
-def test_wrong_options_are_one_sentence():
+def test_wrong_options_are_refused():
     features, mask = two_kinds()
-    for options, sentence in (
-        ({"method": "magic"}, "no method 'magic'"),
+    for options, named in (
+        ({"method": "magic"}, "'magic'"),
         ({"threshold": 2}, "threshold"),
         ({"smallest": -1}, "smallest"),
         ({"image": np.zeros((5, 5, 3), np.uint8)}, "5 x 5 pixels"),
     ):
-        with pytest.raises(DinovizError, match=sentence):
+        with pytest.raises(DinovizError, match=named):
             segment.from_reference(features, features, mask, **options)
-    with pytest.raises(DinovizError, match="Each reference needs its mask"):
+    with pytest.raises(DinovizError, match="1 references and 2 masks"):
         segment.from_reference(features, [features], [mask, mask])
     with pytest.raises(DinovizError, match="Nothing is marked"):
         segment.fit([])
@@ -291,15 +291,15 @@ def test_both_forms_of_the_ridge_equal_scikit_learns():
     x, y, weight = (values.astype(np.float32) for values in (x, y, weight))
     expected = Ridge(alpha=0.3).fit(x, y, sample_weight=weight)
     half = np.arange(60) < 30
-    summed = evidence.moments(x[half], y[half], weight[half]) + evidence.moments(x[~half], y[~half], weight[~half])
-    for weights, bias in (summed.ridge(0.3), evidence.ridge(x, y, weight, 0.3)):
+    summed = few_shot.moments(x[half], y[half], weight[half]) + few_shot.moments(x[~half], y[~half], weight[~half])
+    for weights, bias in (summed.ridge(0.3), few_shot.ridge(x, y, weight, 0.3)):
         assert weights == pytest.approx(expected.coef_, abs=1e-5)
         assert bias == pytest.approx(expected.intercept_, abs=1e-5)
 
 
 def test_object_and_background_weigh_the_same():
     share = np.array([1, 1, 0, 0, 0, 0.5], np.float32)
-    weights = evidence.balanced(share)
+    weights = few_shot.balanced(share)
     assert weights.sum() == pytest.approx(1)
     assert (weights[:2].sum() + 0.5 / 2.5 * 0.5) == pytest.approx(0.5)
 
@@ -320,14 +320,14 @@ def test_the_scores_stay_when_the_same_example_comes_twice():
     assert once == pytest.approx(twice, abs=1e-4)
 
 
-def test_nothing_that_is_kept_grows_with_the_number_of_references():
+def test_the_size_of_a_concept_does_not_grow_with_the_references():
     features, mask = two_kinds(shape=(60, 80), box=(5, 50, 5, 70))
     concepts = [segment.fit([Example(features, mask)] * n) for n in (1, 4)]
-    sizes = [(len(c.bank), len(c.object_patches), c.seen.xx.shape) for c in concepts]
+    sizes = [(len(c.bank), len(c.object_patches), c.moments.xx.shape) for c in concepts]
     assert sizes == [(2500, 500, (16, 16))] * 2
 
 
-def test_the_direction_of_the_position_is_found_and_removed():
+def test_positional_directions_are_found_and_removed():
     rows, columns = np.mgrid[:8, :10]
     place = np.zeros((8, 10, 6))
     place[..., 0], place[..., 1], place[..., 2] = 3, rows / 8, columns / 10
@@ -351,7 +351,7 @@ def test_content_free_pictures_have_no_content():
 
 
 @pytest.mark.parametrize(("count", "layers"), [(1, (0,)), (2, (0, 1)), (3, (1, 2)), (12, (7, 11)), (24, (15, 23))])
-def test_the_layers_that_are_read(count, layers):
+def test_the_layers_of_a_model(count, layers):
     assert segment.layers_of(count) == layers
 
 
@@ -365,7 +365,7 @@ def test_every_family(tiny, chelsea):
     assert 0 <= found.score.min() <= found.score.max() <= 1
 
 
-# What it is worth, on real data
+# Quality on real data
 
 
 @pytest.mark.slow

@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinoviz import mask_files
 from dinoviz.images import ImageError
-from dinoviz.render import label_colours
 from dinoviz.video import io as clips
 from dinoviz.video.io import ClipError
 
@@ -152,13 +150,13 @@ def test_two_pictures_of_one_stem_get_two_names(tmp_path):
     assert [name for name, _ in clips.open_clip(tmp_path).frames()] == ["1", "1.png"]
 
 
-def test_a_broken_picture_of_a_folder_is_told_and_left_out(tmp_path):
+def test_a_broken_picture_of_a_folder_is_reported_and_skipped(tmp_path):
     for i in range(3):
         Image.new("L", (20, 16), i).save(tmp_path / f"{i}.png")
     (tmp_path / "1.png").write_text("broken")
-    told = []
-    assert [name for name, _ in clips.open_clip(tmp_path).frames(on_skip=told.append)] == ["0", "2"]
-    assert "1.png: this is not an image" in str(told[0])
+    skipped = []
+    assert [name for name, _ in clips.open_clip(tmp_path).frames(on_skip=skipped.append)] == ["0", "2"]
+    assert [str(error).startswith("1.png: ") for error in skipped] == [True]
     with pytest.raises(ImageError, match=r"1\.png"):
         list(clips.open_clip(tmp_path).frames())
 
@@ -171,51 +169,50 @@ def test_a_broken_first_picture_is_refused_for_the_mask_is_its(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "words"),
+    ("name", "content", "named"),
     [
-        ("text.mp4", b"this is no video, " * 100, "this is not a video that can be read"),
-        ("empty.mp4", b"", "the file is empty"),
-        ("list.mp4", b"#EXTM3U\n#EXTINF:10,\n/etc/hostname\n#EXT-X-ENDLIST\n", "this is not a video"),
-        ("list.ffconcat", b"ffconcat version 1.0\nfile a.mp4\n", "this is not a video"),
-        ("photo.png", b"any", "this is a picture, not a video; give the folder"),
+        ("text.mp4", b"this is no video, " * 100, "not a readable video"),
+        ("empty.mp4", b"", "empty"),
+        ("list.mp4", b"#EXTM3U\n#EXTINF:10,\n/etc/hostname\n#EXT-X-ENDLIST\n", "not a readable video"),
+        ("list.ffconcat", b"ffconcat version 1.0\nfile a.mp4\n", "not a readable video"),
+        ("photo.png", b"any", "a picture, not a video"),
     ],
 )
-def test_what_is_no_video_is_one_sentence(tmp_path, name, content, words):
+def test_files_that_are_not_videos_are_refused(tmp_path, name, content, named):
     write(tmp_path / "a.mp4", film((64, 48)))
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ClipError, match=words) as caught:
+    with pytest.raises(ClipError, match=named) as caught:
         clips.open_clip(tmp_path / name)
     assert str(caught.value).startswith(name)
     assert str(tmp_path) not in str(caught.value)
 
 
-def test_a_missing_file_and_an_empty_folder_are_one_sentence(tmp_path):
-    with pytest.raises(ClipError, match="there is no such file or folder"):
-        clips.open_clip(tmp_path / "none.mp4")
-    with pytest.raises(ClipError, match="there are no pictures"):
-        clips.open_clip(tmp_path)
+def test_a_missing_file_and_an_empty_folder_are_refused(tmp_path):
+    for path in (tmp_path / "none.mp4", tmp_path):
+        with pytest.raises(ClipError, match=path.name):
+            clips.open_clip(path)
 
 
 @pytest.mark.parametrize(("name", "mark"), [("a.mp4", b"avc1"), ("a.webm", b"V_VP9")])
-def test_an_unknown_codec_is_one_sentence(tmp_path, name, mark):
+def test_an_unknown_codec_is_refused(tmp_path, name, mark):
     path = write(tmp_path / name, film((64, 48)), *KINDS[name][:2])
     path.write_bytes(path.read_bytes().replace(mark, mark[:-2] + b"zz"))
-    with pytest.raises(ClipError, match="its codec is unknown"):
+    with pytest.raises(ClipError, match="codec"):
         clips.open_clip(path)
 
 
-def test_sound_alone_is_one_sentence(tmp_path):
+def test_sound_without_pictures_is_refused(tmp_path):
     with av.open(str(tmp_path / "a.mp4"), "w") as container:
         stream = container.add_stream("aac", rate=44100)
         sound = av.AudioFrame.from_ndarray(np.zeros((1, 4410), np.float32), format="fltp", layout="mono")
         sound.sample_rate = 44100
         container.mux(stream.encode(sound))
         container.mux(stream.encode())
-    with pytest.raises(ClipError, match="there is only sound in it"):
+    with pytest.raises(ClipError, match="sound"):
         clips.open_clip(tmp_path / "a.mp4")
 
 
-def test_a_video_without_frames_is_one_sentence(tmp_path):
+def test_a_video_without_frames_is_refused(tmp_path):
     with av.open(str(tmp_path / "a.avi"), "w") as container:
         stream = container.add_stream("mjpeg", rate=10)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
@@ -225,7 +222,7 @@ def test_a_video_without_frames_is_one_sentence(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["faststart.mp4", "a.webm", "a.avi"])
-def test_a_truncated_video_gives_what_it_has_and_says_so(tmp_path, name):
+def test_a_truncated_video_gives_its_frames_and_then_raises(tmp_path, name):
     random = np.random.default_rng(0)  # noise, so that the frames fill the file and not the header
     frames = [random.integers(0, 255, (96, 128, 3), dtype=np.uint8) for _ in range(30)]
     codec, pixels, _ = KINDS[name.replace("faststart", "a")]
@@ -233,15 +230,15 @@ def test_a_truncated_video_gives_what_it_has_and_says_so(tmp_path, name):
     path = write(tmp_path / name, frames, codec, pixels, **options)
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
     seen = []
-    with pytest.raises(ClipError, match="cut off"):
+    with pytest.raises(ClipError, match="truncated"):
         seen.extend(name for name, _ in clips.open_clip(path).frames())
     assert 8 <= len(seen) <= 20
 
 
-def test_an_mp4_without_its_end_is_one_sentence(tmp_path):
+def test_an_mp4_without_its_end_is_refused(tmp_path):
     path = write(tmp_path / "a.mp4", film((64, 48), 30))
     path.write_bytes(path.read_bytes()[:-400])
-    with pytest.raises(ClipError, match="or its end is missing"):
+    with pytest.raises(ClipError, match="end is missing"):
         clips.open_clip(path)
 
 
@@ -249,7 +246,7 @@ def test_an_mp4_without_its_end_is_one_sentence(tmp_path):
 
 
 @pytest.mark.parametrize("size", [(64, 48), (65, 49)], ids=str)
-def test_browsers_can_play_what_is_written(tmp_path, size):
+def test_written_videos_are_playable_in_browsers(tmp_path, size):
     frames = film(size)
     with clips.VideoWriter(tmp_path / "overlay", size, Fraction(10)) as writer:
         for frame in frames:
@@ -276,7 +273,7 @@ def test_without_h264_vp9_is_written(tmp_path, monkeypatch):
     assert clips.open_clip(writer.path).size == (66, 50)
 
 
-def test_a_video_that_was_not_finished_is_not_there(tmp_path):
+def test_an_unfinished_video_leaves_no_file(tmp_path):
     def broken() -> None:
         with clips.VideoWriter(tmp_path / "overlay", (64, 48), Fraction(10)) as writer:
             writer.add(film((64, 48))[0])
@@ -285,73 +282,3 @@ def test_a_video_that_was_not_finished_is_not_there(tmp_path):
     with pytest.raises(RuntimeError):
         broken()
     assert not list(tmp_path.iterdir())
-
-
-# Masks
-
-
-def test_one_object_is_written_as_black_and_white(tmp_path):
-    mask = np.zeros((16, 20), np.uint8)
-    mask[3:9, 4:11] = 1
-    mask_files.write_mask(tmp_path / "mask.png", mask, 1)
-    image = Image.open(tmp_path / "mask.png")
-    assert image.mode == "L"
-    np.testing.assert_array_equal(np.asarray(image), mask * 255)
-    np.testing.assert_array_equal(mask_files.read_labels(tmp_path / "mask.png"), mask)
-    np.testing.assert_array_equal(mask_files.read_mask(tmp_path / "mask.png"), mask)
-    assert [path.name for path in tmp_path.iterdir()] == ["mask.png"]
-
-
-def test_several_objects_are_written_with_a_palette(tmp_path):
-    mask = np.zeros((16, 20), np.uint8)
-    mask[3:9, 4:11], mask[10:, 10:] = 3, 2  # the first has left
-    mask_files.write_mask(tmp_path / "mask.png", mask, 3)
-    image = Image.open(tmp_path / "mask.png")
-    assert image.mode == "P"
-    np.testing.assert_array_equal(np.asarray(image.convert("RGB")), label_colours()[mask])
-    np.testing.assert_array_equal(mask_files.read_labels(tmp_path / "mask.png"), mask)
-
-
-def stripes(*values: int | tuple) -> np.ndarray:
-    """(12, 10 a value) or (12, 10 a value, channels): one stripe each."""
-    return np.concatenate(
-        [np.tile(np.array(value, np.uint8), (12, 10, *([1] if np.ndim(value) else []))) for value in values], 1
-    )
-
-
-@pytest.mark.parametrize(
-    ("pixels", "labels"),
-    [
-        (stripes(0, 255), (0, 1)),
-        (stripes(0, 7), (0, 1)),  # anything but 0
-        (stripes(0, 1, 2, 3), (0, 1, 2, 3)),
-        (stripes(0, 50, 100, 200), (0, 1, 2, 3)),
-        (stripes(0, 9, 120, 140, 255), (0, 0, 0, 1, 1)),  # soft edges, cut at half
-        (stripes((0, 0, 0), (128, 0, 0), (0, 128, 0)), (0, 2, 1)),
-        (stripes((0, 0, 0), (255, 255, 255), (250, 252, 254)), (0, 1, 1)),
-        (stripes((9, 9, 9, 0), (9, 9, 9, 100), (9, 9, 9, 255)), (0, 0, 1)),
-    ],
-    ids=["black and white", "one value", "labels", "grey labels", "soft", "colours", "jpeg", "alpha"],
-)
-def test_masks_are_understood_as_people_make_them(tmp_path, pixels, labels):
-    Image.fromarray(pixels).save(tmp_path / "mask.png")
-    np.testing.assert_array_equal(mask_files.read_mask(tmp_path / "mask.png")[0, ::10], labels)
-
-
-def test_the_indices_of_a_palette_are_the_objects(tmp_path):
-    image = Image.fromarray(stripes(0, 2, 5))
-    image.putpalette(label_colours().tobytes())
-    image.save(tmp_path / "mask.png")
-    np.testing.assert_array_equal(mask_files.read_mask(tmp_path / "mask.png")[0, ::10], (0, 1, 2))
-
-
-def test_a_photograph_is_no_mask(tmp_path, coffee):
-    coffee.save(tmp_path / "photo.png")
-    with pytest.raises(ImageError, match=r"photo\.png: a picture of [\d,]+ colours is no mask"):
-        mask_files.read_mask(tmp_path / "photo.png")
-
-
-def test_a_mask_with_negative_values_is_refused(tmp_path):
-    Image.fromarray(np.array([[0, 1], [-5, 2]] * 8, np.int32).repeat(8, 1)).save(tmp_path / "negative.tif")
-    with pytest.raises(ImageError, match="-5"):
-        mask_files.read_mask(tmp_path / "negative.tif")

@@ -232,11 +232,11 @@ def test_batches_change_nothing_but_the_speed(tiny_backbone, scene):
         np.testing.assert_allclose(a.soft, b.soft, atol=1e-4)
 
 
-def test_progress_is_told_in_fractions_and_stops(tiny_backbone, scene):
-    told = []
+def test_progress_is_reported_in_fractions_and_can_stop(tiny_backbone, scene):
+    progress = []
 
     def on_progress(done: float) -> None:
-        told.append(done)
+        progress.append(done)
         if done > 1.5:
             raise Stopped
 
@@ -245,53 +245,49 @@ def test_progress_is_told_in_fractions_and_stops(tiny_backbone, scene):
     assert next(tracked).index == 0
     with pytest.raises(Stopped):
         list(tracked)
-    np.testing.assert_allclose(told, [1 / 3, 2 / 3, 1, 4 / 3, 5 / 3])
-    assert len(list(frames)) == 3  # nobody read on
+    np.testing.assert_allclose(progress, [1 / 3, 2 / 3, 1, 4 / 3, 5 / 3])
+    assert len(list(frames)) == 3  # the rest was not read
 
 
 def test_only_the_layers_that_are_compared_are_kept(tiny_backbone, scene, monkeypatch):
-    asked = []
+    layers_of_calls = []
     encode = tiny_backbone.encode_batch
-    monkeypatch.setattr(tiny_backbone, "encode_batch", lambda *a, **k: asked.append(a[2]) or encode(*a, **k))
+    monkeypatch.setattr(tiny_backbone, "encode_batch", lambda *a, **k: layers_of_calls.append(a[2]) or encode(*a, **k))
     frames, mask = [scene[0][0]], scene[0][1]
     for layers in (None, (-1,), (0, -1)):
         list(video.propagate(frames, mask, tiny_backbone, resolution=SIDE, settings=video.Settings(layers=layers)))
-    assert asked == [(1,), (), (0,)]
+    assert layers_of_calls == [(1,), (), (0,)]
 
 
 def test_the_default_layer_lies_at_two_thirds():
     assert [part_layer(n) for n in (1, 2, 3, 12, 24, 40)] == [0, 0, 1, 7, 15, 26]
 
 
-# What cannot be followed
-
-
-def test_no_frames_are_refused(tiny_backbone):
-    with pytest.raises(DinovizError, match="There are no frames"):
-        list(video.propagate([], np.eye(50, dtype=bool), tiny_backbone))
-
-
-def test_neither_mask_nor_state_is_refused(tiny_backbone, scene):
-    with pytest.raises(DinovizError, match="needs a mask of the first frame"):
-        list(video.propagate([scene[0][0]], None, tiny_backbone))
+# Refusals
 
 
 @pytest.mark.parametrize(
-    ("mask", "words"),
+    ("mask", "named"),
     [
-        (np.zeros((280, 400), bool), "The mask is empty"),
-        (np.ones((280, 400), bool), "The mask covers the whole frame"),
-        (np.eye(10, dtype=bool), "The mask has 10 x 10 pixels, the first frame 400 x 280"),
+        (None, "mask of the first frame"),
+        (np.zeros((280, 400), bool), "empty"),
+        (np.ones((280, 400), bool), "whole frame"),
+        (np.eye(10, dtype=bool), "10 x 10 .* 400 x 280"),
         (np.zeros((280, 400, 3), np.uint8), "400 x 280"),
-        (np.full((280, 400), 0.5), "A mask holds whole numbers"),
-        (np.full((280, 400), 300), "A mask holds whole numbers"),
-        (np.full((280, 400), -1), "A mask holds whole numbers"),
+        (np.full((280, 400), 0.5), "whole numbers"),
+        (np.full((280, 400), 300), "1 to 255"),
+        (np.full((280, 400), -1), "whole numbers"),
     ],
-    ids=["empty", "full", "size", "colours", "floats", "300", "-1"],
+    ids=["none", "empty", "full", "size", "colours", "floats", "300", "-1"],
 )
-def test_a_mask_that_cannot_be_used_is_one_sentence(tiny_backbone, scene, mask, words):
-    with pytest.raises(DinovizError, match=words):
+def test_a_mask_that_cannot_be_used_is_refused(tiny_backbone, scene, mask, named):
+    with pytest.raises(DinovizError, match=named):
         list(video.propagate([scene[0][0]], mask, tiny_backbone, resolution=SIDE))
+
+
+def test_no_frames_are_refused(tiny_backbone):
+    with pytest.raises(DinovizError, match="frames"):
+        list(video.propagate([], np.eye(50, dtype=bool), tiny_backbone))
 
 
 def test_a_black_and_white_mask_is_one_object():
@@ -300,19 +296,19 @@ def test_a_black_and_white_mask_is_one_object():
 
 
 @pytest.mark.parametrize("batch", [1, 4])
-def test_frames_that_change_in_size_end_with_one_sentence_after_those_before(tiny_backbone, scene, batch):
+def test_a_frame_of_another_size_is_refused_after_those_before_it(tiny_backbone, scene, batch):
     frames = [scene[0][0], scene[1][0], scene[2][0].resize((300, 280)), scene[3][0]]
     tracked = video.propagate(frames, scene[0][1], tiny_backbone, resolution=SIDE, batch=batch)
     assert [next(tracked).index, next(tracked).index] == [0, 1]
-    with pytest.raises(DinovizError, match="Frame 2 has 300 x 280 pixels, the frames before it 400 x 280"):
+    with pytest.raises(DinovizError, match=r"Frame 2 .* 300 x 280 .* 400 x 280"):
         next(tracked)
 
 
-def test_a_frame_that_is_no_picture_is_named(tiny_backbone, scene, tmp_path):
+def test_a_frame_that_is_not_a_picture_is_named(tiny_backbone, scene, tmp_path):
     (tmp_path / "two.jpg").write_text("no picture")
     tracked = video.propagate([scene[0][0], tmp_path / "two.jpg"], scene[0][1], tiny_backbone, resolution=SIDE)
     next(tracked)
-    with pytest.raises(ImageError, match=r"two\.jpg: this is not an image"):
+    with pytest.raises(ImageError, match=r"two\.jpg"):
         next(tracked)
 
 
@@ -327,37 +323,36 @@ def test_settings_that_cannot_be_are_refused(settings):
 
 
 def test_a_layer_that_does_not_exist_is_refused(tiny_backbone, scene):
-    with pytest.raises(DinovizError, match="The model has 3 layers"):
+    with pytest.raises(DinovizError, match="3 layers"):
         list(video.propagate([scene[0][0]], scene[0][1], tiny_backbone, settings=video.Settings(layers=(7,))))
 
 
 def test_a_state_of_other_weights_is_refused():
     patches = random_patches(2, 5, 6)
     state = video.Propagator(features_of(patches[0]), box((50, 60), 9, 9, 20, 20))
-    with pytest.raises(DinovizError, match="was not seen with random"):
+    with pytest.raises(DinovizError, match="random"):
         state.step(features_of(patches[1], weights_id="b"))
 
 
-def test_a_file_that_is_no_state_is_refused(tmp_path):
-    for name, content in (("text.npz", b"no state"), ("empty.npz", b"")):
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(DinovizError, match="is not the saved state"):
+def test_files_that_are_not_states_are_refused(tmp_path):
+    (tmp_path / "text.npz").write_bytes(b"no state")
+    (tmp_path / "empty.npz").touch()
+    for name in ("text.npz", "empty.npz", "missing.npz"):
+        with pytest.raises(DinovizError, match=name):
             video.Propagator.load(tmp_path / name)
-    with pytest.raises(DinovizError, match="is not the saved state"):
-        video.Propagator.load(tmp_path / "none.npz")
 
 
-@pytest.mark.parametrize("lie", ["shape", "packed", "deep"])
-def test_a_state_that_lies_about_its_size_is_refused_before_memory_is_taken(lie, tiny_backbone, tmp_path, scene):
+@pytest.mark.parametrize("false", ["shape", "packed", "deep"])
+def test_a_state_with_a_false_size_is_refused_before_memory_is_allocated(false, tiny_backbone, tmp_path, scene):
     file = tmp_path / "state.npz"
     for tracked in video.propagate([scene[0][0]], scene[0][1], tiny_backbone, resolution=SIDE):
         tracked.state.save(file)
     video.Propagator.load(file)
     with np.load(file) as arrays:
         content = dict(arrays)
-    if lie == "packed":
+    if false == "packed":
         np.savez_compressed(file, **content)
-    elif lie == "deep":
+    elif false == "deep":
         np.savez(file, **{**content, "about": "[" * 100_000})
     else:
         member = io.BytesIO()
@@ -374,7 +369,7 @@ def test_a_state_that_lies_about_its_size_is_refused_before_memory_is_taken(lie,
     assert peak < 100e6
 
 
-def test_an_object_that_is_not_there_has_no_score(tiny_backbone, scene):
+def test_an_unknown_object_has_no_score(tiny_backbone, scene):
     (tracked,) = video.propagate([scene[0][0]], scene[0][1], tiny_backbone, resolution=SIDE)
-    with pytest.raises(DinovizError, match="there is no object 2"):
+    with pytest.raises(DinovizError, match="no object 2"):
         tracked.score(2)

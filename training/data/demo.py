@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from dinoviz.demo_pictures import demo_path
 from dinoviz.images import ImageError, open_image
 from training.data.sources import DataError, Pictures
 
@@ -58,12 +59,7 @@ def demo_probes() -> list[Image.Image]:
 
 def demo_picture(file: str) -> Image.Image:
     """A picture that comes with scikit-image or scikit-learn. Raises DataError where it did not."""
-    import skimage
-    import sklearn
-
-    # By path, because skimage.data's own functions may reach for the network.
-    folders = Path(skimage.__file__).parent / "data", Path(sklearn.__file__).parent / "datasets" / "images"
     try:
-        return open_image(next((folder / file for folder in folders if (folder / file).is_file()), folders[0] / file))
+        return open_image(demo_path(file) or file)
     except ImageError as error:
         raise DataError(f"The demo's pictures come with scikit-image and scikit-learn, but {error}") from None

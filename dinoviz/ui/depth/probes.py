@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Hashable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from dinoviz import depth
@@ -197,7 +197,7 @@ def _published(bench: Workbench, look: Look, name: str, job: Job | None) -> Pred
         if job:
             job.tell(f"Predicting with {name}", done / of)
 
-    grid = replace(look.features.grid, image_size=look.picture.shown.size)
+    grid = look.features.grid.at(look.picture.shown.size)
     resolution = network.trained.short_side
     with bench.turn(PUBLISHED_BYTES):
         metres = network.predict(look.picture.shown, resolution, on_block=blocks)

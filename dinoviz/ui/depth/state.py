@@ -152,7 +152,7 @@ class Scene:
 
     def grid(self, picture: Image.Image) -> PatchGrid:
         """The look's grid over a copy of the picture."""
-        return replace(self.look.features.grid, image_size=picture.size)
+        return self.look.features.grid.at(picture.size)
 
     def metres(self, picture: Image.Image) -> np.ndarray:
         """(H, W) float32 at the size of a copy of the picture: bilinear, flat patches, or aligned to its edges."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-import json
+import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from PIL import Image
 
 from dinoviz import render, segment
 from dinoviz.errors import DinovizError
-from dinoviz.segment import coco as export
+from dinoviz.segment import coco
 from dinoviz.segment import prompts as marking
 from dinoviz.segment.segmentation import Segmentation
 from dinoviz.ui.image_bar import Bar
@@ -200,13 +200,15 @@ def zipped(search: Search, refused: Sequence[Refused], contents: Sequence[str], 
     if unknown or not contents:
         raise DinovizError(f"Into the zip go any of {', '.join(CONTENTS)}{f', not {unknown[0]!r}' if unknown else ''}.")
     about = {"view": "segment", **made_with(search), "refused": [one.sentence for one in refused], "pictures": []}
-    data = export.Coco()
+    entries: list[dict] = []
 
     def files() -> Iterator[tuple[str, bytes]]:
         for name, picture, found in results(search, tell):
             mask = kept(found) > 0
             about["pictures"].append({"name": name, **facts(found)})
-            data.add(f"{name}.png", mask, found.presence)
+            annotations = [{"number": 1, "annotation": coco.annotation(mask, found.presence)}] if mask.any() else []
+            size = {"width": picture.width, "height": picture.height}
+            entries.append({"name": f"{name}.png", **size, "classes": annotations})
             if MASKS in contents:
                 yield f"masks/{name}.png", render.to_png(kept(found))
             if found.present and CUTOUTS in contents:
@@ -214,7 +216,9 @@ def zipped(search: Search, refused: Sequence[Refused], contents: Sequence[str], 
             if found.present and OVERLAYS in contents:
                 yield f"overlays/{name}.jpg", render.to_jpeg(render.overlay(picture, mask, search.choice.opacity))
         if COCO in contents:
-            yield "coco.json", json.dumps(data.as_dict()).encode()
+            file = io.StringIO()
+            coco.write(file, {1: "object"}, lambda: entries)
+            yield "coco.json", file.getvalue().encode()
 
     return bundle("segments", files(), about)
 

@@ -60,7 +60,7 @@ class Choice:
 
 def at_size(features: Features, size: tuple[int, int]) -> Features:
     """The same features of a copy of the picture that has another size (width, height)."""
-    return replace(features, grid=replace(features.grid, image_size=size))
+    return replace(features, grid=features.grid.at(size))
 
 
 def mark(features: Features, picture: Image.Image, marks: Marks, choice: Choice) -> Segmentation | None:

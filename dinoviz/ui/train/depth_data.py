@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dinoviz import depth
+from dinoviz import depth, hub
 from dinoviz.depth import dpt as published_depth
 from dinoviz.images import find_images
 from dinoviz.ui.shared import file_name
@@ -96,7 +96,7 @@ def teachers(bench: Workbench, model: str) -> list[tuple[str, str]]:
     if model != "embedded" and depth.SHIPPED.is_file():  # it reads the features of that
         found.append(("NYU Depth v2, rooms (shipped probe)", SHIPPED))
     for name in dict.fromkeys(head for known in bench.model_names() for head in published_depth.names_for(known)):
-        if bench.hub_answers or published_depth.is_cached(name):
+        if bench.hub_answers or hub.is_cached(name):
             found.append((f"{name} ({published_depth.PUBLISHED[name].scenes})", name))
     if not bench.settings.public:
         taught = [run for run in list_runs() if depth.probe_file(run.folder).is_file()]
