@@ -29,9 +29,9 @@ teacher's entropy should fall below log(prototypes) and stay above 0: at either 
 FINETUNE_HELP = """\
 Make a classifier of your own classes: a folder for each class, images in it.
 
-  python -m training finetune photos --way linear      a new head on frozen features: a minute, and hard to beat
-  python -m training finetune photos --way lora        small matrices beside the frozen weights
-  python -m training finetune photos --way full        all weights, the lower ones more slowly
+  python -m training finetune photos --method linear      a new head on frozen features: a minute, and hard to beat
+  python -m training finetune photos --method lora        small matrices beside the frozen weights
+  python -m training finetune photos --method full        all weights, the lower ones more slowly
 
 --test is a folder that is looked at once, at the end; a part of the data decides when to stop.
 """

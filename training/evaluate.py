@@ -11,8 +11,9 @@ from training.config.tasks import EvaluateConfig
 from training.data.dataset import find
 from training.data.demo import demo
 from training.data.labels import aligned, halves, labelled
+from training.engine.progress import Progress
 from training.evaluation.embed import embed, embed_tensor, evaluation_size
-from training.evaluation.knn_linear import EvaluateError, Progress, knn, knn_leave_one_out, knn_votes, linear
+from training.evaluation.knn_linear import EvaluateError, knn, knn_leave_one_out, knn_votes, linear
 from training.evaluation.metrics import scores
 
 __all__ = [

@@ -22,12 +22,12 @@ from dinoviz.depth import probe_file
 from dinoviz.errors import DinovizError
 from tests.conftest import ROOT
 from tests.training.tiny_runs import settings, write_images
-from training import depth_course
 from training.__main__ import EVALUATE_HELP, FINETUNE_HELP, PRETRAIN_HELP, PROBE_HELP, _parser, main
 from training.config.cli import save
 from training.config.pretrain import PRESETS, PretrainConfig
 from training.config.tasks import EvaluateConfig, FinetuneConfig, ProbeConfig
 from training.dino.distillation import Distillation
+from training.engine.epochs import EpochLoop
 from training.finetune import predict
 from training.runs.paths import absolute
 from training.runs.run import Run, list_runs
@@ -163,7 +163,7 @@ def test_a_run_is_made_and_can_be_used_everywhere(home, capsys, tiny, images, mo
     assert re.search(r"20-NN top-1 \d+\.\d%", said)
     assert json.loads((home / "figures.json").read_text())["test"] > 0
     said = done(
-        capsys, "finetune", images, "--model", "student", "--way", "linear", "--epochs", 2, "--name", "tuned"
+        capsys, "finetune", images, "--model", "student", "--method", "linear", "--epochs", 2, "--name", "tuned"
     )  # fmt: skip
     assert "training: tuned is finished" in said
     assert [each.name for each in list_runs()] == ["tuned", "mine"]
@@ -291,7 +291,7 @@ def test_what_was_encoded_is_kept_where_the_training_fails(home, capsys, tiny_fo
     def fail(self):
         raise DinovizError("The disk is full.")
 
-    monkeypatch.setattr(depth_course.Course, "go", fail)
+    monkeypatch.setattr(EpochLoop, "fit", fail)
     options = ("--model", tiny_folders["dinov2"], "--resolution", 56, "--epochs", 1, "--bins", 8, "--crop", "none")
     refusal(capsys, "probe", "rooms", *options, "--name", "a")
     assert Run.open("a").status()["state"] == "failed"
@@ -327,7 +327,7 @@ def test_a_zip_file_and_a_list_will_do(home, capsys, tiny, images):
         (["evaluate", "flat"], "Evaluation needs labelled images"),
         (["evaluate"], "Name the labelled images, or --demo"),
         (["finetune", "flat"], "Fine-tuning needs labelled images"),
-        (["finetune", "flat", "--way", "magic"], "argument --way: invalid choice: 'magic'"),
+        (["finetune", "flat", "--method", "magic"], "argument --method: invalid choice: 'magic'"),
         (["probe", "flat"], "flat is no RGB-D folder: it needs the folders rgb and depth"),
         (["probe", "nowhere"], "nowhere: there is no such file or folder"),
         (["probe", "--demo"], "The demo's pictures have no depth: name a --teacher that tells it"),
@@ -356,7 +356,7 @@ def test_what_cannot_be_done_is_answered_in_one_line(arguments, says, home, caps
 
 def test_a_fine_tuning_says_how_good_it_is_and_why_it_ended(home, capsys, images, tiny_folders):
     said = done(
-        capsys, "finetune", images, "--model", tiny_folders["dinov2"], "--size", 42, "--way", "linear",
+        capsys, "finetune", images, "--model", tiny_folders["dinov2"], "--size", 42, "--method", "linear",
         "--lr", 1e-30, "--epochs", 50, "--patience", 1, "--name", "tuned", "--test", images,
     )  # fmt: skip
     shown = json.loads(re.search(r"^\{$.*^\}$", said, re.MULTILINE | re.DOTALL)[0])
@@ -441,7 +441,7 @@ def test_figures_that_cannot_be_written(home, capsys, tiny_folders):
 
 
 def test_the_export_of_a_classifier_run_is_its_classifier(home, capsys, images, tiny_folders):
-    settings = ("--model", tiny_folders["dinov2"], "--size", 42, "--way", "linear", "--epochs", 1)
+    settings = ("--model", tiny_folders["dinov2"], "--size", 42, "--method", "linear", "--epochs", 1)
     done(capsys, "finetune", images, *settings, "--name", "tuned")
     picture = next(images.rglob("*.png"))
     expected = predict("runs/tuned", [picture], device="cpu")

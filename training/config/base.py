@@ -17,6 +17,8 @@ from dinoviz.json_files import read_json
 # Of a number without a bound of its own: what is computed with it, a size in bytes say, stays finite.
 LARGEST = 1e10
 LONGEST = 60  # characters of a value in a message
+# Settings that were renamed: files and commands written before keep working. Old name -> new name.
+RENAMED = {"way": "method"}
 
 
 class ConfigError(DinovizError):
@@ -66,12 +68,24 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict) -> Self:
-        """Raises ConfigError for names that there are not and values that cannot be."""
+        """A configuration of these values; renamed settings may have their old names (`RENAMED`).
+
+        Raises ConfigError for unknown names and invalid values.
+        """
+        values = cls.renamed(values)
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
             raise ConfigError(f"There is no setting {shortened(unknown[0])}. Known are {', '.join(sorted(known))}.")
         return cls(**values)
+
+    @classmethod
+    def renamed(cls, values: dict) -> dict:
+        """The values with old names of settings replaced by the new ones; a new name wins over its old one."""
+        fields = {field.name for field in dataclasses.fields(cls)}
+        old = {name: new for name, new in RENAMED.items() if name not in fields and new in fields}
+        found = {old[name]: value for name, value in values.items() if name in old}
+        return found | {name: value for name, value in values.items() if name not in old}
 
     @classmethod
     def read(cls, path: str | Path) -> dict:
@@ -81,7 +95,7 @@ class Config:
         )  # a check names the setting
         values.pop("kind", None)
         cls.from_dict(values)
-        return values
+        return cls.renamed(values)
 
 
 def shortened(value: Any) -> str:

@@ -12,7 +12,7 @@ from types import UnionType
 from typing import get_args, get_type_hints
 
 from dinoviz.atomic_files import whole
-from training.config.base import Config
+from training.config.base import RENAMED, Config
 from training.config.pretrain import PretrainConfig, pretrain_preset
 from training.config.tasks import FinetuneConfig, ProbeConfig
 
@@ -31,9 +31,12 @@ def add_settings(parser: argparse.ArgumentParser, config: type[Config], position
         if group not in groups:
             groups[group] = parser.add_argument_group(group)
         _add(groups[group], field, hints[field.name], field.name in positional)
+        for old in (old for old, new in RENAMED.items() if new == field.name):
+            _add(groups[group], field, hints[field.name], positional=False, old=old)
 
 
-def _add(group, field: dataclasses.Field, hint, positional: bool) -> None:
+def _add(group, field: dataclasses.Field, hint, positional: bool, old: str = "") -> None:
+    """old: a former name of the setting, which is accepted but not shown."""
     kind = next(k for k in get_args(hint) if k is not type(None)) if isinstance(hint, UnionType) else hint
     several = getattr(kind, "__origin__", None) is tuple
     single = get_args(kind)[0] if several else kind
@@ -44,8 +47,8 @@ def _add(group, field: dataclasses.Field, hint, positional: bool) -> None:
             field.name, metavar=field.name.upper(), default=argparse.SUPPRESS, help=text, **several_or_one
         )
         return
-    option = f"--{field.name.replace('_', '-')}"
-    common = {"dest": field.name, "default": argparse.SUPPRESS, "help": text}
+    option = f"--{(old or field.name).replace('_', '-')}"
+    common = {"dest": field.name, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS if old else text}
     if kind is bool:
         group.add_argument(option, action=argparse.BooleanOptionalAction, **common)
     elif field.metadata["choices"]:

@@ -58,7 +58,7 @@ class FinetuneConfig(Config):
 
     model: str = setting("embedded", "a known name, a Hub id, a folder or a run", group="network", knob=True)
     device: str = setting("", DEVICE, group="network")
-    way: str = setting(
+    method: str = setting(
         "linear",
         "linear: only the head, in a minute; lora: small matrices beside the frozen weights; full: all weights",
         group="network",
@@ -121,14 +121,14 @@ class FinetuneConfig(Config):
             raise ConfigError(f"scale takes the least first, then the most, not {' '.join(map(str, self.scale))}.")
 
     @property
-    def rounds(self) -> int:
-        """The epochs, where nobody chose."""
-        return self.epochs or (100 if self.way == "linear" else 20)
+    def epoch_count(self) -> int:
+        """`epochs`, or the default of the method."""
+        return self.epochs or (100 if self.method == "linear" else 20)
 
     @property
-    def rate(self) -> float:
-        """The learning rate, where nobody chose."""
-        return self.lr or {"linear": 1e-3, "lora": 5e-4, "full": 5e-5}[self.way]
+    def learning_rate(self) -> float:
+        """`lr`, or the default of the method."""
+        return self.lr or {"linear": 1e-3, "lora": 5e-4, "full": 5e-5}[self.method]
 
 
 @dataclass(frozen=True)
@@ -248,8 +248,8 @@ class ProbeConfig(Config):
         }
 
     @property
-    def hidden(self) -> float:
-        """The share of channels that is hidden: the other heads have too few weights to learn rooms by heart."""
+    def head_dropout(self) -> float:
+        """The dropout in effect: only conv has it, the other heads have too few weights to overfit."""
         return self.dropout if self.head == "conv" else 0.0
 
     def blocks(self, count: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""What a depth probe is to make small: DINOv2's two losses (Oquab et al. 2024, its `eval/depth`)."""
+"""The losses of a depth probe: DINOv2's two (Oquab et al. 2024, its `eval/depth`), and the RMSE in metres."""
 
 from __future__ import annotations
 
@@ -36,6 +36,14 @@ def gradient_loss(predicted: torch.Tensor, depth: torch.Tensor, valid: torch.Ten
         across = (g[:, :, APART:] - g[:, :, :-APART]).abs() * (known[:, :, APART:] & known[:, :, :-APART])
         total = total + (down.sum() + across.sum()) / known.sum().clamp(min=1)
     return total
+
+
+def root_mean_squares(predicted: torch.Tensor, depth: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """The RMSE (b,) in metres of those of (B, H, W) pictures that have a valid pixel."""
+    count = valid.sum((1, 2))
+    squares = ((predicted - depth) ** 2 * valid).sum((1, 2))
+    # The square root of exactly 0 has no gradient.
+    return (squares[count > 0] / count[count > 0]).clamp(min=1e-12).sqrt()
 
 
 def _difference(predicted: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:

@@ -30,7 +30,7 @@ from training import runs
 from training.config.tasks import ProbeConfig
 from training.depth.rgbd import Pair
 from training.depth.unpack import distinct
-from training.evaluation.knn_linear import Progress
+from training.engine.progress import Progress
 from training.runs.run import Run, RunError
 
 SHORT_SIDE = 518  # pixels that are kept of a picture: the app's resolution, and more than probes are trained at
@@ -129,7 +129,7 @@ def _backbone(probe: depth.Probe, path: Path, device: str | torch.device | None)
     raise TeacherError(f"The teacher {probe.name} reads the features of {name}, which cannot be had: {reason}")
 
 
-def taught(config: ProbeConfig, folder: Path, progress: Progress | None = None) -> tuple[ProbeConfig, dict]:
+def with_pseudo_labels(config: ProbeConfig, folder: Path, progress: Progress | None = None) -> tuple[ProbeConfig, dict]:
     """Have the pictures in `config.data` told their depth by `config.teacher`, as an RGB-D folder in `folder`.
 
     Returns the settings to train with, whose data is that folder, whose depth is the teacher's range and whose crop is

@@ -11,7 +11,8 @@ import torch
 from dinoviz.backbone import Backbone
 from training.data.sources import Pictures
 from training.data.transforms import SHARE, centre_of, centre_squares
-from training.evaluation.knn_linear import EvaluateError, Progress
+from training.engine.progress import Progress
+from training.evaluation.knn_linear import EvaluateError
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,13 +10,11 @@ import torch
 import torch.nn.functional as F
 
 from dinoviz.errors import DinovizError
+from training.engine.progress import Progress
 
 LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)
 """At a batch of 256. DINO starts from 0.001 and says to try others for each network; DINOv2 sweeps 1e-5 to 0.1 on
 ImageNet. A small data set has few steps, so ours reaches further up."""
-
-Progress = Callable[[int, int, str], None]
-"""Called with what is done, of how much, and what it is."""
 
 
 class EvaluateError(DinovizError):

@@ -108,7 +108,7 @@ def step_bytes(config: Config) -> float:
         )
         width = _width(config.start) if config.start else config.dim * config.depth
         return config.batch / config.accumulate * tokens * width * KEPT_BYTES
-    if isinstance(config, FinetuneConfig) and config.way != "linear":
+    if isinstance(config, FinetuneConfig) and config.method != "linear":
         return config.batch * ((config.size or 224) // 14) ** 2 * _width(config.model) * KEPT_BYTES
     return 0.0
 

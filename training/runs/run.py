@@ -356,7 +356,8 @@ def _config_problem(folder: Path, mtime_ns: int, size: int) -> str | None:
             return f"config.json is of a run of kind {kind!r}; known are {', '.join(KINDS)}."
         # Another version of dinoviz may have had other settings; those that there are must be right.
         known = {field.name for field in dataclasses.fields(KINDS[kind])}
-        KINDS[kind].from_dict({key: value for key, value in config.items() if key in known})
+        values = KINDS[kind].renamed(config)
+        KINDS[kind].from_dict({key: value for key, value in values.items() if key in known})
     except RunError as error:
         return str(error)
     except ConfigError as error:

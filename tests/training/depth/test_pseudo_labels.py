@@ -240,22 +240,22 @@ def test_a_run_that_ended_while_it_asked_goes_on(config, tmp_path):
 
 def test_settings_are_the_teacher_s_where_it_knows_better(config, tmp_path, monkeypatch):
     config = replace(config, limit=2, depth=(0.1, 5.0))
-    changed, said = distil.taught(config, tmp_path / "t")
+    changed, said = distil.with_pseudo_labels(config, tmp_path / "t")
     assert (changed.data, changed.crop, changed.depth) == (str(tmp_path / "t"), "none", (0.001, 10))
     assert replace(changed, data=config.data, crop=config.crop, depth=config.depth) == config
     monkeypatch.setattr(distil, "open_teacher", None)  # it is not even loaded where all is there
-    assert distil.taught(config, tmp_path / "t") == (changed, said)
+    assert distil.with_pseudo_labels(config, tmp_path / "t") == (changed, said)
     with pytest.raises(TypeError):
-        distil.taught(replace(config, limit=3), tmp_path / "t")
+        distil.with_pseudo_labels(replace(config, limit=3), tmp_path / "t")
 
 
 def test_data_that_needs_no_teacher_or_is_none(config, pictures, tmp_path):
     (tmp_path / "depth").mkdir()
-    assert refused(DinovizError, distil.taught, replace(config, data=str(tmp_path)), tmp_path / "t") == (
+    assert refused(DinovizError, distil.with_pseudo_labels, replace(config, data=str(tmp_path)), tmp_path / "t") == (
         f"{tmp_path} has a folder depth of its own: leave the teacher out, or the folder."
     )
     empty = tmp_path / "depth"
-    text = refused(DinovizError, distil.taught, replace(config, data=str(empty)), tmp_path / "t")
+    text = refused(DinovizError, distil.with_pseudo_labels, replace(config, data=str(empty)), tmp_path / "t")
     assert text == f"There are no images in {empty}."
     run = Run.create("student", "probe", config.to_dict(), root=tmp_path)
     text = refused(DinovizError, probe.probe, replace(config, teacher="nobody"), run)
