@@ -62,7 +62,7 @@ def build(backbone: Backbone, classes: Sequence[str], size: int, drop_path: floa
     layers = blocks(model.base_model)
     for i, block in enumerate(layers if drop_path else ()):
         if not hasattr(block, "drop_path"):
-            raise ConfigError(f"drop_path cannot be had in {backbone.family!r} models.")
+            raise ConfigError(f"drop_path is not supported in {backbone.family!r} models: set it to 0.")
         block.drop_path = DropPath(drop_path * i / max(1, len(layers) - 1))
     mask_token = getattr(model.base_model.embeddings, "mask_token", None)
     if mask_token is not None:
