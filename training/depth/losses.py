@@ -22,11 +22,11 @@ def scale_invariant_loss(predicted: torch.Tensor, depth: torch.Tensor, valid: to
 
 
 def gradient_loss(predicted: torch.Tensor, depth: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """How much the slopes of log depth differ, on four grids (Li and Snavely 2018, equation 4; DINOv2's GradientLoss).
+    """L1 difference of gradients of log depth on four grids (Li and Snavely 2018, equation 4; DINOv2's GradientLoss).
 
     All (B, H, W). On each grid, differences of points two apart where both are valid, summed, over the number of valid
-    points. DINOv2's code takes them over the first two axes, which of its tensors (B, 1, H, W) are not the picture's;
-    here, as the paper means it, they go along rows and columns.
+    points. DINOv2's code takes them over the first two axes of its tensors (B, 1, H, W), which are not the image axes;
+    here they are along rows and columns, as in the paper.
     """
     total = 0 * predicted.sum()
     for stride in STRIDES:
