@@ -32,6 +32,7 @@ def export(
 
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
     network.save_pretrained(part)
     BitImageProcessorPil(
         size={"shortest_edge": resize or size},

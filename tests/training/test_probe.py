@@ -415,7 +415,7 @@ def test_refuses_images_and_settings_that_cannot_be_used(config, rooms, tmp_path
         ("1 to 3 .* 9", {"layers": (9,)}),
         ("96 pixels", {"border": 96}),
         ("10 images .* 1 m", {"depth": (0.001, 1.0)}),
-        ("2 cannot", {"held_out": 2}),
+        ("held_out is 2", {"held_out": 2}),
         ("10 images", {"data": str(dark)}),
     ):
         run = Run.create(f"r{len(list(tmp_path.iterdir()))}", "probe", {}, root=tmp_path)

@@ -5,7 +5,7 @@ import json
 import shlex
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.__main__ import _parser
@@ -56,6 +56,7 @@ def test_a_schedule_of_the_preset_that_was_set_back_to_auto_parses_back():
     assert parsed("pretrain", command)[1] == config
 
 
+@settings(deadline=None)  # another process may take the core
 @given(st.floats(1e-6, 1.0), st.integers(1, 500))
 def test_numbers_parse_back_exactly(lr, batch):
     config = PretrainConfig(lr=lr, batch=batch)
