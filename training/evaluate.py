@@ -1,7 +1,7 @@
-"""How good frozen features are: weighted k-NN and linear evaluation, as DINO published them.
+"""Evaluation of frozen features by weighted k-NN and a linear classifier, as in DINO.
 
-Both encode each picture once, by its centre crop, and learn nothing of the network. What is reported is the last epoch
-of a setting that was chosen on a part of the training set; the test set is looked at once.
+Each picture is encoded once, by its centre crop. The linear classifier's learning rate is chosen on a part of the
+training set, its last epoch is reported, and the test set is used once.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from training.config.tasks import EvaluateConfig
 from training.data.dataset import find
 from training.data.demo import demo
 from training.data.labels import aligned, halves, labelled
+from training.engine.progress import Progress
 from training.evaluation.embed import embed, embed_tensor, evaluation_size
-from training.evaluation.knn_linear import EvaluateError, Progress, knn, knn_leave_one_out, knn_votes, linear
+from training.evaluation.knn_linear import EvaluateError, knn, knn_leave_one_out, knn_votes, linear
 from training.evaluation.metrics import scores
 
 __all__ = [
@@ -28,9 +29,9 @@ __all__ = [
 
 
 def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict:
-    """Everything that is to be said of a model's features on a labelled data set, as plain values for JSON.
+    """k-NN and linear accuracy of a model's features on a labelled data set, as values for JSON.
 
-    Raises DinovizError for data without labels, one class only, and a test set of other classes.
+    Raises DinovizError for data without labels or with one class, and for a test set with other classes.
     """
     if config.data:
         train = labelled(find(config.data), "Evaluation")
@@ -41,15 +42,15 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict:
         train, held_out = halves(train, config.test_share, config.seed)
     backbone = dinoviz.load(config.model, device=config.device or None)
     size = evaluation_size(backbone, config.size)
-    known, asked = (
+    train_features, test_features = (
         embed(
             backbone, part, size=size, layer=config.layers, tokens=config.tokens, share=config.crop, batch=config.batch,
             progress=progress,
         )
         for part in (train, held_out)
     )  # fmt: skip
-    x, y = known.features, known.pictures.labels
-    test, truth, classes = asked.features, asked.pictures.labels, train.classes
+    x, y = train_features.features, train_features.pictures.labels
+    test, truth, classes = test_features.features, test_features.pictures.labels, train.classes
     result = {
         "model": backbone.name,
         "weights_id": backbone.weights_id,
@@ -60,7 +61,7 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict:
         "classes": list(classes),
         "train": len(y),
         "test": len(truth),
-        "broken": [list(pair) for pair in (*known.broken, *asked.broken)],
+        "broken": [list(pair) for pair in (*train_features.broken, *test_features.broken)],
         "protocol": _protocol(config, size),
         "knn": {},
     }
@@ -75,7 +76,7 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict:
 
 def _protocol(config: EvaluateConfig, size: int) -> str:
     words = (
-        f"Frozen features ({config.tokens}) of centre crops of {size} px that keep {config.crop:g} of the short side. "
+        f"Frozen features ({config.tokens}) of centre crops of {size} px, {config.crop:g} of the short side. "
         f"k-NN: cosine, k {', '.join(map(str, config.knn))}, votes exp(cosine / {config.temperature:g}). "
     )
     if config.linear:

@@ -1,8 +1,7 @@
-"""The teacher in transformers' format, with what its pixels must be, so that `dinoviz.load` can open it."""
+"""Exports networks in transformers' format with their preprocessing, for `dinoviz.load` and transformers."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,29 +21,26 @@ def export(
     size: int,
     resize: int | None = None,
 ) -> None:
-    """Write config.json, model.safetensors and preprocessor_config.json; a folder that is there is replaced whole.
+    """Write config.json, model.safetensors and preprocessor_config.json; an existing folder is replaced.
 
-    size: pixels of the images that the network was trained on. resize: what the short side becomes before the centre
-    crop of that size; by default the same. Raises OSError where the file system refuses.
+    size: of the images that the network was trained on, in pixels. resize: short side before the centre crop of that
+    size, by default the same. Raises OSError if the folder cannot be written.
     """
+    # Not BitImageProcessor, which needs torchvision; both write the same file.
+    from transformers import BitImageProcessorPil
+    from transformers.image_utils import PILImageResampling
+
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
     network.save_pretrained(part)
-    preprocessor = {
-        "image_processor_type": "BitImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": resize or size},
-        "do_center_crop": True,
-        "crop_size": {"height": size, "width": size},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(mean),
-        "image_std": list(std),
-        "do_convert_rgb": True,
-        "resample": 3,
-    }
-    (part / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2), encoding="utf-8")
+    BitImageProcessorPil(
+        size={"shortest_edge": resize or size},
+        crop_size={"height": size, "width": size},
+        resample=PILImageResampling.BICUBIC,
+        image_mean=list(mean),
+        image_std=list(std),
+    ).save_pretrained(part)
     _put(part, folder)
 
 
@@ -58,13 +54,13 @@ def _put(part: Path, folder: Path) -> None:
 
 
 def copy_export(run: Run, folder: Path) -> None:
-    """Write what a fine-tuning or a depth probe left in its export folder to another one, which is replaced whole.
+    """Copy the export of a fine-tuning run or a depth probe to another folder, which is replaced.
 
-    Raises RunError if there is nothing yet, if it cannot be written, and for a folder that holds other files.
+    Raises RunError if there is no export yet, if it cannot be written, and for a folder with other files.
     """
     made, folder = run.export_folder.resolve(), folder.resolve()
     if not made.is_dir():
-        raise RunError(f"{run.name} has no export yet: a run of kind {run.kind!r} writes it when it is finished.")
+        raise RunError(f"{run.name} has no export yet: a run of kind {run.kind!r} writes it at its end.")
     if folder == made:
         return
     _check_replaceable(folder)
@@ -79,11 +75,10 @@ def export_checkpoint(run: Run, folder: Path, who: str = "teacher") -> tuple[Pat
     """Write the teacher or the student of a run's last checkpoint in transformers' format.
 
     Returns the folder and the checkpoint's step. Raises RunError if there is no checkpoint, if it cannot be written,
-    and for a folder that holds anything but an export.
+    and for a folder with other files than an export.
     """
-    from training.dino.distillation import (
-        first_backbone,  # and not above: fine-tuning needs nothing of what that imports
-    )
+    # Not at the top, because fine-tuning does not need its imports.
+    from training.dino.distillation import first_backbone
 
     checkpoint = run.checkpoint()
     if checkpoint is None or who not in checkpoint.keys:
@@ -103,11 +98,11 @@ def export_checkpoint(run: Run, folder: Path, who: str = "teacher") -> tuple[Pat
 
 
 def _check_replaceable(folder: Path) -> None:
-    """Raise RunError for a folder with anything but an export, which would be lost."""
+    """Raise RunError for a folder with files other than an export, which would be lost."""
     with writing(f"The export in {folder}", RunError):
         others = [each.name for each in folder.iterdir() if not _is_exported(each)] if folder.exists() else []
     if others:
-        raise RunError(f"{folder} holds other files ({others[0]}), which an export would replace; name a new folder.")
+        raise RunError(f"{folder} has other files ({others[0]}), which the export would replace: name another folder.")
 
 
 def _is_exported(path: Path) -> bool:

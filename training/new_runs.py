@@ -1,10 +1,10 @@
-"""What a new run is checked for before anything of it is made."""
+"""Checks of a new run before its folder is created."""
 
 from __future__ import annotations
 
 
 def check(kind: str, config) -> None:
-    """Raise DinovizError for what a run would refuse at its start, so that no dead run holds a name."""
+    """Raise DinovizError for data and settings that a run would refuse, so that no failed run occupies the name."""
     if kind == "pretrain":
         from training.pretrain import check
     elif kind == "finetune":

@@ -1,8 +1,8 @@
-"""What labels are worth: k-NN by layer, linear evaluation, and the three ways of fine-tuning on one set of images.
+"""What labels are worth: k-NN by layer, linear evaluation, and the three methods of fine-tuning on one set of images.
 
 Protocol: `scenes` (six classes), the first PER_CLASS training images of each, all held-out images, the embedded weights
 at SIZE px, one seed. The held-out images are looked at once for each row; epochs are chosen on a part of the training
-images. Run it by `python -m tests.benchmarks.finetune [--per-class N] [--epochs N] [ways ...]`; some
+images. Run it by `python -m tests.benchmarks.finetune [--per-class N] [--epochs N] [methods ...]`; some
 ten minutes on one core that has nothing else to do.
 """
 
@@ -56,7 +56,7 @@ def frozen(train_list: Path, test_folder: Path) -> None:
         print(f"linear evaluation, {name}: {100 * (found.logits.argmax(1) == truth).mean():.1f} %, rate {found.lr:g}")
 
 
-def main(ways=("linear", "lora", "full"), per_class: int = PER_CLASS, epochs: int = EPOCHS) -> None:
+def main(methods=("linear", "lora", "full"), per_class: int = PER_CLASS, epochs: int = EPOCHS) -> None:
     folder = data_folder()
     if folder is None or not (folder / "scenes").is_dir():
         print("fine-tuning: no scenes under $DINOVIZ_DATA, nothing measured")
@@ -67,23 +67,24 @@ def main(ways=("linear", "lora", "full"), per_class: int = PER_CLASS, epochs: in
         train = some(scenes / "train", per_class, root / "train.csv")
         print(f"scenes, {per_class} images a class, {SIZE} px, {torch.get_num_threads()} threads")
         frozen(train, scenes / "val")
-        print(f"{'way':8} {'held-out top-1':>15} {'validation':>11} {'epoch':>6} {'seconds':>8}")
-        for way in ways:
+        print(f"{'method':8} {'held-out top-1':>15} {'validation':>11} {'epoch':>6} {'seconds':>8}")
+        for method in methods:
             config = FinetuneConfig(
-                data=(str(train),), test=str(scenes / "val"), model="embedded", device="cpu", way=way, size=SIZE,
-                epochs=0 if way == "linear" else epochs,
+                data=(str(train),), test=str(scenes / "val"), model="embedded", device="cpu", method=method, size=SIZE,
+                epochs=0 if method == "linear" else epochs,
             )  # fmt: skip
             began = time.perf_counter()
-            result = finetune(config, Run.create(way, "finetune", config.to_dict(), root=root))
+            result = finetune(config, Run.create(method, "finetune", config.to_dict(), root=root))
             seconds = time.perf_counter() - began
             tops = 100 * result["test"]["top1"], 100 * result["validation"]["top1"]
-            print(f"{way:8} {tops[0]:14.1f}% {tops[1]:10.1f}% {result['best']['epoch']:6} {seconds:8.0f}", flush=True)
+            row = f"{method:8} {tops[0]:14.1f}% {tops[1]:10.1f}% {result['best']['epoch']:6} {seconds:8.0f}"
+            print(row, flush=True)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("ways", nargs="*", default=["linear", "lora", "full"])
+    parser.add_argument("methods", nargs="*", default=["linear", "lora", "full"])
     parser.add_argument("--per-class", type=int, default=PER_CLASS)
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     options = parser.parse_args()
-    main(options.ways, options.per_class, options.epochs)
+    main(options.methods, options.per_class, options.epochs)

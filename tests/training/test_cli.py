@@ -1,4 +1,4 @@
-"""`python -m training`: what is typed becomes a run, and what cannot be is answered in one line."""
+"""`python -m training`: commands create, resume, export and list runs, and refuse what is invalid in one line."""
 
 import argparse
 import dataclasses
@@ -22,12 +22,12 @@ from dinoviz.depth import probe_file
 from dinoviz.errors import DinovizError
 from tests.conftest import ROOT
 from tests.training.tiny_runs import settings, write_images
-from training import depth_course
 from training.__main__ import EVALUATE_HELP, FINETUNE_HELP, PRETRAIN_HELP, PROBE_HELP, _parser, main
 from training.config.cli import save
 from training.config.pretrain import PRESETS, PretrainConfig
 from training.config.tasks import EvaluateConfig, FinetuneConfig, ProbeConfig
 from training.dino.distillation import Distillation
+from training.engine.epochs import EpochLoop
 from training.finetune import predict
 from training.runs.paths import absolute
 from training.runs.run import Run, list_runs
@@ -50,14 +50,14 @@ def tiny(images, tmp_path_factory) -> str:
 
 @pytest.fixture
 def home(tmp_path, monkeypatch) -> Path:
-    """Where one works: runs are below it, and relative paths begin there."""
+    """The working folder, with the runs below it."""
     monkeypatch.delenv("DINOVIZ_RUNS", raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def refusal(capsys, *arguments: object) -> str:
-    """What is said of a mistake: one line, status 2."""
+    """The one line of an error, whose exit status is 2."""
     capsys.readouterr()
     try:
         status = main([str(each) for each in arguments])
@@ -65,7 +65,7 @@ def refusal(capsys, *arguments: object) -> str:
         status = stopped.code
     assert status == 2
     lines = capsys.readouterr().err.splitlines()
-    (line,) = [line for line in lines if line and "%|" not in line]  # which is of a bar
+    (line,) = [line for line in lines if line and "%|" not in line]  # not of a progress bar
     assert line.startswith("training: ")
     assert line.endswith(".")
     return line
@@ -90,9 +90,9 @@ def test_the_help_of_a_command_explains_every_setting(command, capsys):
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
     assert ended.value.code == 0
-    text = " ".join(capsys.readouterr().out.split())
+    text = "".join(capsys.readouterr().out.split())  # argparse breaks lines also at hyphens
     for field in dataclasses.fields(SETTINGS[command]):
-        assert field.metadata["help"].split(";")[0] in text, field.name
+        assert "".join(field.metadata["help"].split()) in text, field.name
         if field.name != "data":
             assert f"--{field.name.replace('_', '-')}" in text
 
@@ -115,16 +115,23 @@ def commands_of(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "text", [PRETRAIN_HELP, FINETUNE_HELP, PROBE_HELP, EVALUATE_HELP, (ROOT / "README.md").read_text()]
+    "text",
+    [
+        PRETRAIN_HELP,
+        FINETUNE_HELP,
+        PROBE_HELP,
+        EVALUATE_HELP,
+        *((ROOT / each).read_text() for each in ("README.md", "training/README.md")),
+    ],
 )
-def test_the_commands_that_are_shown_can_be_typed(text):
+def test_commands_in_help_and_readme_parse(text):
     parser = _parser()
     assert text.startswith("# ") or commands_of(text)
     for command in commands_of(text):
         assert isinstance(parser.parse_args(shlex.split(command)), argparse.Namespace), command
 
 
-def test_settings_are_saved_and_taken_back(home, capsys, tiny):
+def test_saved_settings_are_read_back(home, capsys, tiny):
     done(capsys, "pretrain", "photos", "--preset", "micro", "--lr", "0.25", "--no-compile", "--save-config", "a.json")
     assert not (home / "runs").exists()
     kept = json.loads((home / "a.json").read_text())
@@ -133,7 +140,7 @@ def test_settings_are_saved_and_taken_back(home, capsys, tiny):
     assert (home / "a.json").read_text() == (home / "b.json").read_text()
 
 
-def test_options_win_over_the_file_and_the_file_over_the_preset(home, capsys):
+def test_options_override_the_file_and_the_file_the_preset(home, capsys):
     (home / "a.json").write_text(json.dumps({"lr": 0.25, "depth": 7}))
     done(
         capsys, "pretrain", "x", "--preset", "micro", "--config", "a.json", "--depth", "5", "--save-config", "b.json"
@@ -142,10 +149,10 @@ def test_options_win_over_the_file_and_the_file_over_the_preset(home, capsys):
     assert (kept["depth"], kept["lr"], kept["dim"]) == (5, 0.25, PRESETS["micro"].values["dim"])
 
 
-def test_a_run_is_made_and_can_be_used_everywhere(home, capsys, tiny, images, monkeypatch):
-    """Pretrain, list, export, evaluate, fine-tune, and look at it with dinoviz."""
-    said = done(capsys, "pretrain", "--config", tiny, "--name", "mine", "--validation", os.path.relpath(images))
-    assert "training: mine is finished at step 2 of 2" in said
+def test_a_run_can_be_used_everywhere(home, capsys, tiny, images, monkeypatch):
+    """Pretrain, list, export, evaluate, fine-tune, and open it with dinoviz."""
+    output = done(capsys, "pretrain", "--config", tiny, "--name", "mine", "--validation", os.path.relpath(images))
+    assert "training: mine is finished at step 2 of 2" in output
     run = Run.open("mine")
     kept = Path(run.config["validation"])
     assert kept.is_absolute()  # so that it can be resumed from anywhere
@@ -159,13 +166,13 @@ def test_a_run_is_made_and_can_be_used_everywhere(home, capsys, tiny, images, mo
         capsys, "export", "mine", "--student", "--out", "student"
     )
     done(capsys, "export", "runs/mine", "--student", "--out", "student")  # an export may be replaced
-    said = done(capsys, "evaluate", images, "--model", "runs/mine", "--no-linear", "--out", "figures.json")
-    assert re.search(r"20-NN top-1 \d+\.\d%", said)
+    output = done(capsys, "evaluate", images, "--model", "runs/mine", "--no-linear", "--out", "figures.json")
+    assert re.search(r"20-NN top-1 \d+\.\d%", output)
     assert json.loads((home / "figures.json").read_text())["test"] > 0
-    said = done(
-        capsys, "finetune", images, "--model", "student", "--way", "linear", "--epochs", 2, "--name", "tuned"
+    output = done(
+        capsys, "finetune", images, "--model", "student", "--method", "linear", "--epochs", 2, "--name", "tuned"
     )  # fmt: skip
-    assert "training: tuned is finished" in said
+    assert "training: tuned is finished" in output
     assert [each.name for each in list_runs()] == ["tuned", "mine"]
     picture = next(images.rglob("*.png"))
     assert dinoviz_main(["attention", str(picture), "--model", "runs/mine", "--resolution", "64", "--out", "maps"]) == 0
@@ -185,7 +192,7 @@ def test_a_run_can_start_from_a_run(home, capsys, tiny):
     assert Run.open("second").config["start"] == str(home / "runs" / "first")
 
 
-def test_names_of_now_are_never_taken(home, capsys, tiny, monkeypatch):
+def test_default_names_are_unique(home, capsys, tiny, monkeypatch):
     monkeypatch.setattr("time.strftime", lambda *_: "20260101-000000")
     for _ in range(2):
         done(capsys, "pretrain", "--config", tiny, "--epochs", 0.25)
@@ -193,41 +200,41 @@ def test_names_of_now_are_never_taken(home, capsys, tiny, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "words"),
     [
-        ([], "Name the images to train on: a folder, a zip file or a list"),
-        (["photos", "--demo"], "or --demo for the built-in ones; not both"),
-        (["photos"], "photos: there is no such file or folder"),
-        (["empty"], "empty is empty, there are no images in it"),
-        (["texts"], "texts has 2 files, none of them an image"),
-        (["texts/a.txt"], "a.txt: 1 of 1 files that it lists do not exist: hello"),
-        (["no.zip"], "no.zip is damaged, or not a zip file"),
-        (["one"], "There is one image, and training needs 2 at least"),
-        (["two", "--batch", 64], "There are 2 images, fewer than the 64 of one batch: lower batch"),
-        (["broken", "--batch", 2], "2 of 2 images cannot be read, too many to go on: "),
-        (["two", "--batch", 2, "--validation", "two"], "The images for k-NN need classes"),
-        (["two", "--batch", 2, "--validation", "nowhere"], "nowhere: there is no such file or folder"),
-        (["two", "--preset", "huge"], f"There is no preset 'huge'. Known are {', '.join(PRESETS)}"),
+        ([], "zip file"),
+        (["photos", "--demo"], "--demo"),
+        (["photos"], "photos: "),
+        (["empty"], "empty is empty"),
+        (["texts"], "2 files"),
+        (["texts/a.txt"], "hello"),
+        (["no.zip"], "no.zip is damaged"),
+        (["one"], "2 images"),
+        (["two", "--batch", 64], "2 images, fewer than the 64"),
+        (["broken", "--batch", 2], "2 of 2 images"),
+        (["two", "--batch", 2, "--validation", "two"], "k-NN"),
+        (["two", "--batch", 2, "--validation", "nowhere"], "nowhere: "),
+        (["two", "--preset", "huge"], ", ".join(PRESETS)),
         (["two", "--config", "none.json"], "none.json"),
         (["two", "--config", "damaged.json"], "damaged.json"),
-        (["two", "--config", "list.json"], "list.json holds a list"),
-        (["two", "--config", "unknown.json"], "There is no setting 'learning_rate'. Known are "),
-        (["two", "--config", "wrong.json"], "lr is of type float, not 'high'"),
-        (["two", "--lr", -1], "lr is at least 0, not -1"),
+        (["two", "--config", "list.json"], "list.json"),
+        (["two", "--config", "unknown.json"], "'learning_rate'"),
+        (["two", "--config", "wrong.json"], "float, not 'high'"),
+        (["two", "--lr", -1], "at least 0, not -1"),
         (["two", "--lr", "high"], "argument --lr: invalid float value: 'high'"),
         (["two", "--patch", 7], "argument --patch: invalid choice: 7"),
-        (["two", "--global-size", 50], "global_size (50) must be a multiple of patch (8)"),
+        (["two", "--global-size", 50], "global_size (50)"),
         (["two", "--what"], "unrecognized arguments: --what"),
-        (["two", "--name", "a/b"], "'a/b' cannot be a run's name"),
-        (["two", "--batch", 2, "--name", "taken"], "already a run taken"),
-        (["two", "--batch", 2, "--start", "nothing"], "There is no model 'nothing'. Known are embedded, "),
-        (["two", "--batch", 2, "--preset", "adapt"], "freeze_layers (6) would keep random weights as they are: name a"),
+        (["two", "--name", "a/b"], "'a/b'"),
+        (["two", "--batch", 2, "--name", "taken"], "taken"),
+        (["two", "--batch", 2, "--start", "nothing"], "'nothing'"),
+        (["two", "--batch", 2, "--preset", "adapt"], "freeze_layers (6)"),
         (["two", "--batch", 2, "--probe-images", "gone.png"], "gone.png"),
-        (["two", "--batch", 2, "--save-config", "nowhere/a.json"], "nowhere/a.json cannot be written"),
-        (["two", "--epochs", 5, "--warmup-epochs", 10], "warmup_epochs (10) does not fit into a run of 5 epochs"),
+        (["two", "--batch", 2, "--save-config", "nowhere/a.json"], "nowhere/a.json"),
+        (["two", "--epochs", 5, "--warmup-epochs", 10], "warmup_epochs (10)"),
     ],
 )
-def test_what_cannot_be_pretrained_is_answered_in_one_line(arguments, says, home, capsys):
+def test_pretrain_refuses_invalid_data_and_settings(arguments, words, home, capsys):
     for name in ("empty", "texts", "broken"):
         (home / name).mkdir()
     for name in ("texts/a.txt", "texts/b.txt", "no.zip", "broken/a.png", "broken/b.png"):
@@ -239,22 +246,22 @@ def test_what_cannot_be_pretrained_is_answered_in_one_line(arguments, says, home
     (home / "unknown.json").write_text('{"learning_rate": 1}')
     (home / "wrong.json").write_text('{"lr": "high"}')
     Run.create("taken", "pretrain", {})
-    assert says in refusal(capsys, "pretrain", *arguments)
-    assert [run.name for run in list_runs()] == ["taken"]  # and the name is free for what was meant
+    assert words in refusal(capsys, "pretrain", *arguments)
+    assert [run.name for run in list_runs()] == ["taken"]  # the name is still free
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "words"),
     [
         (["pretrain", "four", "--batch", 2, "--preset", "adapt"], "freeze_layers (6)"),
-        (["pretrain", "four"], "There are 4 images, fewer than the 64 of one batch"),
-        (["finetune", "four"], "Fine-tuning needs labelled images"),
-        (["probe", "four"], "four is no RGB-D folder"),
+        (["pretrain", "four"], "4 images, fewer than the 64"),
+        (["finetune", "four"], "Fine-tuning"),
+        (["probe", "four"], "RGB-D"),
     ],
 )
-def test_what_a_run_would_refuse_is_checked_before_anything_is_made(arguments, says, home, capsys):
+def test_data_and_settings_are_checked_before_anything_is_created(arguments, words, home, capsys):
     write_images(home / "four", 4)
-    assert says in refusal(capsys, *arguments)
+    assert words in refusal(capsys, *arguments)
     assert [each.name for each in home.iterdir()] == ["four"]
 
 
@@ -269,7 +276,7 @@ def test_a_run_that_fails_before_its_first_step_leaves_no_folder(home, capsys, t
     assert list_runs() == []
 
 
-def test_a_run_that_fails_later_is_kept_and_goes_on(home, capsys, tiny, monkeypatch):
+def test_a_run_that_fails_later_is_kept_and_can_be_resumed(home, capsys, tiny, monkeypatch):
     step = Distillation.step
 
     def full(self, images, aspects, number):
@@ -285,20 +292,20 @@ def test_a_run_that_fails_later_is_kept_and_goes_on(home, capsys, tiny, monkeypa
     assert "training: a is finished" in done(capsys, "resume", "a")
 
 
-def test_what_was_encoded_is_kept_where_the_training_fails(home, capsys, tiny_folders, monkeypatch):
+def test_features_are_kept_if_the_training_fails(home, capsys, tiny_folders, monkeypatch):
     write_rooms(home / "rooms", 8)
 
     def fail(self):
         raise DinovizError("The disk is full.")
 
-    monkeypatch.setattr(depth_course.Course, "go", fail)
+    monkeypatch.setattr(EpochLoop, "fit", fail)
     options = ("--model", tiny_folders["dinov2"], "--resolution", 56, "--epochs", 1, "--bins", 8, "--crop", "none")
     refusal(capsys, "probe", "rooms", *options, "--name", "a")
     assert Run.open("a").status()["state"] == "failed"
     assert list((Run.open("a").folder / "features").glob("*.bin"))
 
 
-def test_a_zip_file_and_a_list_will_do(home, capsys, tiny, images):
+def test_trains_on_a_zip_file_and_a_list(home, capsys, tiny, images):
     with zipfile.ZipFile("a.zip", "w") as archive:
         for path in sorted(images.rglob("*.png"))[:20]:
             archive.write(path, path.relative_to(images))
@@ -310,37 +317,37 @@ def test_a_zip_file_and_a_list_will_do(home, capsys, tiny, images):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "words"),
     [
-        (["resume", "none"], "There is no run none; the runs in runs are "),
-        (["resume", "finished"], "finished is finished; a new run can start from it: pretrain --start"),
-        (["resume", "tuned"], "tuned is finished."),
-        (["resume", "busy"], "busy is at work already; `python -m training stop busy` ends it"),
-        (["resume", "odd"], "odd is a run of kind 'odd', which cannot be resumed; start it again"),
+        (["resume", "none"], "none"),
+        (["resume", "finished"], "--start"),
+        (["resume", "tuned"], "tuned is finished"),
+        (["resume", "busy"], "training stop busy"),
+        (["resume", "odd"], "'odd'"),
         (["resume", "damaged"], "config.json"),
-        (["resume", "edited"], "There is no setting 'epoch'. Known are "),
-        (["stop", "none"], "There is no run none"),
-        (["stop", "finished"], "finished is not at work (finished): there is nothing to stop"),
-        (["export", "none"], "There is no run none"),
-        (["export", "busy"], "busy has no checkpoint of a teacher yet"),
-        (["export", "tuned"], "tuned has no export yet"),
-        (["evaluate", "flat"], "Evaluation needs labelled images"),
-        (["evaluate"], "Name the labelled images, or --demo"),
-        (["finetune", "flat"], "Fine-tuning needs labelled images"),
-        (["finetune", "flat", "--way", "magic"], "argument --way: invalid choice: 'magic'"),
-        (["probe", "flat"], "flat is no RGB-D folder: it needs the folders rgb and depth"),
-        (["probe", "nowhere"], "nowhere: there is no such file or folder"),
-        (["probe", "--demo"], "The demo's pictures have no depth: name a --teacher that tells it"),
-        (["probe", "flat", "--demo"], "or --demo for the built-in ones; not both"),
-        (["probe"], "Name the images to train on: a folder, a zip file or a list"),
-        (["probe", "flat.zip"], "flat.zip has no folders rgb and depth beside each other"),
-        (["probe", "flat", "--teacher", "nobody"], "There is no teacher 'nobody'. A teacher is a published head, "),
-        (["probe", "flat.zip", "--teacher", "finished"], "The run finished holds no finished depth probe"),
+        (["resume", "edited"], "'epoch'"),
+        (["stop", "none"], "none"),
+        (["stop", "finished"], "finished is finished"),
+        (["export", "none"], "none"),
+        (["export", "busy"], "teacher"),
+        (["export", "tuned"], "'finetune'"),
+        (["evaluate", "flat"], "Evaluation"),
+        (["evaluate"], "--demo"),
+        (["finetune", "flat"], "Fine-tuning"),
+        (["finetune", "flat", "--method", "magic"], "argument --method: invalid choice: 'magic'"),
+        (["probe", "flat"], "RGB-D"),
+        (["probe", "nowhere"], "nowhere: "),
+        (["probe", "--demo"], "--teacher"),
+        (["probe", "flat", "--demo"], "--demo"),
+        (["probe"], "zip file"),
+        (["probe", "flat.zip"], "flat.zip"),
+        (["probe", "flat", "--teacher", "nobody"], "'nobody'"),
+        (["probe", "flat.zip", "--teacher", "finished"], "run finished"),
         (["nonsense"], "invalid choice: 'nonsense'"),
         ([], "the following arguments are required: COMMAND"),
     ],
 )
-def test_what_cannot_be_done_is_answered_in_one_line(arguments, says, home, capsys):
+def test_commands_refuse_invalid_runs_and_data(arguments, words, home, capsys):
     write_images(home / "flat", 4)
     with zipfile.ZipFile(home / "flat.zip", "w") as archive:
         archive.write(home / "flat" / "000.png", "000.png")
@@ -351,47 +358,47 @@ def test_what_cannot_be_done_is_answered_in_one_line(arguments, says, home, caps
     ):  # fmt: skip
         Run.create(name, kind, config).set_status(state, pid=os.getppid())
     (home / "runs/damaged/config.json").write_text('{"kind": "pretrain", ')
-    assert says in refusal(capsys, *arguments)
+    assert words in refusal(capsys, *arguments)
 
 
-def test_a_fine_tuning_says_how_good_it_is_and_why_it_ended(home, capsys, images, tiny_folders):
-    said = done(
-        capsys, "finetune", images, "--model", tiny_folders["dinov2"], "--size", 42, "--way", "linear",
+def test_fine_tuning_prints_its_metrics_and_why_it_stopped(home, capsys, images, tiny_folders):
+    output = done(
+        capsys, "finetune", images, "--model", tiny_folders["dinov2"], "--size", 42, "--method", "linear",
         "--lr", 1e-30, "--epochs", 50, "--patience", 1, "--name", "tuned", "--test", images,
     )  # fmt: skip
-    shown = json.loads(re.search(r"^\{$.*^\}$", said, re.MULTILINE | re.DOTALL)[0])
+    shown = json.loads(re.search(r"^\{$.*^\}$", output, re.MULTILINE | re.DOTALL)[0])
     kept = json.loads((Run.open("tuned").folder / "result.json").read_text())
     for part in ("validation", "test"):
         assert shown[part] == {name: kept[part][name] for name in ("n", "top1", "top5")}
     assert shown["best"] == kept["best"]
     assert shown["weights_id"] == kept["weights_id"][:12]
     assert len(kept["weights_id"]) == 64
-    assert "no better validation accuracy in 1 epoch; best" in said
+    assert "in 1 epoch; best" in output
 
 
-def test_a_probe_learns_from_a_zip_file_and_teaches_another(home, capsys, tiny_folders):
-    """Its run is named as the teacher, and found again wherever the other is resumed."""
+def test_a_probe_trained_on_a_zip_file_is_the_teacher_of_another(home, capsys, tiny_folders):
+    """The teacher's run is stored as an absolute path."""
     write_rooms(home / "rooms", 16)
     shutil.make_archive("rooms", "zip", home, "rooms")
     settings = ("--resolution", 56, "--epochs", 1, "--bins", 8, "--crop", "none")
     model = ("--model", tiny_folders["dinov2"])
-    said = done(capsys, "probe", "rooms.zip", *model, *settings, "--name", "first")
-    assert "training: first is finished" in said
-    assert re.search(r'"rmse": \d+\.\d+', said)
-    assert re.search(r'"weights_id": "[0-9a-f]{12}"', said)
+    output = done(capsys, "probe", "rooms.zip", *model, *settings, "--name", "first")
+    assert "training: first is finished" in output
+    assert re.search(r'"rmse": \d+\.\d+', output)
+    assert re.search(r'"weights_id": "[0-9a-f]{12}"', output)
     first = Run.open("first")
     assert first.config["data"] == str(home / "runs" / "first" / "data" / "rooms")
     assert json.loads((first.folder / "result.json").read_text())["data"]["folder"] == "rooms"
     assert "the depth probe of first is in copy" in done(capsys, "export", "first", "--out", "copy")
     assert (home / "copy" / "probe.safetensors").read_bytes() == probe_file(first.folder).read_bytes()
-    said = done(capsys, "probe", "--demo", *model, *settings, "--teacher", "first", "--name", "second")
-    assert "training: second is finished" in said
+    output = done(capsys, "probe", "--demo", *model, *settings, "--teacher", "first", "--name", "second")
+    assert "training: second is finished" in output
     second = Run.open("second")
     assert second.config["teacher"] == str(home / "runs" / "first")
     assert len(list((second.folder / "teacher" / "depth").iterdir())) == 18
 
 
-def test_what_cannot_be_unpacked_leaves_no_run(home, capsys):
+def test_a_zip_file_that_cannot_be_unpacked_leaves_no_run(home, capsys):
     write_images(home / "flat", 1)
     with zipfile.ZipFile("flat.zip", "w") as archive:
         archive.write(home / "flat" / "000.png", "000.png")
@@ -399,7 +406,7 @@ def test_what_cannot_be_unpacked_leaves_no_run(home, capsys):
     assert list_runs() == []
 
 
-def test_a_teacher_is_found_from_everywhere(home):
+def test_a_teacher_becomes_an_absolute_path(home):
     Run.create("mine", "probe", {})
     (home / "mine").mkdir()  # as `open_teacher`, a run's name comes first
     (home / "p.safetensors").touch()
@@ -413,35 +420,35 @@ def test_a_teacher_is_found_from_everywhere(home):
         assert absolute(ProbeConfig(teacher=typed)).teacher == kept
 
 
-def test_an_export_replaces_nothing_but_an_export(home, capsys, tiny):
+def test_an_export_replaces_only_an_export(home, capsys, tiny):
     done(capsys, "pretrain", "--config", tiny, "--name", "a")
     (home / "photos").mkdir()
     (home / "photos/mine.jpg").write_text("precious")
-    said = refusal(capsys, "export", "a", "--out", "photos")
-    assert "photos holds other files (mine.jpg), which an export would replace; name a new folder" in said
+    refused = refusal(capsys, "export", "a", "--out", "photos")
+    assert "mine.jpg" in refused
     assert (home / "photos/mine.jpg").read_text() == "precious"
-    assert "holds other files" in refusal(capsys, "export", "a", "--out", ".")
+    assert "other files" in refusal(capsys, "export", "a", "--out", ".")
     (home / "file").touch()
-    assert "file cannot be written: Not a directory" in refusal(capsys, "export", "a", "--out", "file")
+    assert "Not a directory" in refusal(capsys, "export", "a", "--out", "file")
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
 def test_runs_that_cannot_be_written(home, capsys, tiny):
     (home / "runs").mkdir(mode=0o500)
-    assert "runs/a cannot be made: Permission denied" in refusal(capsys, "pretrain", "--config", tiny, "--name", "a")
+    assert "Permission denied" in refusal(capsys, "pretrain", "--config", tiny, "--name", "a")
 
 
-def test_figures_that_cannot_be_written(home, capsys, tiny_folders):
+def test_metrics_that_cannot_be_written(home, capsys, tiny_folders):
     model = ["--model", str(tiny_folders["dinov2"]), "--size", "14", "--no-linear"]
     for name in "ab":
         write_images(home / "photos" / name, 2)
     assert main(["evaluate", "photos", *model, "--out", "nowhere/figures.json"]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line == "training: nowhere/figures.json cannot be written: No such file or directory."
+    assert line.startswith("training: nowhere/figures.json ")
 
 
 def test_the_export_of_a_classifier_run_is_its_classifier(home, capsys, images, tiny_folders):
-    settings = ("--model", tiny_folders["dinov2"], "--size", 42, "--way", "linear", "--epochs", 1)
+    settings = ("--model", tiny_folders["dinov2"], "--size", 42, "--method", "linear", "--epochs", 1)
     done(capsys, "finetune", images, *settings, "--name", "tuned")
     picture = next(images.rglob("*.png"))
     expected = predict("runs/tuned", [picture], device="cpu")
@@ -455,9 +462,9 @@ def test_the_export_of_a_classifier_run_is_its_classifier(home, capsys, images, 
     assert "mine.jpg" in refusal(capsys, "export", "tuned", "--out", "copy")
 
 
-def test_runs_where_there_is_a_file(home, capsys, tiny):
+def test_runs_in_place_of_a_file(home, capsys, tiny):
     (home / "runs").touch()
-    assert "run a cannot be made: Not a directory" in refusal(capsys, "pretrain", "--config", tiny, "--name", "a")
+    assert "Not a directory" in refusal(capsys, "pretrain", "--config", tiny, "--name", "a")
 
 
 def test_a_list_without_runs_and_of_a_run_that_died(home, capsys):
@@ -470,18 +477,19 @@ def test_a_list_without_runs_and_of_a_run_that_died(home, capsys):
     assert re.search(r"^gone +pretrain +died +3 of 9", done(capsys, "list"), re.MULTILINE)
 
 
-def test_the_list_shows_a_run_whose_figures_or_name_are_damaged(home, capsys):
+def test_the_list_shows_a_run_with_damaged_metrics_or_name(home, capsys):
     run = Run.create("odd", "finetune", {})
     run.add_metrics({"step": 3, "loss": "much", "validation_top1": 0.91})
     run.folder.rename(run.folder.with_name("odd-\udcff"))
     assert re.search(r"^odd-\\udcff +finetune .*top1 0.91", done(capsys, "list"), re.MULTILINE)
 
 
-def test_the_command_line_speaks_from_a_terminal_too(tmp_path):
-    """A process of its own: status 2 and one line."""
+def test_the_command_line_in_a_process_of_its_own(tmp_path):
+    """Status 2 and one line."""
     done = subprocess.run(
         [sys.executable, "-m", "training", "resume", "none"],
         cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr == "training: There is no run none; there are none in runs yet.\n"
+    assert done.stderr.startswith("training: ")
+    assert done.stderr.count("\n") == 1

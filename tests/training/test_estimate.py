@@ -102,9 +102,9 @@ def test_with_0_one_knn_evaluation_and_two_snapshots_are_foretold(pretraining):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["linear", "lora", "full"])
-def test_a_fine_tuning_takes_as_long_as_foretold(way, finetuning, tmp_path):
-    config = dataclasses.replace(finetuning, way=way)
+@pytest.mark.parametrize("method", ["linear", "lora", "full"])
+def test_a_fine_tuning_takes_as_long_as_foretold(method, finetuning, tmp_path):
+    config = dataclasses.replace(finetuning, method=method)
 
     def once(i: int) -> list[tuple[float, float]]:
         said, course = estimate(config, 40), Course()
@@ -118,7 +118,7 @@ def test_a_fine_tuning_takes_as_long_as_foretold(way, finetuning, tmp_path):
 
 
 def test_a_head_that_comes_first_takes_its_time_too(finetuning):
-    config = dataclasses.replace(finetuning, way="lora")
+    config = dataclasses.replace(finetuning, method="lora")
     said = estimate(dataclasses.replace(config, linear_first=True), 10_000)
     assert "10,640 steps of the head" in said.how  # 40 epochs of 8,500 images by 32
     assert "then 6,378 steps" in said.how
@@ -138,9 +138,9 @@ def test_a_probe_takes_as_long_as_foretold(probing, tmp_path):
 
 @pytest.mark.parametrize("kind", ["pretraining", "finetuning", "probing"])
 def test_it_stops_at_each_moment_that_it_tells(kind, request):
-    config = dataclasses.replace(request.getfixturevalue(kind), **({"way": "lora"} if kind == "finetuning" else {}))
+    config = dataclasses.replace(request.getfixturevalue(kind), **({"method": "lora"} if kind == "finetuning" else {}))
     told: list[float] = []
-    estimate(config, IMAGES, tell=lambda what, share: told.append(share))
+    estimate(config, IMAGES, progress=lambda what, share: told.append(share))
     assert told == sorted(told)
     assert (told[0], told[-1]) == (0.0, 1.0)
     for moment in (0.0, 0.4):  # not by their number: what is measured is as often as time allows
@@ -150,7 +150,7 @@ def test_it_stops_at_each_moment_that_it_tells(kind, request):
                 raise Stopped
 
         with pytest.raises(Stopped):
-            estimate(config, IMAGES, tell=stop)
+            estimate(config, IMAGES, progress=stop)
 
 
 def test_it_leaves_nothing_behind(pretraining, tmp_path, monkeypatch):
@@ -182,7 +182,7 @@ def test_what_the_run_would_refuse_is_refused_in_its_words(pretraining, finetuni
             estimate(config, count)
         assert str(ours.value) == str(theirs.value)
     for config in (finetuning, probing):
-        with pytest.raises(DinovizError, match="Training needs 2 images at least"):
+        with pytest.raises(DinovizError, match="2 images"):
             estimate(config, 1)
-    with pytest.raises(DinovizError, match="no multiple of the patch size 14"):
+    with pytest.raises(DinovizError, match="patch size 14"):
         estimate(dataclasses.replace(finetuning, size=50), IMAGES)

@@ -110,7 +110,7 @@ def story(images, tmp_path_factory) -> SimpleNamespace:
     return seen
 
 
-def test_one_works_and_the_others_wait(story):
+def test_one_runs_and_the_others_wait(story):
     assert story.at_once == (["running", "queued"], ["b"])
     assert story.at_the_end[-1] == "b"
 
@@ -120,9 +120,9 @@ def test_a_queued_run_stops_at_once(story):
     assert not (story.c.folder / "output.txt").exists()
 
 
-def test_a_killed_run_is_told_and_goes_on_from_its_checkpoint(story):
+def test_a_killed_run_is_reported_and_resumes_from_its_checkpoint(story):
     assert story.killed["seconds"] < 10
-    assert story.killed["message"] == "The process was killed; the machine may have run out of memory."
+    assert "memory" in story.killed["message"]
     assert story.killed["steps"] == 40
     resumed = int(log(story.a).split("resumed at step ")[1].split()[0])
     assert resumed >= 4
@@ -135,16 +135,13 @@ def test_a_stop_before_the_first_step_is_heeded_and_the_run_finishes_later(story
     assert (state(story.b), story.b.status()["step"]) == ("finished", 8)
 
 
-def test_what_cannot_be_resumed_or_stopped_is_told(story):
-    assert story.refused == {
-        "queued": "b is queued already.",
-        "at work": "b is at work already.",
-        "finished": "a is finished: there is nothing left to do.",
-        "stop": "a is not at work (finished): there is nothing to stop.",
-    }
+def test_refuses_to_resume_or_stop_runs_in_other_states(story):
+    words = {"queued": "b is queued", "at work": "b is running", "finished": "a is finished", "stop": "a is finished"}
+    assert story.refused.keys() == words.keys()
+    assert all(story.refused[name].startswith(words[name]) for name in words)
 
 
-def test_what_a_process_prints_is_kept_without_bars(story):
+def test_the_output_of_a_process_is_kept_without_progress_bars(story):
     assert (story.b.folder / "output.txt").read_text() == "training: b is finished at step 8 of 8\n"
 
 
@@ -185,7 +182,7 @@ def test_an_app_that_is_killed_takes_its_runs_along_but_those_to_keep(app, tmp_p
     with closing(Jobs(tmp_path / "runs")) as jobs:
         jobs.resume(ends)
         time.sleep(4 * module.POLL)
-        assert (state(ends), jobs.queue()) == ("queued", ["ends"])  # there is no room beside the other
+        assert (state(ends), jobs.queue()) == ("queued", ["ends"])  # the other run takes the only place
         wait(lambda: stays.status()["step"] > step)
         jobs.stop(stays)
         wait(lambda: state(stays) in ENDED, 20)
@@ -195,11 +192,11 @@ def test_an_app_that_is_killed_takes_its_runs_along_but_those_to_keep(app, tmp_p
         jobs.close()
         assert (state(ends), ends.status()["step"]) == ("stopped", ends.checkpoint().step)
         assert processes_in(tmp_path) == []
-        assert refusal(jobs.submit, "late", "pretrain", {}) == "The app is about to end: it starts no more runs."
+        assert "closing" in refusal(jobs.submit, "late", "pretrain", {})
         assert not (tmp_path / "runs" / "late").exists()
 
 
-def test_closing_ends_also_a_process_that_does_not_listen(images, tmp_path, monkeypatch):
+def test_closing_kills_a_process_that_does_not_stop(images, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "GRACE", 0.5)
     jobs = Jobs(tmp_path)
     deaf, waits = (jobs.submit(name, "pretrain", endless(images)) for name in ("deaf", "waits"))
@@ -207,13 +204,13 @@ def test_closing_ends_also_a_process_that_does_not_listen(images, tmp_path, monk
     os.kill(deaf.status()["pid"], signal.SIGSTOP)
     jobs.close(0.1)
     assert [state(run) for run in (deaf, waits)] == ["stopped", "stopped"]
-    assert "Ended with the app" in deaf.status()["message"]
+    assert "app" in deaf.status()["message"]
     assert processes_in(tmp_path) == []
     jobs.close(0.1)
 
 
 @pytest.mark.parametrize("bound", [{"minutes": 0.005}, {"megabytes": 0.0001}])
-def test_a_run_that_reaches_a_bound_is_ended_and_says_so(bound, images, tmp_path, monkeypatch):
+def test_a_run_that_reaches_a_limit_is_stopped_with_the_reason(bound, images, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "OVERTIME", 0.3)  # it is still importing torch then
     with closing(Jobs(tmp_path, **bound)) as jobs:
         run = jobs.submit("long", "pretrain", endless(images))
@@ -236,7 +233,7 @@ def test_a_run_that_is_out_of_time_leaves_a_checkpoint(images, tmp_path):
         assert status["spent"] > 1
 
 
-def test_a_process_that_ends_at_once_is_told(images, idle, tmp_path, monkeypatch):
+def test_a_process_that_ends_at_once_is_reported(images, idle, tmp_path, monkeypatch):
     (tmp_path / "training").mkdir()
     (tmp_path / "training" / "__main__.py").write_text("raise SystemExit('not ours')")
     monkeypatch.chdir(tmp_path)
@@ -266,59 +263,55 @@ def test_a_run_has_its_folder_before_it_is_queued(images, idle, tmp_path, monkey
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "words"),
     [
         (ConfigError("The pictures are gone."), "The pictures are gone."),
-        (OSError(28, "No space left on device"), "cannot be written: No space left on device."),
+        (OSError(28, "No space left on device"), "No space left on device"),
         (KeyboardInterrupt("at the keyboard"), "at the keyboard"),
     ],
 )
-def test_what_goes_wrong_before_leaves_no_folder(error, told, images, idle):
+def test_an_error_before_queueing_leaves_no_folder(error, words, images, idle):
     def fail(run: Run) -> None:
         (run.folder / "data").mkdir()
         raise error
 
-    with pytest.raises((DinovizError, KeyboardInterrupt), match=told):
+    with pytest.raises((DinovizError, KeyboardInterrupt), match=words):
         idle.submit("a", "pretrain", settings(images), before=fail)
     assert not (idle.root / "a").exists()
     assert idle.queue() == []
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"), [({"freeze_layers": 6}, r"freeze_layers \(6\)"), ({"batch": 4096}, "fewer than the 4096")]
+    ("changes", "words"), [({"freeze_layers": 6}, r"freeze_layers \(6\)"), ({"batch": 4096}, "fewer than the 4096")]
 )
-def test_what_a_run_would_refuse_is_not_queued_and_leaves_no_folder(changes, told, images, idle):
+def test_data_that_a_run_would_refuse_is_not_queued(changes, words, images, idle):
     def put(run: Run) -> None:
         shutil.copytree(images, run.folder / "data")
         run.set_config({**run.config, "data": [str(run.folder / "data")]})
 
     for before in (None, put):
-        with pytest.raises(DinovizError, match=told):
+        with pytest.raises(DinovizError, match=words):
             idle.submit("a", "pretrain", settings(images, **changes), before=before)
     assert list_runs(idle.root) == []
     assert idle.queue() == []
 
 
-def test_what_cannot_be_submitted_is_told(images, idle, tmp_path):
+def test_refuses_invalid_names_kinds_and_settings(images, idle, tmp_path):
     config = settings(images)
     idle.submit("a", "pretrain", config)
-    assert refusal(idle.submit, "a", "pretrain", config).startswith("There is already a run a;")
-    assert refusal(idle.submit, "../a", "pretrain", config).startswith("'../a' cannot be a run's name")
-    assert refusal(idle.submit, "b", "train", config) == (
-        "There is no kind of run 'train'; there are pretrain, finetune, probe."
-    )
-    assert refusal(idle.submit, "b", "pretrain", {"lr": -1}).startswith("lr is at least")
+    assert refusal(idle.submit, "a", "pretrain", config).startswith("There is already a run a")
+    assert refusal(idle.submit, "../a", "pretrain", config).startswith("'../a'")
+    assert "pretrain, finetune, probe" in refusal(idle.submit, "b", "train", config)
+    assert refusal(idle.submit, "b", "pretrain", {"lr": -1}).startswith("lr ")
     (tmp_path / "file").touch()
-    told = refusal(Jobs(tmp_path / "file").submit, "b", "pretrain", config)
-    assert told.endswith("b cannot be made: Not a directory.")
+    assert "Not a directory" in refusal(Jobs(tmp_path / "file").submit, "b", "pretrain", config)
     assert idle.queue() == ["a"]
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_cannot_be_written_is_told(images, tmp_path):
+def test_a_folder_that_cannot_be_written_is_an_error(images, tmp_path):
     (tmp_path / "runs").mkdir(mode=0o500)
-    told = refusal(Jobs(tmp_path / "runs").submit, "a", "pretrain", settings(images))
-    assert told.endswith("runs/a cannot be made: Permission denied.")
+    assert "Permission denied" in refusal(Jobs(tmp_path / "runs").submit, "a", "pretrain", settings(images))
 
 
 def test_a_queued_run_can_be_stopped_from_elsewhere(images, idle):
@@ -362,7 +355,7 @@ def run(images, tmp_path) -> Run:
     return Run.create("a", "pretrain", settings(images).to_dict(), root=tmp_path)
 
 
-def test_a_job_is_taken_from_its_parent_with_the_request_to_stop(run):
+def test_a_job_keeps_stop_requests_since_it_was_queued(run):
     """Which somebody may make while the process imports its libraries."""
     for state_, pid in (("queued", os.getppid()), ("starting", os.getppid()), ("starting", os.getpid())):
         run.set_status(state_, pid=pid)
@@ -376,36 +369,36 @@ def test_a_job_is_taken_from_its_parent_with_the_request_to_stop(run):
 
 def test_a_job_of_another_is_not_taken(run):
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
-        for state_, told in (("queued", "a is queued already"), ("starting", "a is at work already")):
+        for state_, words in (("queued", "a is queued"), ("starting", "a is running")):
             run.set_status(state_, pid=other.pid)
-            with pytest.raises(RunError, match=told):
+            with pytest.raises(RunError, match=words):
                 reopen(run, "pretrain")
             assert state(run) == state_
 
 
-def test_work_is_asked_to_stop_when_the_parent_is_another(run, monkeypatch):
-    with working(run) as asked_to_stop:
-        assert not asked_to_stop()
+def test_a_stop_is_requested_when_the_parent_exits(run, monkeypatch):
+    with working(run) as stop_requested:
+        assert not stop_requested()
         monkeypatch.setenv(PARENT, str(os.getppid()))
-        assert not asked_to_stop()
+        assert not stop_requested()
         monkeypatch.setenv(PARENT, str(os.getppid() + 1))
-        assert asked_to_stop()
+        assert stop_requested()
 
 
 @pytest.mark.parametrize(
-    ("kind", "lower"),
+    ("kind", "setting"),
     [
-        ("pretrain", "lower batch, local_crops or global_size, or raise accumulate"),
-        ("finetune", "lower batch or size"),
-        ("probe", "lower batch or resolution"),
+        ("pretrain", "local_crops"),
+        ("finetune", "size"),
+        ("probe", "resolution"),
     ],
 )
-def test_a_full_memory_says_what_to_lower(kind, lower, tmp_path):
+def test_a_full_memory_names_the_settings_to_lower(kind, setting, tmp_path):
     run = Run.create("a", kind, {}, root=tmp_path)
-    with pytest.raises(DinovizError) as told, working(run):
+    with pytest.raises(DinovizError) as raised, working(run):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-    message = f"The device's memory is full: {lower}."
-    assert str(told.value) == run.status()["message"] == message
+    assert setting in str(raised.value)
+    assert run.status()["message"] == str(raised.value)
     assert state(run) == "failed"
 
 
@@ -426,7 +419,7 @@ def probing(tmp_path_factory, tiny_folders) -> ProbeConfig:
     )  # fmt: skip
 
 
-def test_a_probe_begins_again(probing, tmp_path):
+def test_a_probe_resumes_as_a_job(probing, tmp_path):
     run = Run.create("a", "probe", probing.to_dict(), root=tmp_path)
 
     def stop_in_the_second_epoch(done: int, of: int, what: str) -> None:

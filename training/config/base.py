@@ -1,4 +1,4 @@
-"""How a setting explains and checks itself: the base of the configurations in `config`."""
+"""The base of all configurations: dataclass fields with help, bounds and choices, and their validation."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from typing import Any, Self, get_args, get_origin, get_type_hints
 from dinoviz.errors import DinovizError
 from dinoviz.json_files import read_json
 
-# Of a number without a bound of its own: what is computed with it, a size in bytes say, stays finite.
+# Bound of numbers without one of their own, so that sizes in bytes and the like stay finite.
 LARGEST = 1e10
 LONGEST = 60  # characters of a value in a message
+# Settings that were renamed: files and commands written before keep working. Old name -> new name.
+RENAMED = {"way": "method"}
 
 
 class ConfigError(DinovizError):
-    """A setting that cannot be; the message names it, what was got and what it may be."""
+    """An invalid setting; the message has its name, the value given and what is accepted."""
 
 
 def setting(
@@ -33,10 +35,10 @@ def setting(
     choices: tuple | None = None,
     knob: bool = False,
 ) -> Any:
-    """A dataclass field that explains itself.
+    """A dataclass field with help text and validation.
 
-    low, high: bounds that the value (each value, of a tuple) may reach. group: the heading it is shown under.
-    knob: whether it is one of the handful that most people turn; the rest is folded away.
+    low, high: inclusive bounds of the value, or of each value of a tuple. group: the heading it is shown under.
+    knob: whether the app shows it at once; the other settings are folded away.
     """
     metadata = {"help": help, "group": group, "low": low, "high": high, "choices": choices, "knob": knob}
     return dataclasses.field(default=default, metadata=metadata)
@@ -44,7 +46,7 @@ def setting(
 
 @dataclass(frozen=True)
 class Config:
-    """What the configurations of all kinds of runs can do."""
+    """Base class of the configurations of all kinds of runs."""
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -55,54 +57,68 @@ class Config:
         self.check()
 
     def check(self) -> None:
-        """Raises ConfigError where settings do not go together."""
+        """Raise ConfigError if settings contradict each other."""
 
     def check_new(self) -> None:
-        """Raises ConfigError where no new run should begin so; one that began with an earlier version goes on."""
+        """Raise ConfigError for settings that a new run should not have; runs of earlier versions may be resumed."""
 
     def to_dict(self) -> dict:
-        """Plain values that JSON can hold; `from_dict` takes them back."""
+        """Values that JSON can hold; the inverse of `from_dict`."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: dict) -> Self:
-        """Raises ConfigError for names that there are not and values that cannot be."""
+        """A configuration of these values; renamed settings may have their old names (`RENAMED`).
+
+        Raises ConfigError for unknown names and invalid values.
+        """
+        values = cls.renamed(values)
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
-            raise ConfigError(f"There is no setting {shortened(unknown[0])}. Known are {', '.join(sorted(known))}.")
+            raise ConfigError(
+                f"There is no setting {shortened(unknown[0])}. The settings are {', '.join(sorted(known))}."
+            )
         return cls(**values)
 
     @classmethod
+    def renamed(cls, values: dict) -> dict:
+        """The values with old names of settings replaced by the new ones; a new name wins over its old one."""
+        fields = {field.name for field in dataclasses.fields(cls)}
+        old = {name: new for name, new in RENAMED.items() if name not in fields and new in fields}
+        found = {old[name]: value for name, value in values.items() if name in old}
+        return found | {name: value for name, value in values.items() if name not in old}
+
+    @classmethod
     def read(cls, path: str | Path) -> dict:
-        """The values in a JSON file that --save-config wrote, or in a run's config.json; raises ConfigError."""
+        """The values in a JSON file of --save-config, or in a run's config.json. Raises ConfigError."""
         values = read_json(
             path, ConfigError, name=f"The configuration {path}", finite=False
-        )  # a check names the setting
+        )  # the validation names the setting
         values.pop("kind", None)
         cls.from_dict(values)
-        return values
+        return cls.renamed(values)
 
 
 def shortened(value: Any) -> str:
-    """A value in a message, which may be as long as anybody likes."""
+    """The repr of a value for a message, cut to a bounded length."""
     words = repr(value)[: LONGEST + 1] if not isinstance(value, dict | list | tuple) or len(value) < LONGEST else ""
     words = words or f"a {type(value).__name__} of {len(value)}"
     return words if len(words) <= LONGEST else f"{words[:LONGEST]} …"
 
 
 def _cast(field: dataclasses.Field, hint: Any, value: Any) -> Any:
-    """JSON and the command line know fewer types than Python; anything that is not of the hint's type is refused."""
+    """The value in the type of the hint, which JSON and the command line may not have. Raises ConfigError."""
     kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     for kind in kinds:
         with suppress(TypeError):
             return _as(kind, value)
     wanted = " or ".join(_name(kind) for kind in kinds)
-    raise ConfigError(f"{field.name} is of type {wanted}, not {shortened(value)}.")
+    raise ConfigError(f"{field.name} must be of type {wanted}, not {shortened(value)}.")
 
 
 def _as(kind: Any, value: Any) -> Any:
-    """The value, or each of a list, as one of this kind; raises TypeError where that would change what it says."""
+    """The value, or each of a list, converted to a type without loss. Raises TypeError."""
     if get_origin(kind) is tuple and isinstance(value, list | tuple):
         return tuple(_as(get_args(kind)[0], one) for one in value)
     kind = get_origin(kind) or kind
@@ -124,7 +140,7 @@ def _name(kind: Any) -> str:
 def _check(field: dataclasses.Field, value: Any) -> None:
     low, high, choices = (field.metadata.get(key) for key in ("low", "high", "choices"))
     if choices is not None and value not in choices:
-        raise ConfigError(f"{field.name} is one of {', '.join(map(str, choices))}, not {shortened(value)}.")
+        raise ConfigError(f"{field.name} must be one of {', '.join(map(str, choices))}, not {shortened(value)}.")
     for number in value if isinstance(value, tuple) else (value,):
         if not isinstance(number, int | float) or isinstance(number, bool):
             continue
@@ -133,6 +149,6 @@ def _check(field: dataclasses.Field, value: Any) -> None:
             bounds = " and ".join(
                 f"{word} {bound:g}" for word, bound in (("at least", low), ("at most", high)) if bound is not None
             )
-            raise ConfigError(f"{field.name} is {bounds or 'a finite number'}, not {number:g}.")
+            raise ConfigError(f"{field.name} must be {bounds or 'a finite number'}, not {number:g}.")
         if abs(number) > LARGEST:
-            raise ConfigError(f"{field.name} is at most {LARGEST:g}, not {number:g}.")
+            raise ConfigError(f"{field.name} must be at most {LARGEST:g}, not {number:g}.")

@@ -1,4 +1,4 @@
-"""The command line of a configuration: every setting is an option, and its help is the setting's own line."""
+"""Command-line options from the fields of a configuration, and the command line of a configuration."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from types import UnionType
 from typing import get_args, get_type_hints
 
 from dinoviz.atomic_files import whole
-from training.config.base import Config
+from training.config.base import RENAMED, Config
 from training.config.pretrain import PretrainConfig, pretrain_preset
 from training.config.tasks import FinetuneConfig, ProbeConfig
 
 
 def add_settings(parser: argparse.ArgumentParser, config: type[Config], positional: tuple[str, ...] = ()) -> None:
-    """An option for each field, under the field's group; those that nobody gives do not appear in the result.
+    """Add an option for each field, under the field's group. Options that are not given are absent from the result.
 
-    positional: fields that are given without a name.
+    positional: fields that become positional arguments.
     """
-    parser.add_argument("--config", type=Path, metavar="FILE", help="settings from a file; options win over it")
-    parser.add_argument("--save-config", type=Path, metavar="FILE", help="write the settings to a file and stop there")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings from a file; options override them")
+    parser.add_argument("--save-config", type=Path, metavar="FILE", help="write the settings to a file and exit")
     hints = get_type_hints(config)
     groups: dict[str, argparse._ArgumentGroup] = {}
     for field in dataclasses.fields(config):
@@ -31,9 +31,12 @@ def add_settings(parser: argparse.ArgumentParser, config: type[Config], position
         if group not in groups:
             groups[group] = parser.add_argument_group(group)
         _add(groups[group], field, hints[field.name], field.name in positional)
+        for old in (old for old, new in RENAMED.items() if new == field.name):
+            _add(groups[group], field, hints[field.name], positional=False, old=old)
 
 
-def _add(group, field: dataclasses.Field, hint, positional: bool) -> None:
+def _add(group, field: dataclasses.Field, hint, positional: bool, old: str = "") -> None:
+    """old: a former name of the setting, which is accepted but not shown."""
     kind = next(k for k in get_args(hint) if k is not type(None)) if isinstance(hint, UnionType) else hint
     several = getattr(kind, "__origin__", None) is tuple
     single = get_args(kind)[0] if several else kind
@@ -44,8 +47,8 @@ def _add(group, field: dataclasses.Field, hint, positional: bool) -> None:
             field.name, metavar=field.name.upper(), default=argparse.SUPPRESS, help=text, **several_or_one
         )
         return
-    option = f"--{field.name.replace('_', '-')}"
-    common = {"dest": field.name, "default": argparse.SUPPRESS, "help": text}
+    option = f"--{(old or field.name).replace('_', '-')}"
+    common = {"dest": field.name, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS if old else text}
     if kind is bool:
         group.add_argument(option, action=argparse.BooleanOptionalAction, **common)
     elif field.metadata["choices"]:
@@ -59,12 +62,12 @@ def _add(group, field: dataclasses.Field, hint, positional: bool) -> None:
 
 
 def _words(single: type):
-    """Reads "3,6,9" as "3 6 9" is read."""
+    """A parser of lists with commas: "3,6,9" is the same as "3 6 9"."""
 
     def words(text: str) -> list:
         return [single(word) for word in text.split(",") if word.strip()]
 
-    words.__name__ = single.__name__  # which argparse says where it cannot be read
+    words.__name__ = single.__name__  # for argparse's messages
     return words
 
 
@@ -81,17 +84,17 @@ def _default(value) -> str:
 
 
 def settings_of(options: argparse.Namespace, config: type[Config], preset: dict | None = None) -> Config:
-    """What was chosen: options win over --config, which wins over the preset. Raises ConfigError."""
+    """The configuration: options override --config, which overrides the preset. Raises ConfigError."""
     names = {field.name for field in dataclasses.fields(config)}
     given = {name: value for name, value in vars(options).items() if name in names}
-    if not given.get("data", True):  # a positional that nobody gave
+    if not given.get("data", True):  # a positional argument that was not given
         del given["data"]
     values = config.read(options.config) if options.config else {}
     return config.from_dict({**(preset or {}), **values, **given})
 
 
 def save(config: Config, path: Path) -> None:
-    """Write the settings so that --config takes them. Raises ConfigError."""
+    """Write the settings to a file for --config. Raises ConfigError."""
     from training.config.base import ConfigError
 
     try:
@@ -105,9 +108,9 @@ KINDS: dict[str, type[Config]] = {"pretrain": PretrainConfig, "finetune": Finetu
 
 
 def command_line(kind: str, config: Config, *, name: str = "", preset: str = "", data: Sequence[str] = ()) -> str:
-    """`python -m training KIND DATA ...`, quoted for a POSIX shell; options that are as preset or default are left out.
+    """`python -m training KIND DATA ...` quoted for a POSIX shell, without options that equal the preset or default.
 
-    data: what to write in place of the configuration's own data, which may lie where only the page finds it.
+    data: replaces the configuration's own data, which may be a path that only the app knows.
     """
     usual = dataclasses.asdict(KINDS[kind](**pretrain_preset(preset) if preset else {}))
     given = list(data) or ([config.data] if isinstance(config.data, str) else list(config.data))

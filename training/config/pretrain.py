@@ -1,7 +1,7 @@
-"""What can be set, once: the same dataclasses make the command line, the tab, and what a run stores.
+"""The configuration of pretraining and its presets.
 
-A field is made by `setting`: its default, one line that says what it does, and what it may be. Presets are
-dictionaries of the values that differ from the defaults.
+The same dataclass defines the command line, the form of the app and a run's config.json. Presets are dictionaries of
+the values that differ from the defaults.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 
 from training.config.base import Config, ConfigError, setting
 
-AUTO = -1.0  # epochs of a schedule that is fitted to the run
-# Of the schedules that end before the run does: the epochs in DINO's runs of 100 to 800 epochs, and the share of a
-# shorter run, which is that of 100 epochs; for the prototypes, which stand still for one epoch, of 10.
+AUTO = -1.0  # epochs of a schedule: fit it to the run
+# Schedules that end before the run: their epochs in DINO's runs of 100 to 800 epochs, and their share of a shorter run,
+# which is the share of 100 epochs; for the prototypes, which are frozen for one epoch, the share of 10.
 SCHEDULES = {
     "warmup_epochs": (10.0, 0.1),
     "teacher_temperature_epochs": (30.0, 0.3),
     "freeze_last_layer": (1.0, 0.1),
 }
-MOST_OF_RUN = 0.5  # that such a schedule may take
+MOST_OF_RUN = 0.5  # the largest share of a run that such a schedule may take
 
 
 @dataclass(frozen=True)
@@ -28,172 +28,192 @@ class PretrainConfig(Config):
 
     data: tuple[str, ...] = setting((), "folders, zip files, lists or images; empty: the built-in demo", group="data")
     validation: str = setting(
-        "", "labelled folder or zip, held out, for k-NN accuracy as the run goes on", group="data"
+        "", "labelled held-out folder or zip file, for k-NN accuracy during the run", group="data"
     )
     validation_share: float = setting(
-        0.0, "where there is no such folder: this share of each class is kept out for it", group="data", low=0, high=0.5
+        0.0, "without such a folder: share of each class to hold out for k-NN", group="data", low=0, high=0.5
     )
     memory_gb: float = setting(
-        2.0, "keep the decoded images if they fit in this; else decode as needed", group="data", low=0
+        2.0, "memory for decoded images; images that do not fit are decoded as needed", group="data", low=0
     )
     store_size: int = setting(
         0,
-        "pixels of the stored images; 0: twice the global crops, or the images' own if those are fewer",
+        "size of the stored images in pixels; 0: twice the global crops, or the images' own size if smaller",
         group="data",
         low=0,
         high=1024,
     )
     workers: int = setting(
         -1,
-        "processes that decode when images do not fit in memory; -1: one less than the cores",
+        "worker processes that decode images that do not fit in memory; -1: one less than the cores",
         group="data",
         low=-1,
         high=64,
     )
-    max_broken: float = setting(
-        0.03, "the share of unreadable images above which the run stops", group="data", low=0, high=1
-    )
+    max_broken: float = setting(0.03, "largest share of unreadable images", group="data", low=0, high=1)
 
-    start: str = setting("", "a model or run to go on from; empty: from scratch", group="network")
-    dim: int = setting(192, "channels of the transformer", group="network", low=16, high=4096)
+    start: str = setting("", "model or run to start from; empty: random weights", group="network")
+    dim: int = setting(192, "embedding dimension of the transformer", group="network", low=16, high=4096)
     depth: int = setting(12, "blocks of the transformer", group="network", low=1, high=64)
-    heads: int = setting(3, "attention heads; they share the channels", group="network", low=1, high=64)
-    mlp_ratio: int = setting(4, "width of the MLPs, in channels", group="network", low=1, high=8)
+    heads: int = setting(3, "attention heads; dim must be a multiple of them", group="network", low=1, high=64)
+    mlp_ratio: int = setting(4, "hidden width of the MLPs, as a multiple of dim", group="network", low=1, high=8)
     patch: int = setting(
         8,
-        "side of a patch in pixels: smaller sees finer and costs more",
+        "patch size in pixels: smaller patches give finer features and cost more",
         group="network",
         choices=(2, 4, 8, 14, 16),
         knob=True,
     )
     registers: int = setting(
-        0, "register tokens, which keep artefacts out of the patches", group="network", low=0, high=16
+        0, "register tokens, which avoid artefacts in the patch tokens", group="network", low=0, high=16
     )
     layer_scale: float = setting(
-        1.0, "first value of the layer scales; deep networks start calmer at 1e-5", group="network", low=0, high=1
+        1.0, "initial value of the layer scales; 1e-5 stabilises deep networks", group="network", low=0, high=1
     )
     drop_path: float = setting(
         0.0,
-        "share of blocks that the student skips at random, growing linearly to the last",
+        "stochastic depth of the student: drop rate of the last block, rising linearly from 0",
         group="network",
         low=0,
         high=0.9,
     )
     freeze_layers: int = setting(
-        0, "lowest blocks (and the embedding) kept as they are, when going on from a model", group="network", low=0
+        0, "number of lowest blocks to freeze, with the embedding, when starting from a model", group="network", low=0
     )
-    layer_decay: float = setting(1.0, "learning rate of each lower block, times this", group="network", low=0.1, high=1)
+    layer_decay: float = setting(
+        1.0, "layer-wise learning rate decay: factor for each lower block", group="network", low=0.1, high=1
+    )
 
-    prototypes: int = setting(4096, "outputs of the head: more for more varied data", group="head", low=2, high=262144)
+    prototypes: int = setting(
+        4096, "output dimension of the head; more for more varied data", group="head", low=2, high=262144
+    )
     head_hidden: int = setting(2048, "hidden width of the head", group="head", low=16, high=8192)
-    head_bottleneck: int = setting(256, "width before the prototypes", group="head", low=8, high=2048)
+    head_bottleneck: int = setting(256, "width of the bottleneck before the prototypes", group="head", low=8, high=2048)
     freeze_last_layer: float = setting(
-        AUTO, "epochs for which the prototypes stand still; -1: a tenth of the run, at most 1", group="head", low=AUTO
+        AUTO, "epochs with frozen prototypes; -1: a tenth of the run, at most 1", group="head", low=AUTO
     )
 
     dino_weight: float = setting(1.0, "weight of the DINO loss on CLS tokens", group="loss", low=0)
     ibot_weight: float = setting(
-        0.0, "weight of the iBOT loss on masked patches; hurts on small data", group="loss", low=0, knob=True
+        0.0,
+        "weight of the iBOT loss on masked patches; on small data it lowered k-NN accuracy",
+        group="loss",
+        low=0,
+        knob=True,
     )
     koleo_weight: float = setting(
-        0.0, "weight of KoLeo, which spreads the CLS tokens; DINOv2 takes 0.1", group="loss", low=0, knob=True
+        0.0, "weight of the KoLeo loss, which spreads the CLS tokens; DINOv2 uses 0.1", group="loss", low=0, knob=True
     )
-    student_temperature: float = setting(0.1, "of the student's softmax", group="loss", low=0.01, high=10)
+    student_temperature: float = setting(0.1, "temperature of the student's softmax", group="loss", low=0.01, high=10)
     teacher_temperature: float = setting(
-        0.07, "of the teacher's softmax after its warm-up; lower is sharper", group="loss", low=0.005, high=10
+        0.07,
+        "temperature of the teacher's softmax after its warm-up; lower is sharper",
+        group="loss",
+        low=0.005,
+        high=10,
     )
     teacher_temperature_start: float = setting(
-        0.04, "of the teacher's softmax at the start", group="loss", low=0.005, high=10
+        0.04, "temperature of the teacher's softmax at the start", group="loss", low=0.005, high=10
     )
     teacher_temperature_epochs: float = setting(
-        AUTO, "epochs from the one to the other; -1: three tenths of the run, at most 30", group="loss", low=AUTO
+        AUTO,
+        "epochs of the teacher temperature's warm-up; -1: three tenths of the run, at most 30",
+        group="loss",
+        low=AUTO,
     )
     centring: str = setting(
-        "ema", "what keeps the teacher from one answer for all", group="loss", choices=("ema", "sinkhorn", "none")
+        "ema",
+        "centring of the teacher's output, which prevents collapse",
+        group="loss",
+        choices=("ema", "sinkhorn", "none"),
     )
-    centre_momentum: float = setting(0.9, "of the centre's moving average", group="loss", low=0, high=1)
+    centre_momentum: float = setting(0.9, "momentum of the centre's moving average", group="loss", low=0, high=1)
     mask_probability: float = setting(
         0.5, "share of global crops that are masked for iBOT", group="loss", low=0, high=1
     )
     mask_ratio: tuple[float, ...] = setting(
-        (0.1, 0.5), "least and most share of patches masked in one crop", group="loss", low=0, high=1
+        (0.1, 0.5), "smallest and largest share of masked patches in a crop", group="loss", low=0, high=1
     )
-    ibot_head: bool = setting(False, "a head of its own for iBOT", group="loss")
+    ibot_head: bool = setting(False, "separate head for iBOT", group="loss")
 
-    global_size: int = setting(96, "pixels of the two global crops", group="crops", low=16, high=1024, knob=True)
-    local_size: int = setting(48, "pixels of the local crops", group="crops", low=8, high=1024)
+    global_size: int = setting(
+        96, "size of the two global crops in pixels", group="crops", low=16, high=1024, knob=True
+    )
+    local_size: int = setting(48, "size of the local crops in pixels", group="crops", low=8, high=1024)
     local_crops: int = setting(
-        6, "how many local crops, which only the student sees", group="crops", low=0, high=32, knob=True
+        6, "number of local crops, which only the student gets", group="crops", low=0, high=32, knob=True
     )
     global_scale: tuple[float, ...] = setting(
-        (0.4, 1.0), "share of the image's area that a global crop covers", group="crops", low=0.01, high=1
+        (0.4, 1.0), "area of a global crop as a share of the image", group="crops", low=0.01, high=1
     )
     local_scale: tuple[float, ...] = setting(
-        (0.05, 0.4), "share of the image's area that a local crop covers", group="crops", low=0.01, high=1
+        (0.05, 0.4), "area of a local crop as a share of the image", group="crops", low=0.01, high=1
     )
-    flip: float = setting(0.5, "probability of a mirror image", group="crops", low=0, high=1)
+    flip: float = setting(0.5, "probability of a horizontal flip", group="crops", low=0, high=1)
     jitter: float = setting(0.8, "probability of colour jitter", group="crops", low=0, high=1)
     jitter_strength: tuple[float, ...] = setting(
-        (0.4, 0.4, 0.2, 0.1), "brightness, contrast, saturation, hue", group="crops", low=0, high=1
+        (0.4, 0.4, 0.2, 0.1),
+        "strength of the jitter: brightness, contrast, saturation, hue",
+        group="crops",
+        low=0,
+        high=1,
     )
-    grey: float = setting(0.2, "probability of a grey crop", group="crops", low=0, high=1)
+    grey: float = setting(0.2, "probability of converting a crop to grey", group="crops", low=0, high=1)
     blur: tuple[float, ...] = setting(
         (1.0, 0.1, 0.5), "probability of blur: first global, second global, local crops", group="crops", low=0, high=1
     )
     blur_sigma: tuple[float, ...] = setting(
-        (0.1, 2.0), "least and most blur, in pixels of a crop of 224", group="crops", low=0, high=10
+        (0.1, 2.0), "smallest and largest sigma of the blur, in pixels of a crop of 224", group="crops", low=0, high=10
     )
     solarise: float = setting(0.2, "probability of solarising the second global crop", group="crops", low=0, high=1)
 
     epochs: float = setting(
-        100.0, "passes over the data; a part of one will do", group="optimiser", low=0.001, high=1e6, knob=True
+        100.0, "passes over the data; may be less than 1", group="optimiser", low=0.001, high=1e6, knob=True
     )
-    batch: int = setting(64, "images in a step, over all devices", group="optimiser", low=1, high=65536, knob=True)
+    batch: int = setting(64, "images in a step over all devices", group="optimiser", low=1, high=65536, knob=True)
     accumulate: int = setting(
         1,
-        "parts that a step is computed in, where memory is short; sinkhorn and KoLeo see a part at a time",
+        "gradient accumulation: parts of a step, to save memory; sinkhorn and KoLeo use one part at a time",
         group="optimiser",
         low=1,
         high=1024,
     )
     lr: float = setting(
-        5e-4, "learning rate at a batch of 256; it grows linearly with the batch", group="optimiser", low=0, knob=True
+        5e-4, "learning rate at a batch of 256; it scales linearly with the batch", group="optimiser", low=0, knob=True
     )
     lr_end: float = setting(1e-6, "learning rate at the end", group="optimiser", low=0)
     warmup_epochs: float = setting(
         AUTO,
-        "epochs in which the learning rate rises; -1: a tenth of the run, at most 10",
+        "epochs of learning rate warm-up; -1: a tenth of the run, at most 10",
         group="optimiser",
         low=AUTO,
     )
-    weight_decay: float = setting(0.04, "at the start", group="optimiser", low=0, high=10)
-    weight_decay_end: float = setting(0.4, "at the end", group="optimiser", low=0, high=10)
-    beta2: float = setting(0.999, "AdamW's second moment", group="optimiser", low=0, high=0.99999)
-    clip: float = setting(
-        3.0, "largest norm of the gradient of all weights together; 0: no clipping", group="optimiser", low=0
-    )
+    weight_decay: float = setting(0.04, "weight decay at the start", group="optimiser", low=0, high=10)
+    weight_decay_end: float = setting(0.4, "weight decay at the end", group="optimiser", low=0, high=10)
+    beta2: float = setting(0.999, "decay of AdamW's second moment", group="optimiser", low=0, high=0.99999)
+    clip: float = setting(3.0, "largest norm of the gradient; 0: no clipping", group="optimiser", low=0)
     teacher_momentum: float = setting(
-        0.996, "of the teacher's moving average at the start; it ends at 1", group="optimiser", low=0, high=1
+        0.996, "momentum of the EMA teacher at the start; it rises to 1", group="optimiser", low=0, high=1
     )
     precision: str = setting(
         "auto",
-        "auto: bfloat16 where the device is good at it",
+        "auto: bfloat16 where the device computes it faster",
         group="optimiser",
         choices=("auto", "float32", "bfloat16"),
     )
-    compile: bool = setting(False, "torch.compile: slower to start, then faster on CUDA", group="optimiser")
+    compile: bool = setting(False, "use torch.compile: a slower start, then faster on CUDA", group="optimiser")
 
-    seed: int = setting(0, "decides every random number of the run", group="run", low=0, high=2**31 - 1)
+    seed: int = setting(0, "seed of all random numbers of the run", group="run", low=0, high=2**31 - 1)
     knn_every: float = setting(10.0, "epochs between k-NN evaluations; 0: only at the end", group="run", low=0)
     snapshot_every: float = setting(
         10.0, "epochs between snapshots of attention and PCA; 0: only first and last", group="run", low=0
     )
     snapshot_weights: bool = setting(
-        True, "keep the teacher with each snapshot, in half precision, to look through it later", group="run"
+        True, "keep the teacher's weights with each snapshot, in half precision, to open it later", group="run"
     )
-    probe_images: tuple[str, ...] = setting((), "images to take snapshots of; empty: four of the data", group="run")
+    probe_images: tuple[str, ...] = setting((), "images for snapshots; empty: four of the data", group="run")
     checkpoint_minutes: float = setting(5.0, "minutes between checkpoints", group="run", low=0)
-    log_every: int = setting(10, "steps between lines of metrics", group="run", low=1)
+    log_every: int = setting(10, "steps between records of metrics", group="run", low=1)
 
     def check(self) -> None:
         if self.dim % self.heads:
@@ -214,9 +234,9 @@ class PretrainConfig(Config):
         for name in ("mask_ratio", "global_scale", "local_scale", "blur_sigma"):
             low, high = getattr(self, name)
             if low > high:
-                raise ConfigError(f"{name} takes the least first, then the most, not {low:g} {high:g}.")
+                raise ConfigError(f"{name} must be the smallest value, then the largest, not {low:g} {high:g}.")
         if self.dino_weight == self.ibot_weight == 0:
-            raise ConfigError("dino_weight and ibot_weight are both 0: there is nothing to learn.")
+            raise ConfigError("dino_weight and ibot_weight are both 0: one of them must be positive.")
         if self.batch % self.accumulate:
             raise ConfigError(f"batch ({self.batch}) must be a multiple of accumulate ({self.accumulate}).")
 
@@ -232,7 +252,7 @@ class PretrainConfig(Config):
                 )
 
     def resolved(self) -> PretrainConfig:
-        """With the epochs that each schedule has in this run, where they were left to be chosen (-1)."""
+        """A copy with the epochs of the schedules that are -1."""
         chosen = {
             name: min(published, share * self.epochs)
             for name, (published, share) in SCHEDULES.items()
@@ -243,14 +263,14 @@ class PretrainConfig(Config):
 
 @dataclass(frozen=True)
 class Preset:
-    """Settings that go together: in a few words, and the values that differ from the defaults."""
+    """Named settings: a description, and the values that differ from the defaults."""
 
     about: str
     values: dict
 
 
-# What learns most in few steps from few images: targets that are balanced batch by batch and sharp from the start, a
-# teacher that follows quickly, a high learning rate, smaller crops, and colours that mostly stay, for they tell a lot.
+# For few steps on few images: targets that are balanced in each batch and sharp from the start, a teacher with low
+# momentum, a high learning rate, smaller crops, and weak colour jitter, because colours are informative.
 _QUICK = {
     "centring": "sinkhorn", "teacher_temperature": 0.04, "teacher_momentum": 0.99, "weight_decay_end": 0.1,
     "global_scale": (0.25, 1.0), "local_scale": (0.05, 0.25),
@@ -258,18 +278,18 @@ _QUICK = {
 }  # fmt: skip
 
 PRESETS: dict[str, Preset] = {
-    "micro": Preset("a CPU minute on the demo", {
+    "micro": Preset("a minute on a CPU, on the demo", {
         **_QUICK, "dim": 96, "depth": 4, "heads": 3, "global_size": 48, "local_size": 24, "local_crops": 4,
         "prototypes": 1024, "head_hidden": 512, "head_bottleneck": 128,
         "lr": 8e-3, "epochs": 20.0, "knn_every": 5.0, "snapshot_every": 2.0,
         "checkpoint_minutes": 0.1,
     }),
-    "quarter-hour": Preset("a quarter of an hour on two cores, for a thousand or two small images", {
+    "quarter-hour": Preset("a quarter of an hour on two cores, for one or two thousand small images", {
         **_QUICK, "dim": 128, "depth": 6, "heads": 2, "global_size": 48, "local_size": 24,
         "prototypes": 1024, "head_hidden": 512, "head_bottleneck": 128,
         "lr": 8e-3, "epochs": 100.0, "warmup_epochs": 3.0,
     }),
-    "adapt": Preset("go on from a model (--start) with its lower half frozen, on a thousand images or more", {
+    "adapt": Preset("start from a model (--start) with its lower half frozen, on a thousand images or more", {
         **_QUICK, "global_size": 98, "local_size": 42, "local_crops": 4, "patch": 14, "freeze_layers": 6,
         "layer_decay": 0.9, "prototypes": 2048, "head_hidden": 1024, "koleo_weight": 0.1,
         "lr": 1.5e-3, "epochs": 10.0, "freeze_last_layer": 0.5, "knn_every": 2.0,
@@ -284,12 +304,13 @@ PRESETS: dict[str, Preset] = {
 
 
 def pretrain_preset(name: str, epochs: float | None = None) -> dict:
-    """The settings of a preset; raises ConfigError with the choices.
+    """The settings of a preset. Raises ConfigError, with the presets there are, for an unknown name.
 
-    epochs: of the run, where they are not the preset's; its schedules that do not fit into them are left to be fitted.
+    epochs: of the run, if they differ from the preset's; schedules of the preset that are too long for them are left
+    out, which fits them to the run.
     """
     if name not in PRESETS:
-        raise ConfigError(f"There is no preset {name!r}. Known are {', '.join(PRESETS)}.")
+        raise ConfigError(f"There is no preset {name!r}. The presets are {', '.join(PRESETS)}.")
     values = PRESETS[name].values
     most = math.inf if epochs is None else MOST_OF_RUN * epochs
     return {key: value for key, value in values.items() if key not in SCHEDULES or value <= most}

@@ -1,4 +1,4 @@
-"""Pictures decoded once, or as they are asked for, and handed out in batches; and the demo data set."""
+"""Images decoded once or on demand, in batches; random splits."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["DataError", "Decoded", "Pictures", "batches", "cores", "demo", "demo
 
 
 def split(pictures: Pictures, share: float, seed: int) -> tuple[Pictures, Pictures]:
-    """The pictures in two, at random: what is left, and `share` (between 0 and 1) of them.
+    """Split pictures at random. Returns the rest, and `share` (between 0 and 1) of them.
 
-    With labels, the share is taken of each class, at least one picture and never all. The order is kept.
-    Raises DataError if a class, or the whole where there are no classes, is a single picture.
+    With labels, the share is taken of each class: at least one picture, never all. The order is kept.
+    Raises DataError if a class, or the whole without classes, has a single picture.
     """
     if not 0 < share < 1:
-        raise DataError(f"The share to split off lies between 0 and 1, not {share}.")
+        raise DataError(f"The share to split off must be between 0 and 1, not {share}.")
     random = np.random.default_rng(seed)
     labels = np.zeros(len(pictures), dtype=np.int64) if pictures.labels is None else pictures.labels
     second: list[int] = []
@@ -33,7 +33,7 @@ def split(pictures: Pictures, share: float, seed: int) -> tuple[Pictures, Pictur
         members = np.flatnonzero(labels == label)
         if len(members) == 1:
             what = f"The class {pictures.classes[label]} has" if pictures.classes else "There is"
-            raise DataError(f"{what} one image only, which cannot be on both sides of a split; at least 2 are needed.")
+            raise DataError(f"{what} one image, which cannot be on both sides of a split: add at least one more.")
         count = min(max(1, round(share * len(members))), len(members) - 1)
         second += random.permutation(members)[:count].tolist()
     if not second:
@@ -44,18 +44,18 @@ def split(pictures: Pictures, share: float, seed: int) -> tuple[Pictures, Pictur
 
 
 class Decoded(torch.utils.data.Dataset):
-    """Pictures squeezed to a square of uint8 each, whatever their aspect, which is kept beside it.
+    """Pictures resized to squares of uint8, with their aspect ratios.
 
-    If all fit into `memory` bytes they are decoded at once, in threads: `cached` is True, `images` (N, 3, S, S) uint8
-    and `aspects` (N,) float32, W / H of the upright original; broken ones are left out of `pictures` and `labels` and
-    named in `broken`. Otherwise `cached` is False, `images` and `aspects` are None, and each is decoded when asked for;
-    a broken one is then replaced by the next that can be read, and `batches` adds it to `broken`.
+    If all fit into `memory` bytes they are decoded at once, in threads: `cached` is True, `images` is (N, 3, S, S)
+    uint8 and `aspects` (N,) float32, W / H of the upright original; broken ones are removed from `pictures` and
+    `labels` and listed in `broken`. Otherwise `cached` is False, `images` and `aspects` are None, and each is decoded
+    on demand; a broken one is then replaced by the next readable one, and `batches` adds it to `broken`.
 
-    size: S in pixels; smaller pictures are enlarged to it.
-    max_broken: the share of pictures that may be broken; one always may, as long as others are left.
-    progress: called with the number done and the number in all while decoding at once.
+    size: S in pixels; smaller pictures are enlarged.
+    max_broken: largest share of broken pictures; one may always be broken, as long as others are left.
+    progress: called with the number done and the total while decoding at once.
 
-    Raises DataError if too many are broken, with their number and the first five; its `broken` names them all.
+    Raises DataError if too many are broken, with their number and the first five; its `broken` lists all.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Decoded(torch.utils.data.Dataset):
         self.broken: list[tuple[str, str]] = []
         self.images: torch.Tensor | None = None
         self.aspects: torch.Tensor | None = None
-        self._known: set[int] = set()  # the indices of the broken ones that were met while streaming
+        self._known: set[int] = set()  # indices of broken pictures found while streaming
         self.cached = len(pictures) * 3 * size * size <= memory
         if self.cached:
             self._decode_all(progress)
@@ -87,7 +87,7 @@ class Decoded(torch.utils.data.Dataset):
         return len(self.pictures)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, float, int]:
-        """Picture i: (3, S, S) uint8, its aspect, and i if it was broken and another stands in for it, else -1."""
+        """Picture i: (3, S, S) uint8, its aspect, and i if it is broken and was replaced by another, else -1."""
         if self.cached:
             return self.images[i], float(self.aspects[i]), -1
         pixels, aspect, broken = self._read(i)
@@ -118,7 +118,7 @@ class Decoded(torch.utils.data.Dataset):
                 return _reason(error, self.pictures.names[i])
 
         with ThreadPoolExecutor(cores()) as pool:
-            for start in range(0, count, 1024):  # a queue of millions would itself take gigabytes
+            for start in range(0, count, 1024):  # a queue of millions of tasks would take gigabytes
                 indices = range(start, min(start + 1024, count))
                 for i, reason in zip(indices, pool.map(decode, indices), strict=True):
                     if reason:
@@ -136,11 +136,13 @@ class Decoded(torch.utils.data.Dataset):
             self.pictures = self.pictures.subset(kept)
 
     def _decode(self, i: int) -> tuple[np.ndarray, float]:
-        with self.pictures.opened(i, 2 * self.size) as picture:  # resized by 2 at least, as a whole one would be
+        with self.pictures.opened(
+            i, 2 * self.size
+        ) as picture:  # a reduction by at least 2 is left to the resampling filter
             return squeezed(picture, self.size), picture.width / picture.height
 
     def _read(self, i: int) -> tuple[np.ndarray, float, list[tuple[int, str]]]:
-        """Picture i or the next that can be read, with the indices and reasons of those passed over."""
+        """Picture i or the next readable one, with the indices and reasons of the broken ones before it."""
         broken: list[tuple[int, str]] = []
         for index in range(i, i + len(self.pictures)):
             index %= len(self.pictures)
@@ -174,17 +176,17 @@ class Decoded(torch.utils.data.Dataset):
         which = "; ".join(f"{name} ({reason})" for name, reason in broken[:5])
         more = f"; and {len(broken) - 5:,} more" if len(broken) > 5 else ""
         return DataError(
-            f"{len(broken):,} of {count:,} images cannot be read, too many to go on: {which}{more}.", broken
+            f"{len(broken):,} of {count:,} images cannot be read, which is too many: {which}{more}.", broken
         )
 
 
 def too_many(broken: int, count: int, share: float) -> bool:
-    """Whether so many of `count` pictures cannot be read that it is more than this share; one may, but never all."""
+    """Whether more than this share of `count` pictures is broken; one may be, but not all."""
     return broken > max(1, share * count) or broken == count
 
 
 def squeezed(picture: Image.Image, size: int) -> np.ndarray:
-    """A picture (mode RGB) as it is stored: (3, size, size) uint8, whatever its aspect."""
+    """A picture (mode RGB) resized to a square, ignoring its aspect: (3, size, size) uint8."""
     return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
 
 
@@ -193,12 +195,12 @@ def _reason(error: ImageError, name: str) -> str:
 
 
 def cores() -> int:
-    """How many this process may use, which in a container are fewer than the machine has."""
+    """The number of cores that this process may use; in a container fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Stream(torch.utils.data.Dataset):
-    """Whole batches for a DataLoader. An error travels as a value: raised in a worker, it would come as a traceback."""
+    """Whole batches for a DataLoader. Errors are returned, because raised in a worker they arrive as a traceback."""
 
     def __init__(self, decoded: Decoded):
         self.decoded = decoded
@@ -217,11 +219,11 @@ def _as_is(batch):
 def batches(
     decoded: Decoded, order: Sequence[Sequence[int]], *, workers: int = 0
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The batches of an order: (B, 3, S, S) uint8 and aspects (B,) float32 for each list of indices in it.
+    """Yields (B, 3, S, S) uint8 and aspects (B,) float32 for each list of indices in `order`.
 
-    The same order gives the same batches whatever the number of workers, and no global random state is touched.
-    workers: processes that decode ahead where `decoded` is not cached.
-    Raises DataError if too many pictures turn out to be broken, or if a worker is killed.
+    The batches do not depend on the number of workers, and no global random state is used.
+    workers: processes that decode ahead if `decoded` is not cached.
+    Raises DataError if too many pictures are broken, or if a worker is killed.
     """
     if decoded.cached:
         yield from map(decoded.batch, order)
@@ -232,7 +234,7 @@ def batches(
         num_workers=workers,
         collate_fn=_as_is,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # its own, or the loader would draw a seed from the global one
+        generator=torch.Generator(),  # or the loader would draw a seed from the global one
     )
     for batch in _alive(loader):
         if isinstance(batch[0], str):
@@ -249,5 +251,5 @@ def _alive(loader: torch.utils.data.DataLoader) -> Iterator:
         if not re.search("exited unexpectedly|killed by signal", str(error)):
             raise
         raise DataError(
-            "A process that decodes images was ended by the system, mostly for want of memory; use fewer workers."
+            "The system killed a worker that decodes images, probably for lack of memory: lower workers."
         ) from None

@@ -1,4 +1,4 @@
-"""What a task needs of its labels: that there are any, enough for each class, and that both halves mean the same."""
+"""Checks of labels: present, enough images in each class, the same classes in train and test."""
 
 from __future__ import annotations
 
@@ -13,44 +13,44 @@ from training.data.sources import Pictures
 
 
 class LabelError(DinovizError):
-    """Labels that a classifier cannot be made from; the message says what was found and what is needed."""
+    """Labels that a classifier cannot be trained on; the message says what was found and what is needed."""
 
 
 def labelled(pictures: Pictures, who: str) -> Pictures:
-    """The pictures, if they are of two classes or more; who: what asks, for the message. Raises LabelError."""
+    """The pictures, if they have at least two classes. who: the task, for the message. Raises LabelError."""
     if pictures.labels is None:
         raise LabelError(
-            f"{who} needs labelled images, a folder for each class or a list with labels; "
+            f"{who} needs labelled images, one folder for each class or a list with labels; "
             f"these {len(pictures)} images have no labels."
         )
     present = np.unique(pictures.labels)
     if len(present) < 2:
         name = pictures.classes[present[0]] if len(present) else "none"
-        raise LabelError(f"{who} needs at least two classes; there is only one, {name!r}.")
+        raise LabelError(f"{who} needs at least two classes; there is one, {name!r}.")
     return pictures
 
 
 def aligned(pictures: Pictures, classes: Sequence[str]) -> Pictures:
-    """Held-out pictures with the labels of the training set's classes; raises LabelError for classes of their own."""
+    """Held-out pictures with label numbers of the training set's classes. Raises LabelError for other classes."""
     if pictures.labels is None:
         raise LabelError(f"The {len(pictures)} held-out images have no labels.")
     others = sorted(set(pictures.classes) - set(classes))
     if others:
         raise LabelError(
-            f"The held-out images have classes that the training images lack: {_some(others)}; "
-            f"known are {_some(classes)}."
+            f"The held-out images have classes that are not in the training images: {_some(others)}; "
+            f"these have {_some(classes)}."
         )
     place = np.array([classes.index(name) for name in pictures.classes], dtype=np.int64)
     return replace(pictures, labels=place[pictures.labels], classes=tuple(classes))
 
 
 def halves(pictures: Pictures, share: float, seed: int) -> tuple[Pictures, Pictures]:
-    """(the larger part, `share` of each class); raises LabelError that names a class with one image only."""
+    """The rest, and `share` of each class. Raises LabelError for classes with a single image."""
     counts = np.bincount(pictures.labels, minlength=len(pictures.classes))
     if (counts == 1).any():
         single = [pictures.classes[i] for i in np.flatnonzero(counts == 1)]
         raise LabelError(
-            f"Each class needs at least two images, one of them to check on; only one is there for {_some(single)}."
+            f"Each class needs at least two images, one of them held out; there is one for {_some(single)}."
         )
     return split(pictures, share, seed)
 

@@ -1,4 +1,4 @@
-"""A look at pictures before anything is trained on them: how many, of which sizes and classes, which are broken."""
+"""A preview of images before training: their number, sizes and classes, broken ones, thumbnails."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from dinoviz.images import ImageError
 from dinoviz.render import display_copy
 from training.data.sources import Pictures
 
-MOST = 400  # pictures that are decoded; of more, as many spread evenly
+MOST = 400  # pictures that are decoded, evenly spaced
 SHOWN = 24
 THUMBNAIL = 160  # pixels
 
 
 @dataclass
-class Survey:
-    """What was found.
+class Preview:
+    """Statistics of a set of pictures.
 
-    count: of all pictures. looked: of those that were decoded. sizes: (width, height) of each decoded one.
-    classes: how many pictures each class has. broken: (name, reason) of those that cannot be read.
-    thumbnails: (picture, what to call it) of some, spread evenly.
+    count: of all pictures. looked: of those that were decoded. sizes: (width, height) of each readable one.
+    classes: number of pictures of each class. broken: (name, reason) of those that cannot be read.
+    thumbnails: (picture, label) of some, evenly spaced.
     """
 
     count: int
@@ -36,25 +36,25 @@ class Survey:
 
     @property
     def side(self) -> int:
-        """The median of the short sides in pixels; 0 if nothing can be read."""
+        """The median of the short sides in pixels; 0 if no picture can be read."""
         return int(np.median([min(size) for size in self.sizes])) if self.sizes else 0
 
 
-def survey(
-    pictures: Pictures, *, most: int = MOST, tell: Callable[[str, float], None] = lambda what, share: None
-) -> Survey:
-    """Decode pictures, `most` at most, and say what there is.
+def preview(
+    pictures: Pictures, *, most: int = MOST, progress: Callable[[str, float], None] = lambda what, share: None
+) -> Preview:
+    """Decode at most `most` of the pictures and summarise them.
 
-    tell: called with a sentence and the share that is done; what it raises ends the survey.
+    progress: called with a sentence and the share that is done; it may raise to end the preview.
     """
-    found = Survey(len(pictures))
+    found = Preview(len(pictures))
     if pictures.labels is not None:
         counted = Counter(pictures.labels.tolist())
         found.classes = {name: counted[i] for i, name in enumerate(pictures.classes)}
     places = np.unique(np.linspace(0, len(pictures) - 1, min(most, len(pictures))).astype(int))
     every = -(-len(places) // SHOWN)
     for number, i in enumerate(places):
-        tell(f"Looking at picture {number + 1} of {len(places)}", number / len(places))
+        progress(f"Reading picture {number + 1} of {len(places)}", number / len(places))
         try:
             picture = pictures.open(i)
         except ImageError as error:

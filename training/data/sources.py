@@ -1,4 +1,4 @@
-"""What there is to train on: images in folders, zip files and lists, found and labelled but not yet decoded."""
+"""Finds images in folders, zip files and lists, with their labels, without decoding them."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Where = str | Member | np.ndarray  # a path, a member of a zip file, or the pixe
 
 
 class Memory:
-    """What threads share: who needs more of it than there is left waits for the others; alone, anybody gets some."""
+    """A budget that threads share: a thread that needs more than is left waits; one at a time may exceed it."""
 
     def __init__(self, most: int):
         self._most, self._free, self._changed = most, most, threading.Condition()
 
     @contextmanager
     def room(self, needed: int) -> Iterator[None]:
-        """Holds so much of it, or all."""
+        """Hold `needed` of the budget in this context, at most all of it."""
         needed = min(needed, self._most)
         with self._changed:
             self._changed.wait_for(lambda: self._free >= needed)
@@ -42,21 +42,21 @@ class Memory:
                 self._changed.notify_all()
 
 
-# Of a process, whatever its number of threads: a picture of the largest size, or five of a telephone.
+# Of a process, for any number of threads: one picture of the largest size, or five of a phone.
 DECODED = Memory(64_000_000)  # pixels, at about 8 bytes each
-FILES = Memory(zips.MAX_MEMBER_BYTES)  # read from zip files
+FILES = Memory(zips.MAX_MEMBER_BYTES)  # bytes, of files read from zip files
 MOST_LIST_BYTES = 500_000_000  # five million paths of a hundred characters
-REDUCED_FROM = 16_000_000  # pixels; smaller pictures are resized from all of theirs
+REDUCED_FROM = 16_000_000  # pixels; smaller pictures are decoded at full size
 
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """N pictures by where they are; cheap to copy, to cut and to send to another process.
+    """N pictures by their locations; cheap to copy, to cut and to send to another process.
 
-    names: what to call each in messages: its path below the source.
-    labels: (N,) int64, positions in `classes`; None where the pictures have no classes.
-    classes: the names of the classes; () where there are none.
-    where: where each picture is.
+    names: of the pictures for messages: their paths below the source.
+    labels: (N,) int64, indices into `classes`; None without classes.
+    classes: names of the classes; () if there are none.
+    where: the location of each picture.
     """
 
     names: tuple[str, ...]
@@ -74,9 +74,9 @@ class Pictures:
 
     @contextmanager
     def opened(self, i: int, side: int | None = None) -> Iterator[Image.Image]:
-        """Picture i as `open` gives it, while it is needed: others wait where all together would fill the memory.
+        """Picture i as `open` returns it, in a context; other threads wait if together they would fill the memory.
 
-        side: what its sides are needed to have, at which a large JPEG file is decoded; see `open_image`.
+        side: least size of its sides that is needed, at which a large JPEG file is decoded; see `open_image`.
         """
         where, name = self.where[i], self.names[i]
         if isinstance(where, np.ndarray):
@@ -89,7 +89,7 @@ class Pictures:
                 yield open_image(source, name=name, side=side if pixels > REDUCED_FROM else None)
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> Pictures:
-        """The pictures at these indices, in that order; all classes stay, so that labels mean the same."""
+        """The pictures at these indices, in that order, with all classes, so that labels keep their meaning."""
         indices = np.asarray(indices, dtype=np.int64)
         return Pictures(
             tuple(self.names[i] for i in indices),
@@ -105,12 +105,12 @@ def find(source: str | os.PathLike | Sequence[str | os.PathLike], *, classes: bo
     source: each is a folder, a .zip file (read in place, never extracted), a .txt list (one path a line, relative to
         the list; # begins a comment), a .csv list (columns path and label, or path alone) or an image. The folders
         right below a folder are its classes if every image lies in one; a single folder that holds all of a zip file
-        is looked through first. Hidden files and __MACOSX are passed over. Folders and zip files are sorted by name,
-        lists keep their order.
+        is skipped. Hidden files and __MACOSX are ignored. Folders and zip files are sorted by name, lists keep their
+        order.
     classes: False ignores the classes.
 
-    Several sources have labels only if each has; classes of the same name are one. The images are not decoded.
-    Raises DataError with one sentence if there is nothing, nothing that is an image, or nothing that is safe to read.
+    Several sources have labels only if each has; classes of the same name are merged. The images are not decoded.
+    Raises DataError if there are no files, no images, or if a zip file is not safe to read.
     """
     sources = [Path(source)] if isinstance(source, str | os.PathLike) else [Path(each) for each in source]
     if not sources:
@@ -134,8 +134,8 @@ Found = list[tuple[str, Where, str | None]]  # name, where, class
 
 
 def header_pixels(source: str | bytes) -> int:
-    """Width times height, as a picture's header tells it; 0 for what is no picture, as `open_image` will say."""
-    if not isinstance(source, bytes) and not Path(source).is_file():  # to open a FIFO would wait for ever
+    """Width times height by a picture's header; 0 for other files, which `open_image` will refuse."""
+    if not isinstance(source, bytes) and not Path(source).is_file():  # opening a FIFO would block
         return 0
     Image.init()
     try:
@@ -150,7 +150,7 @@ def _find(path: Path) -> Found:
     if path.is_dir():
         return _in_folder(path)
     if not path.is_file():
-        raise DataError(f"{path}: there is no such file or folder.")
+        raise DataError(f"{path}: no such file or folder.")
     suffix = path.suffix.lower()
     if suffix == ".zip":
         return _in_zip(path)
@@ -158,7 +158,7 @@ def _find(path: Path) -> Found:
         return _in_list(path)
     if suffix in SUFFIXES:
         return [(path.name, str(path), None)]
-    raise DataError(f"{path.name} is no folder of images, zip file, list (.txt, .csv) or image.")
+    raise DataError(f"{path.name} must be a folder of images, a zip file, a list (.txt, .csv) or an image.")
 
 
 def _in_folder(folder: Path) -> Found:
@@ -170,7 +170,7 @@ def _in_folder(folder: Path) -> Found:
 
 
 def _below(folder: Path) -> Iterator[str]:
-    """The files below a folder, relative to it with / between; links to folders are followed, but not in circles."""
+    """The files below a folder as relative POSIX paths; links to folders are followed, except in circles."""
 
     def refuse(error: OSError) -> None:
         raise DataError(f"{error.filename} cannot be read: {error.strerror}.")
@@ -194,7 +194,7 @@ def _classes_of(images: Sequence[str]) -> list[str | None]:
 
 def _check_any(path: Path, files: int, images: int) -> None:
     if not files:
-        raise DataError(f"{path.name or path} is empty, there are no images in it.")
+        raise DataError(f"{path.name or path} is empty: there are no images in it.")
     if not images:
         count = "one file, which is not an image" if files == 1 else f"{files:,} files, none of them an image"
         raise DataError(f"{path.name or path} has {count}.")
@@ -216,10 +216,10 @@ def _in_zip(path: Path) -> Found:
 def _in_list(path: Path) -> Found:
     try:
         if path.stat().st_size > MOST_LIST_BYTES:
-            raise DataError(f"{path.name} is no list: it has more than {MOST_LIST_BYTES / 1e6:g} MB.")
+            raise DataError(f"{path.name} is too large for a list: it has more than {MOST_LIST_BYTES / 1e6:g} MB.")
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise DataError(f"{path.name} is not a list: it is not text in UTF-8.") from None
+        raise DataError(f"{path.name} is not a list: it is not UTF-8 text.") from None
     except OSError as error:
         raise DataError(f"{path.name} cannot be read: {error.strerror}.") from None
     lines = _csv_lines(path, text) if path.suffix.lower() == ".csv" else _txt_lines(text)
@@ -228,17 +228,19 @@ def _in_list(path: Path) -> Found:
     missing = [name for name, _ in lines if not _is_file(path.parent / name)]
     if missing:
         which = ", ".join(missing[:3]) + (f" and {len(missing) - 3:,} more" if len(missing) > 3 else "")
-        raise DataError(f"{path.name}: {len(missing):,} of {len(lines):,} files that it lists do not exist: {which}.")
+        raise DataError(f"{path.name}: {len(missing):,} of its {len(lines):,} files do not exist: {which}.")
     without = [name for name, label in lines if not label]
     if without and len(without) < len(lines):
-        raise DataError(f"{path.name}: {len(without):,} of {len(lines):,} lines have no label, first {without[0]}.")
+        raise DataError(
+            f"{path.name}: {len(without):,} of its {len(lines):,} lines have no label, the first is {without[0]}."
+        )
     return [(name, str(path.parent / name), label) for name, label in lines]
 
 
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # too long a name, or a null byte: no path at all
+    except (OSError, ValueError):  # too long a name, or a null byte
         return False
 
 

@@ -1,4 +1,4 @@
-"""Pictures as a classifier sees them: the centre crop that is evaluated, and the random crops that are trained on."""
+"""Transforms of images for classifiers: centre crops for evaluation, random crops for training."""
 
 from __future__ import annotations
 
@@ -19,20 +19,22 @@ if TYPE_CHECKING:
     from training.data.sources import Pictures
 
 SHARE = 224 / 256
-"""Of the short side that is kept: DINO resizes to 256 pixels and crops 224 (eval_knn.py, eval_linear.py)."""
+"""Centre crop as a share of the short side: DINO resizes to 256 pixels and crops 224 (eval_knn.py, eval_linear.py)."""
 
 
 def short_side(size: int, share: float = SHARE) -> int:
-    """What a picture's short side becomes before the centre crop of `size`: as far from it on both sides, where a
-    margin of half a pixel would be rounded this way by torchvision and that way by transformers."""
+    """Short side to resize a picture to before the centre crop of `size`.
+
+    Their difference is even, because torchvision and transformers round a margin of half a pixel differently.
+    """
     short = max(size, round(size / share))
     return short + (short - size) % 2
 
 
 def centre_square(picture: Image.Image, size: int, share: float = SHARE) -> Image.Image:
-    """The middle of a picture, size x size pixels, whose side covers `share` of the short side (bicubic)."""
+    """The centre crop of a picture, size x size pixels, that covers `share` of its short side (bicubic)."""
     width, height = picture.size
-    if max(width, height) > 4 * min(width, height):  # a strip would be resized only to be cut off
+    if max(width, height) > 4 * min(width, height):  # avoids resizing a long strip that is cut off
         half = 2 * min(width, height)
         left, top = max(0, width // 2 - half), max(0, height // 2 - half)
         picture = picture.crop((left, top, min(width, left + 2 * half), min(height, top + 2 * half)))
@@ -47,9 +49,9 @@ def centre_square(picture: Image.Image, size: int, share: float = SHARE) -> Imag
 def centre_squares(
     pictures: Pictures, size: int, batch: int, broken: list[tuple[str, str]], share: float = SHARE
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
-    """Centre crops in order, decoded by a few threads ahead of who takes them.
+    """Centre crops in order, decoded ahead by a few threads.
 
-    Yields (indices, uint8 (B, 3, size, size)), of what can be read; (name, reason) of the others goes to `broken`.
+    Yields (indices, uint8 (B, 3, size, size)) of readable pictures; (name, reason) of the others is added to `broken`.
     """
 
     def decode(i: int) -> torch.Tensor | str:
@@ -65,7 +67,7 @@ def centre_squares(
     squares: list[torch.Tensor] = []
     with ThreadPoolExecutor(min(8, cores())) as pool:
         try:
-            for i in range(len(pictures) + 2 * batch):  # two batches ahead, whose end is waited for after the last
+            for i in range(len(pictures) + 2 * batch):  # two batches ahead; after the last, their results are collected
                 if i < len(pictures):
                     waiting.append((i, pool.submit(decode, i)))
                 if i < 2 * batch or not waiting:
@@ -80,7 +82,7 @@ def centre_squares(
                 if len(squares) == batch:
                     yield indices, torch.stack(squares)
                     indices, squares = [], []
-        finally:  # who stops taking does not wait for what is decoded ahead
+        finally:  # a consumer that stops early does not wait for them
             for _, future in waiting:
                 future.cancel()
     if squares:
@@ -88,7 +90,7 @@ def centre_squares(
 
 
 def centre_of(images: torch.Tensor, size: int, share: float = SHARE) -> torch.Tensor:
-    """The same crop of squares in memory: uint8 (B, 3, S, S) -> float32 (B, 3, size, size) in [0, 1]."""
+    """The same crop of decoded squares: uint8 (B, 3, S, S) -> float32 (B, 3, size, size) in [0, 1]."""
     side = images.shape[-1]
     kept = side * size / short_side(size, share)
     margin = round((side - kept) / 2)
@@ -108,10 +110,10 @@ def random_crops(
 ) -> torch.Tensor:
     """A random resized crop of each picture, mirrored with probability `flip`.
 
-    images: uint8 (B, 3, S, S), squeezed to squares. aspects: (B,) width / height of what they were, so that the crop's
-    own aspect, 3/4 to 4/3 as usual, is one of the picture. scale: of the picture's area, least and most.
-    Returns float32 (B, 3, size, size) in [0, 1] on the images' device. The generator lives on the CPU, so that every
-    device draws the same crops.
+    images: uint8 (B, 3, S, S), resized to squares. aspects: (B,) width / height of the originals, so that the aspect of
+    a crop, 3/4 to 4/3 as usual, is that in the original. scale: smallest and largest share of the area.
+    Returns float32 (B, 3, size, size) in [0, 1] on the images' device. The generator is on the CPU, so that all devices
+    draw the same crops.
     """
     count = len(images)
     area, ratio, x, y, mirror = torch.rand(5, count, generator=generator)
@@ -125,11 +127,11 @@ def random_crops(
 
 
 def cut(pixels: torch.Tensor, boxes: torch.Tensor, mirrored: torch.Tensor, size: int) -> torch.Tensor:
-    """One box of each picture at one size, antialiased bicubic: (B, 3, S, S) -> (B, 3, size, size), both in [0, 1].
+    """Crop one box of each picture and resize it, antialiased bicubic: (B, 3, S, S) -> (B, 3, size, size) in [0, 1].
 
     boxes: (B, 4) left, top, width, height in shares of the picture. mirrored: (B,) bool.
-    As PIL's `resize` with a `box`, but for its rounding to 8 bits, whatever the reduction of width and height: two
-    matrix products, which take 4 to 6 % of a training step on a CPU.
+    Equals PIL's `resize` with a `box` up to its rounding to 8 bits, for any reduction of width and height. Two matrix
+    products, which take 4 to 6 % of a training step on a CPU.
     """
     left, top, width, height = boxes.to(pixels.device).unbind(1)
     across, down = (_weights(*ends, size, pixels.shape[-1]) for ends in ((left, width), (top, height)))
@@ -138,8 +140,9 @@ def cut(pixels: torch.Tensor, boxes: torch.Tensor, mirrored: torch.Tensor, size:
 
 
 def _weights(start: torch.Tensor, length: torch.Tensor, size: int, side: int) -> torch.Tensor:
-    """(B, size, side): of each of `side` pixels in each of `size`, which cover `length` from `start` on; both (B,).
+    """Interpolation weights (B, size, side) of `side` pixels in `size` pixels that cover `length` from `start`.
 
+    start, length: (B,), in shares of the side.
     Source: Keys 1981, equation 4, a = -0.5; widened by the reduction, so that no frequency is aliased.
     """
     step = (length * (side / size))[:, None, None]

@@ -1,4 +1,4 @@
-"""The views of pictures with depth that a probe learns from, and their features, encoded once and kept in a file."""
+"""Views (augmentations) of pictures with depth, and their features, encoded once and stored in a file."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from dinoviz.grid import PatchGrid
 from training.config.tasks import ProbeConfig
 from training.depth.rgbd import Pair, counts
 
-FINER = 4  # points of the depth that is learnt, to a side of a patch: as fine as any head tells it
-KNOWN = 0.5  # share of such a point that has to be known
+FINER = 4  # target depth values to a side of a patch: the finest that a head predicts
+KNOWN = 0.5  # share of a target's area whose depth must be known
 
 
 @dataclass(frozen=True)
 class View:
-    """One way to show a picture: mirrored, a crop enlarged to its size, in other colours.
+    """An augmentation of a picture: flip, enlarged crop, colours.
 
-    zoom: how much the crop is enlarged; what is so much larger is as if it were so much nearer, so depth is divided by
-        it. at: where the crop lies, shares of the room to its left and above it.
+    zoom: enlargement of the crop to the picture's size; depth is divided by it, as if the camera were nearer.
+    at: place of the crop, as shares of the free space to its left and above it.
     colour: factors of brightness, contrast and saturation.
     """
 
@@ -42,7 +42,7 @@ class View:
     def show(
         self, picture: Image.Image, depth: np.ndarray, valid: np.ndarray, grid: PatchGrid
     ) -> tuple[torch.Tensor, np.ndarray]:
-        """Pixels (3, H, W) in [0, 1] at model size, and depth (4 h, 4 w) in metres, 0 where it is not known."""
+        """Pixels (3, H, W) in [0, 1] at model size, and target depth (4 h, 4 w) in metres, 0 where unknown."""
         width, height = (side / self.zoom for side in picture.size)
         x, y = (share * (side - part) for share, side, part in zip(self.at, picture.size, (width, height), strict=True))
         box = (x, y, x + width, y + height)
@@ -61,7 +61,7 @@ class View:
 
 
 def views_of(config: ProbeConfig, number: int) -> list[View]:
-    """The views of a picture by its number among those that train; the first shows it as it is."""
+    """The views of a training picture by its number; the first is the picture itself."""
     views = [View(), View(flip=True)] if config.flip else [View()]
     for i in range(config.crops):
         rng = np.random.default_rng([config.seed, number, i])
@@ -72,10 +72,10 @@ def views_of(config: ProbeConfig, number: int) -> list[View]:
 
 
 class Encoded:
-    """Features and depth of views in half precision, one after the other in a file; a list of them lies beside it.
+    """Features and depth of views in half precision, one after the other in a file, with an index file beside it.
 
-    What is there of an encoding that was killed is not encoded again. A picture's line in the list has its name and,
-    of each view, where it begins, the grid (h, w) and the size (a, b) of its depth.
+    An encoding that was killed continues where it ended. The index has a line for each picture with, of each view, its
+    offset, the grid (h, w) and the shape (a, b) of its depth.
     """
 
     def __init__(self, file: Path, channels: int):
@@ -86,7 +86,7 @@ class Encoded:
         self.pictures: list[list[dict]] = self._whole()
 
     def _whole(self) -> list[list[dict]]:
-        """The lines of the list up to the first that is not as `encode` wrote it, or of what is not in the file."""
+        """The lines of the index up to the first that is damaged, or whose data is not in the file."""
         found, at = [], 0
         if not self._list.is_file() or not self.file.is_file():
             return found
@@ -110,7 +110,7 @@ class Encoded:
 
     @property
     def end(self) -> int:
-        """Where the last view ends, in numbers."""
+        """The end of the last view, in values of half precision."""
         if not self.pictures:
             return 0
         last = self.pictures[-1][-1]
@@ -129,14 +129,14 @@ class Encoded:
         crop: str,
         done: Callable[[int], None],
     ) -> None:
-        """Encode the pairs that are not there yet; `done` is told how many there are after each.
+        """Encode the pairs that are missing; `done` is called with the number of encoded pairs after each.
 
-        crop: "eigen" where only depth within it is to be known, or "none". Raises ProbeError for a full disk.
+        crop: "eigen" to use only depth within the Eigen crop, or "none". Raises ProbeError for a full disk.
         """
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self.file.touch()
-            with whole(self._list) as part:  # without half a line at the end
+            with whole(self._list) as part:  # without a partial line at the end
                 part.write_text("".join(json.dumps(each) + "\n" for each in self.pictures), encoding="utf-8")
             with self.file.open("r+b") as data, self._list.open("a", encoding="utf-8") as lines:
                 data.truncate(2 * self.end)
@@ -150,14 +150,16 @@ class Encoded:
                     self._check_room(len(pairs) - i - 1)
                     done(i + 1)
         except OSError as error:
-            raise ProbeError(f"The features cannot be kept in {self.file.parent}: {error.strerror or error}.") from None
+            raise ProbeError(
+                f"The features cannot be stored in {self.file.parent}: {error.strerror or error}."
+            ) from None
 
     def _check_room(self, left: int) -> None:
         needed, free = 2 * self.end / len(self.pictures) * left, shutil.disk_usage(self.file.parent).free
         if needed > free:
             raise ProbeError(
-                f"The features of {left} more images take {needed / 2**30:.1f} GB, and the disk has only "
-                f"{free / 2**30:.1f} GB left; lower resolution, layers, crops or limit."
+                f"The features of {left} more images need {needed / 2**30:.1f} GB, and the disk has "
+                f"{free / 2**30:.1f} GB left: lower resolution, layers, crops or limit."
             )
 
     def _encode(self, pair, views, backbone, layers, config, crop, data) -> list[dict]:
@@ -175,16 +177,16 @@ class Encoded:
         return found
 
     def open(self, memory: float) -> None:
-        """Get ready for `get`: in memory if no more bytes than this are needed, else read from the file each time."""
+        """Prepare for `get`: load the file if it has at most `memory` bytes, else map it."""
         if 2 * self.end <= memory:
             self._data = np.fromfile(self.file, np.float16, self.end)
         else:
             self._data = np.memmap(self.file, np.float16, "r", shape=self.end)
 
     def batches(self, size: int, rng: np.random.Generator | None = None) -> list[list[tuple[int, int]]]:
-        """(picture, view) in batches of one size each: every picture once, shuffled and in one of its views with rng.
+        """(picture, view) in batches of equal grids: with rng every picture in one random view, in random order.
 
-        Without rng, pictures come in order and as they are.
+        Without rng, pictures are in order and unaugmented.
         """
         chosen = [(i, 0) for i in range(len(self.pictures))]
         if rng is not None:
@@ -209,7 +211,7 @@ class Encoded:
         return parts[0].reshape(*view["grid"], self.channels), parts[1], parts[2].reshape(view["depth"])
 
     def statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation (C,) of the patches of all pictures as they are."""
+        """Mean and standard deviation (C,) of the patch features of all unaugmented pictures."""
         total, squares, count = 0.0, 0.0, 0
         for views in self.pictures:
             patches = self._read(views[0])[0].reshape(-1, self.channels).astype(np.float64)
@@ -218,7 +220,7 @@ class Encoded:
         return torch.from_numpy(mean), torch.from_numpy(np.sqrt(np.maximum(squares / count - mean**2, 0)))
 
     def descriptors(self, layers: int) -> np.ndarray:
-        """(n, D) of length 1, see `dinoviz.depth.descriptor`; layers: how many are joined."""
+        """Descriptors (n, D) of length 1, see `dinoviz.depth.descriptor`. layers: number of concatenated layers."""
         dim = self.channels // layers
         first = dim * descriptor_layer(range(layers))
         means = [

@@ -1,4 +1,4 @@
-"""What a depth probe is to make small: DINOv2's two losses (Oquab et al. 2024, its `eval/depth`)."""
+"""The losses of a depth probe: DINOv2's two (Oquab et al. 2024, its `eval/depth`), and the RMSE in metres."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def scale_invariant_loss(predicted: torch.Tensor, depth: torch.Tensor, valid: to
 
 
 def gradient_loss(predicted: torch.Tensor, depth: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """How much the slopes of log depth differ, on four grids (Li and Snavely 2018, equation 4; DINOv2's GradientLoss).
+    """L1 difference of gradients of log depth on four grids (Li and Snavely 2018, equation 4; DINOv2's GradientLoss).
 
     All (B, H, W). On each grid, differences of points two apart where both are valid, summed, over the number of valid
-    points. DINOv2's code takes them over the first two axes, which of its tensors (B, 1, H, W) are not the picture's;
-    here, as the paper means it, they go along rows and columns.
+    points. DINOv2's code takes them over the first two axes of its tensors (B, 1, H, W), which are not the image axes;
+    here they are along rows and columns, as in the paper.
     """
     total = 0 * predicted.sum()
     for stride in STRIDES:
@@ -36,6 +36,14 @@ def gradient_loss(predicted: torch.Tensor, depth: torch.Tensor, valid: torch.Ten
         across = (g[:, :, APART:] - g[:, :, :-APART]).abs() * (known[:, :, APART:] & known[:, :, :-APART])
         total = total + (down.sum() + across.sum()) / known.sum().clamp(min=1)
     return total
+
+
+def root_mean_squares(predicted: torch.Tensor, depth: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """The RMSE (b,) in metres of those of (B, H, W) pictures that have a valid pixel."""
+    count = valid.sum((1, 2))
+    squares = ((predicted - depth) ** 2 * valid).sum((1, 2))
+    # The square root of exactly 0 has no gradient.
+    return (squares[count > 0] / count[count > 0]).clamp(min=1e-12).sqrt()
 
 
 def _difference(predicted: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:

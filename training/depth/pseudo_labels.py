@@ -1,6 +1,6 @@
-"""Depth for one's own pictures: what a teacher, a published head or another probe, says of them is what a probe learns.
+"""Pseudo-labels: a teacher, a published head or another probe, predicts the depth that a probe is trained on.
 
-The teacher may have any backbone. Its depth of each picture is written down once, as an ordinary RGB-D folder.
+The teacher may have any backbone. Its predictions are written once, as an ordinary RGB-D folder.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from training import runs
 from training.config.tasks import ProbeConfig
 from training.depth.rgbd import Pair
 from training.depth.unpack import distinct
-from training.evaluation.knn_linear import Progress
+from training.engine.progress import Progress
 from training.runs.run import Run, RunError
 
-SHORT_SIDE = 518  # pixels that are kept of a picture: the app's resolution, and more than probes are trained at
-MAX_BROKEN = 0.03  # the share of pictures that may be unreadable; one always may
+SHORT_SIDE = 518  # pixels to which pictures are reduced: the app's resolution, more than probes are trained at
+MAX_BROKEN = 0.03  # largest share of unreadable pictures; one is always allowed
 
 
 class TeacherError(DinovizError):
-    """A teacher that cannot be had, or pictures that it cannot be asked about; the message says why."""
+    """A teacher that cannot be loaded, or pictures whose depth it cannot predict; the message says why."""
 
 
 @dataclass(frozen=True, eq=False)
 class Teacher:
-    """Who gives pictures their depth.
+    """A model that predicts depth.
 
-    name: as the person knows it. source: one sentence part on what it is.
-    range: the nearest and the farthest that it can say, in metres.
+    name: for display. source: a description, part of a sentence.
+    range: smallest and largest depth that it predicts, in metres.
     predict: an RGB picture -> (H, W) float32 metres at its own size.
     """
 
@@ -60,12 +60,12 @@ class Teacher:
 
 
 def open_teacher(name: str, device: str | torch.device | None = None) -> Teacher:
-    """A teacher by name.
+    """Load a teacher by name.
 
     name: a published head (`published_depth.PUBLISHED`), another Hub id of its kind, a folder in transformers' format,
         or a depth probe: its file, its run's folder or its run's name.
 
-    Raises TeacherError, ModelError or ProbeError, in one sentence, for what is none of them or cannot be loaded.
+    Raises TeacherError for another name, ModelError or ProbeError if it cannot be loaded.
     """
     if name not in published_depth.PUBLISHED:
         probe = _probe_path(name)
@@ -73,23 +73,23 @@ def open_teacher(name: str, device: str | torch.device | None = None) -> Teacher
             return _probe_teacher(probe, device)
         if not name or (name.count("/") != 1 and not hub.is_folder(Path(name).expanduser())):
             raise TeacherError(
-                f"There is no teacher {name!r}. A teacher is a published head, {', '.join(published_depth.PUBLISHED)}; "
-                "the folder of one; or a depth probe, its file or its run."
+                f"There is no teacher {name!r}. A teacher is a published head, {', '.join(published_depth.PUBLISHED)}, "
+                "its folder, or a depth probe, by its file or run."
             )
     head = published_depth.load(name, device)
-    # A source names a folder of this machine, which is nobody else's business.
+    # A source can be a folder of this machine, which must not be published.
     source = head.source if name in published_depth.PUBLISHED else f"a DPT head on DINOv2, {head.trained}"
-    # At the size of the pictures that it was trained on: metres depend on it.
+    # At the size that it was trained at, on which metric depth depends.
     return Teacher(head.name, source, head.range, lambda picture: head.predict(picture, head.trained.short_side))
 
 
 def _probe_path(name: str) -> Path | None:
-    """Where the depth probe of this name is; None where there is none. Raises ProbeError for a run without one."""
+    """The path of the depth probe of this name, or None. Raises ProbeError for a run without one."""
     path = Path(name).expanduser()
     with suppress(RunError):
         run = Run.open(name)
         if not depth.probe_file(run.folder).is_file():
-            raise ProbeError(f"The run {run.name} holds no finished depth probe.")
+            raise ProbeError(f"The run {run.name} has no finished depth probe.")
         return run.folder
     with suppress(OSError):  # a name that no file system takes
         if depth.probe_file(path).is_file():
@@ -105,13 +105,13 @@ def _probe_teacher(path: Path, device: str | torch.device | None) -> Teacher:
         return depth.predict(backbone.encode(picture, probe.about["resolution"], probe.layers), probe)
 
     data = probe.about.get("data", {})
-    of = f", itself taught by {data['teacher']}" if "teacher" in data else ""
+    of = f" with pseudo-labels of {data['teacher']}" if "teacher" in data else ""
     on = f", trained on {data['folder']}" if "folder" in data else ""
     return Teacher(probe.name, f"a depth probe on {probe.about['backbone']}{on}{of}", probe.range, predict)
 
 
 def _backbone(probe: depth.Probe, path: Path, device: str | torch.device | None) -> Backbone:
-    """Whose features a probe reads: as its run loaded it, the run of the header's name, or what else has that name."""
+    """The backbone of a probe: the model of its run, the run of the header's name, or another model of that name."""
     name, tried, reason = probe.about["backbone"], [], ""
     with suppress(RunError, KeyError):
         tried.append(Run(path).config["model"])
@@ -126,20 +126,28 @@ def _backbone(probe: depth.Probe, path: Path, device: str | torch.device | None)
         if backbone.weights_id == probe.about["weights_id"]:
             return backbone
         reason = f"{each} has other weights."
-    raise TeacherError(f"The teacher {probe.name} reads the features of {name}, which cannot be had: {reason}")
+    raise TeacherError(f"The teacher {probe.name} needs the features of {name}, which cannot be loaded: {reason}")
 
 
-def taught(config: ProbeConfig, folder: Path, progress: Progress | None = None) -> tuple[ProbeConfig, dict]:
-    """Have the pictures in `config.data` told their depth by `config.teacher`, as an RGB-D folder in `folder`.
+def with_pseudo_labels(config: ProbeConfig, folder: Path, progress: Progress | None = None) -> tuple[ProbeConfig, dict]:
+    """Predict the depth of the pictures in `config.data` by `config.teacher` and write an RGB-D folder.
 
-    Returns the settings to train with, whose data is that folder, whose depth is the teacher's range and whose crop is
-    none, for a teacher knows the whole picture; and what there is to say of the data: teacher, left_out.
-    What `folder` has already is not asked for again.
+    Depth that the folder has already is not predicted again.
 
-    Raises TeacherError for data with depth of its own, and as `open_teacher` and `pairs_from_teacher` do.
+    Args:
+        config: of the run, with a teacher.
+        folder: for the RGB-D folder.
+        progress: see `pairs_from_teacher`.
+
+    Returns:
+        The configuration to train with, whose data is the folder, whose depth is the teacher's range and whose crop is
+        "none", because a teacher predicts the whole picture; and a description of the data: teacher, left_out.
+
+    Raises:
+        TeacherError: for data that has depth, and as `open_teacher` and `pairs_from_teacher`.
     """
     if (Path(config.data) / "depth").is_dir():
-        raise TeacherError(f"{config.data} has a folder depth of its own: leave the teacher out, or the folder.")
+        raise TeacherError(f"{config.data} has a folder depth: remove the teacher, or the folder.")
     images = find_images([config.data])
     images = images[: config.limit] if config.limit else images
     about = _about(folder)
@@ -165,19 +173,18 @@ def pairs_from_teacher(
     *,
     short_side: int = SHORT_SIDE,
 ) -> list[Pair]:
-    """Ask a teacher for the depth of pictures; in their order, without those that cannot be read.
+    """Predict the depth of pictures with a teacher. Returns the pairs in order, without unreadable pictures.
 
-    folder: gets rgb/NAME.png, depth/NAME.npy in metres and meta.json, which names the teacher. What is there already
-        is kept, so that work that ended early goes on.
-    progress: called with (done, of, what); what it raises ends the work.
-    short_side: larger pictures are made smaller, to this short side, before the teacher sees them.
+    folder: for rgb/NAME.png, depth/NAME.npy in metres and meta.json with the teacher's name. Existing files are kept,
+        so that work that ended early continues.
+    progress: called with (done, of, what); it may raise to end the work.
+    short_side: larger pictures are first reduced to this short side.
 
-    Raises TeacherError for pictures of which too many cannot be read, a folder that another teacher wrote, and a full
-    disk.
+    Raises TeacherError if too many pictures cannot be read, for the folder of another teacher, and for a full disk.
     """
     before = _about(folder).get("teacher")
     if before not in (None, str(teacher)):
-        raise TeacherError(f"The depth in {folder} is from another teacher, {before}.")
+        raise TeacherError(f"The depth in {folder} was predicted by another teacher, {before}.")
     allowed = min(max(1, int(MAX_BROKEN * len(images))), len(images) - 1)
     pairs, broken = [], []
     with writing(folder, TeacherError):
@@ -188,7 +195,7 @@ def pairs_from_teacher(
         pair = Pair(folder / "rgb" / f"{name}.png", folder / "depth" / f"{name}.npy")
         try:
             if not pair.depth.is_file():
-                _ask(teacher, image, pair, short_side)
+                _predict(teacher, image, pair, short_side)
             pairs.append(pair)
         except ImageError as error:
             broken.append(str(error))
@@ -198,12 +205,12 @@ def pairs_from_teacher(
                     f"{broken[0]}"
                 ) from None
         if progress is not None:
-            progress(i + 1, len(images), "asking the teacher")
+            progress(i + 1, len(images), "predicting depth")
     return pairs
 
 
-def _ask(teacher: Teacher, image: str | os.PathLike, pair: Pair, short_side: int) -> None:
-    """Write a pair; the depth last, so that it tells that both are there."""
+def _predict(teacher: Teacher, image: str | os.PathLike, pair: Pair, short_side: int) -> None:
+    """Predict and write a pair; the depth last, so that its file shows that both exist."""
     picture = open_image(image)
     if min(picture.size) > short_side:
         scale = short_side / min(picture.size)
@@ -212,7 +219,7 @@ def _ask(teacher: Teacher, image: str | os.PathLike, pair: Pair, short_side: int
     with writing(pair.image.parent, TeacherError), whole(pair.image) as part:
         picture.save(part, format="PNG", compress_level=1)
     with writing(pair.depth.parent, TeacherError), whole(pair.depth) as part, part.open("wb") as file:
-        np.save(file, metres.astype(np.float16))  # precise to 0.05 %, far better than any teacher is
+        np.save(file, metres.astype(np.float16))  # precise to 0.05 %, far better than any teacher
 
 
 def _about(folder: Path) -> dict:

@@ -1,4 +1,4 @@
-"""Pictures with their depth: a folder with rgb/ID.jpg, and of each of them depth/ID.png or depth/ID.npy.
+"""RGB-D folders: rgb/ID.jpg, and for each picture depth/ID.png or depth/ID.npy; their split, and depth metrics.
 
 A PNG has one channel of 16 bits, in millimetres; an array is in metres if it is of floats, else in millimetres. 0 is
 unknown, and so are NaN and infinity. meta.json may hold "intrinsics" (fx, fy, cx, cy in pixels) and "licence".
@@ -22,19 +22,19 @@ from dinoviz.json_files import read_json
 
 # Rows and columns of a 480 x 640 picture of NYU Depth v2 that are evaluated (Eigen et al. 2014).
 EIGEN_ROWS, EIGEN_COLUMNS = (45 / 480, 471 / 480), (41 / 640, 601 / 640)
-# Units are told by what nobody photographs: a picture in which nothing is farther than 20 mm, and one of which half is
-# farther than 300 m (or, in millimetres, 0.3 m).
+# Wrong units are detected by implausible depth: no value above 20 in integers, which would be 20 mm, or a median above
+# 300 in floats, which would be 300 m.
 MOST_METRES, LEAST_MILLIMETRES = 20, 300
 EIGHTH = 8  # of the groups, one is held out
 
 
 class DepthDataError(DinovizError):
-    """A folder that is no RGB-D folder, or a file in it that cannot be used."""
+    """A folder that is not an RGB-D folder, or a file in it that cannot be used."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture and its depth, by where they are."""
+    """The files of a picture and of its depth."""
 
     image: Path
     depth: Path
@@ -42,7 +42,7 @@ class Pair:
     def open(self, border: int = 0) -> tuple[Image.Image, np.ndarray]:
         """The picture, mode RGB, and its depth (H, W) float32 in metres, 0 where unknown.
 
-        border: pixels that are cut from each side of both.
+        border: pixels to cut from each side of both.
         Raises ImageError for the picture, DepthDataError for the depth.
         """
         picture = open_image(self.image)
@@ -50,34 +50,34 @@ class Pair:
         if not border:
             return picture, depth
         if min(picture.size) <= 2 * border:
-            raise DepthDataError(f"{self.image.name}: nothing is left without a border of {border} pixels.")
+            raise DepthDataError(f"{self.image.name}: nothing is left inside a border of {border} pixels.")
         inside = slice(border, -border)
         return picture.crop((border, border, picture.width - border, picture.height - border)), depth[inside, inside]
 
 
 def _read(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) float32 in metres; size: (W, H) that it must have. Raises DepthDataError."""
-    if not path.is_file():  # a FIFO would be read for ever
-        raise DepthDataError(f"{path.name}: there is no such file.")
+    """Depth (H, W) float32 in metres. size: the expected (W, H). Raises DepthDataError."""
+    if not path.is_file():  # opening a FIFO would block
+        raise DepthDataError(f"{path.name}: no such file.")
     array = _read_npy(path, size) if path.suffix == ".npy" else _read_png(path, size)
     if array.dtype.kind == "f":
-        with np.errstate(over="ignore"):  # doubles that are no float32
+        with np.errstate(over="ignore"):  # doubles beyond float32
             metres = array.astype(np.float32)
         metres[~np.isfinite(metres)] = 0
     else:
         metres = array.astype(np.float32) / 1000
     if metres.min(initial=0) < 0:
-        raise DepthDataError(f"{path.name} holds negative depth, down to {metres.min():g} m; unknown depth is 0.")
+        raise DepthDataError(f"{path.name} has negative depth, down to {metres.min():g} m; unknown depth must be 0.")
     some = array[metres > 0]
     if array.dtype.kind != "f" and some.size and some.max() <= MOST_METRES:
         raise DepthDataError(
-            f"{path.name}: its largest value is {some.max()}, which is {some.max()} mm; these seem to be metres, which "
-            "have to be multiplied by 1000."
+            f"{path.name}: the largest depth is {some.max()} mm; these integers seem to be metres, and must be "
+            "multiplied by 1000."
         )
     if array.dtype.kind == "f" and some.size and np.median(some) > LEAST_MILLIMETRES:
         raise DepthDataError(
-            f"{path.name}: half of it is farther than {np.median(some):.0f} m; these seem to be millimetres, which "
-            "have to be divided by 1000, or saved as whole numbers."
+            f"{path.name}: the median depth is {np.median(some):.0f} m; these floats seem to be millimetres, and must "
+            "be divided by 1000 or saved as integers."
         )
     return metres
 
@@ -90,20 +90,20 @@ def _read_png(path: Path, size: tuple[int, int]) -> np.ndarray:
     except DepthDataError:
         raise
     except Exception:  # decoders raise nearly everything on damaged files, and DecompressionBombError on large ones
-        raise DepthDataError(f"{path.name}: this is not a PNG that can be read.") from None
+        raise DepthDataError(f"{path.name} is not a readable PNG.") from None
     if array.ndim != 2 or array.dtype == np.uint8 or array.dtype.kind not in "iu":
-        raise DepthDataError(f"{path.name}: depth is one channel of 16 bits, in millimetres.")
+        raise DepthDataError(f"{path.name}: a depth PNG must have one channel of 16 bits, in millimetres.")
     return array
 
 
 def _read_npy(path: Path, size: tuple[int, int]) -> np.ndarray:
     try:
-        # Mapped, a header that promises more than the file has is refused before memory is asked for.
+        # Mapped, a header that states more than the file has is refused before memory is allocated.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception:  # a header is Python, evaluated: RecursionError, OverflowError, MemoryError and more
-        raise DepthDataError(f"{path.name}: this is not an array that can be read.") from None
+    except Exception:  # the header is evaluated as Python: RecursionError, OverflowError, MemoryError and more
+        raise DepthDataError(f"{path.name} is not a readable array.") from None
     if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "iuf":
-        raise DepthDataError(f"{path.name}: depth is one array (H, W) of numbers.")
+        raise DepthDataError(f"{path.name}: depth must be one array (H, W) of numbers.")
     _check_size(path, array.shape[::-1], size)
     return np.array(array)
 
@@ -112,19 +112,19 @@ def _check_size(path: Path, found: tuple[int, int], wanted: tuple[int, int]) -> 
     if tuple(found) != wanted:
         raise DepthDataError(
             f"{path.name} has {found[0]} x {found[1]} pixels, its picture {wanted[0]} x {wanted[1]}; "
-            "they must be the same."
+            "they must be equal."
         )
 
 
 def find_pairs(folder: str | os.PathLike, limit: int = 0) -> list[Pair]:
-    """The pairs of a folder, sorted by name and number; limit: the first so many, 0 for all.
+    """The pairs of a folder, sorted by name and number. limit: the number of pairs, 0 for all.
 
-    Raises DepthDataError where there are none, or pictures lack their depth.
+    Raises DepthDataError if there are none, or if pictures have no depth.
     """
     folder = Path(folder)
     if not (folder / "rgb").is_dir() or not (folder / "depth").is_dir():
         raise DepthDataError(
-            f"{folder} is no RGB-D folder: it needs the folders rgb and depth, or a teacher that gives the depth."
+            f"{folder} is not an RGB-D folder: it needs the folders rgb and depth, or a teacher that predicts depth."
         )
     images = [path for path in (folder / "rgb").iterdir() if path.suffix.lower() in SUFFIXES]
     there = {path.name for path in (folder / "depth").iterdir()}
@@ -136,7 +136,7 @@ def find_pairs(folder: str | os.PathLike, limit: int = 0) -> list[Pair]:
     if lacking:
         more = ", ..." if len(lacking) > 3 else ""
         raise DepthDataError(
-            f"{len(lacking)} of {len(pairs)} pictures in {folder} lack their depth: {', '.join(lacking[:3])}{more}."
+            f"{len(lacking)} of {len(pairs)} pictures in {folder} have no depth: {', '.join(lacking[:3])}{more}."
         )
     if not pairs:
         raise DepthDataError(f"There are no images in {folder / 'rgb'}.")
@@ -144,37 +144,37 @@ def find_pairs(folder: str | os.PathLike, limit: int = 0) -> list[Pair]:
 
 
 def _numbered(path: Path) -> tuple[str, int]:
-    """The name without the number at its end, and that number; -1 where there is none."""
+    """The name without the number at its end, and that number, -1 if there is none."""
     name, number = re.fullmatch(r"(.*?)(\d*)", path.stem, re.DOTALL).groups()
     return name, int(number) if number else -1
 
 
 def meta(folder: str | os.PathLike) -> dict:
-    """What the folder's meta.json says; {} where there is none. Raises DepthDataError for one that cannot be read."""
+    """The content of the folder's meta.json; {} if there is none. Raises DepthDataError if it cannot be read."""
     file = Path(folder) / "meta.json"
     return read_json(file, DepthDataError) if os.path.lexists(file) else {}
 
 
 def intrinsics(folder: str | os.PathLike) -> dict[str, float] | None:
-    """The camera of a folder's pictures, fx, fy, cx and cy in pixels of the whole picture, or None if it is not told.
+    """The camera of a folder's pictures, fx, fy, cx and cy in pixels of the whole picture, or None if it is unknown.
 
-    Raises DepthDataError for one that cannot be, and for a meta.json that cannot be read.
+    Raises DepthDataError for invalid values, and for a meta.json that cannot be read.
     """
-    told = meta(folder).get("intrinsics")
-    if told is None:
+    values = meta(folder).get("intrinsics")
+    if values is None:
         return None
     try:
-        camera = {name: float(told[name]) for name in ("fx", "fy", "cx", "cy")}
+        camera = {name: float(values[name]) for name in ("fx", "fy", "cx", "cy")}
     except (TypeError, KeyError, ValueError):
         raise DepthDataError("The intrinsics in meta.json need the numbers fx, fy, cx and cy.") from None
     if not all(map(math.isfinite, camera.values())) or min(camera["fx"], camera["fy"]) <= 0:
-        raise DepthDataError("The intrinsics in meta.json are no camera: fx and fy are positive numbers of pixels.")
+        raise DepthDataError("The intrinsics in meta.json are invalid: fx and fy must be positive numbers of pixels.")
     return camera
 
 
 @dataclass(frozen=True)
 class Split:
-    """Pairs that train, that decide when to stop, that are looked at once, and by what rule they were parted."""
+    """Training, validation and held-out pairs, and a description of the rule that split them."""
 
     train: list[Pair]
     validation: list[Pair]
@@ -183,23 +183,29 @@ class Split:
 
 
 def split(pairs: Sequence[Pair], validation: float, held_out: int = 0) -> Split:
-    """Part pictures by groups that were taken one after the other, so that no room is on both sides.
+    """Split pictures by groups that were taken one after the other, so that no room is on two sides.
 
-    validation: share of the groups that decide when to stop; 0 for none. held_out: pictures that are held out.
-    Consecutive numbers at the end of names are one group; other pictures are groups of their own. Where there are
-    fewer than 8 groups, equal stretches of the sorted pictures take their place.
-    Raises DepthDataError where there are too few.
+    Consecutive numbers at the end of names form one group; other pictures are groups of their own. If there are fewer
+    than 8 groups, equal stretches of the sorted pictures are used instead.
+
+    Args:
+        pairs: sorted, see `find_pairs`.
+        validation: share of the groups for validation; 0 for none.
+        held_out: number of pictures to hold out.
+
+    Raises:
+        DepthDataError: if there are too few pictures.
     """
     every = max(2, round(1 / validation)) if validation else 2
     groups = groups_of(pairs)
     if len(groups) >= max(every, EIGHTH):
-        said = ["sorted by name and number", f"consecutive numbers are one group, {len(groups)} in all"]
+        rule = ["sorted by name and number", f"consecutive numbers are one group, {len(groups)} in all"]
     else:
         count = min(len(pairs), max(every, EIGHTH))
-        said = ["sorted by name and number", f"cut into {count} stretches, for the groups are only {len(groups)}"]
+        rule = ["sorted by name and number", f"cut into {count} stretches, because there are {len(groups)} groups"]
         groups = [[pairs[i] for i in part] for part in np.array_split(np.arange(len(pairs)), count)]
         every = max(2, min(every, count))
-    out, left = [], []  # left: the rest of the group in which the number is reached
+    out, left = [], []  # left: the unused rest of the last group
     for i in range(EIGHTH - 1, len(groups), EIGHTH):
         room = held_out - len(out)
         if room > 0:
@@ -207,32 +213,32 @@ def split(pairs: Sequence[Pair], validation: float, held_out: int = 0) -> Split:
             left += groups[i][room:]
     if len(out) < held_out:
         raise DepthDataError(
-            f"Every {EIGHTH}th of the {len(groups)} groups has {len(out)} pictures in all, {held_out} cannot be held "
-            "out."
+            f"held_out is {held_out}, but every {EIGHTH}th of the {len(groups)} groups has only {len(out)} pictures in "
+            "all."
         )
     taken = {pair.image for pair in (*out, *left)}
     if held_out:
-        said.append(
-            f"every {EIGHTH}th group (the {EIGHTH}th, {2 * EIGHTH}th, ...) is held out until {held_out} pictures are, "
-            f"and the {len(left)} others of the last one are not used"
+        rule.append(
+            f"every {EIGHTH}th group (the {EIGHTH}th, {2 * EIGHTH}th, ...) is held out, {held_out} pictures in all; "
+            f"the {len(left)} others of the last one are not used"
         )
-    first, kept = every // 2, []
+    first, chosen = every // 2, []
     if validation:
-        said.append(
-            f"every {every}th of all groups from number {first} on, as far as not held out, decides when to stop"
+        rule.append(
+            f"every {every}th of all groups from number {first} on, without held-out pictures, is for validation"
         )
-        kept = [pair for group in groups[first - 1 :: every] for pair in group if pair.image not in taken]
-    aside = taken | {pair.image for pair in kept}
+        chosen = [pair for group in groups[first - 1 :: every] for pair in group if pair.image not in taken]
+    aside = taken | {pair.image for pair in chosen}
     train = [pair for pair in pairs if pair.image not in aside]
-    if not train or (validation and not kept):
+    if not train or (validation and not chosen):
         raise DepthDataError(
-            f"A probe needs images to train on and one at least to check on; {len(pairs)} are too few."
+            f"A probe needs images for training and at least one for validation; {len(pairs)} are too few."
         )
-    return Split(train, kept, out, "; ".join(said))
+    return Split(train, chosen, out, "; ".join(rule))
 
 
 def groups_of(pairs: Sequence[Pair]) -> list[list[Pair]]:
-    """Sorted pairs in groups: of consecutive numbers at the end of their names, else each by itself."""
+    """Groups of sorted pairs with consecutive numbers at the end of their names; other pairs alone."""
     groups: list[list[Pair]] = []
     last = None
     for pair in pairs:
@@ -246,9 +252,9 @@ def groups_of(pairs: Sequence[Pair]) -> list[list[Pair]]:
 
 
 def counts(depth: np.ndarray, crop: str, far: float, border: int = 0) -> np.ndarray:
-    """Which pixels (H, W) count: known, not beyond `far` metres, and within the crop ("eigen" or "none").
+    """Mask (H, W) of valid pixels: known, at most `far` metres, and within the crop ("eigen" or "none").
 
-    border: pixels that were cut from each side; the crop is that of the whole picture.
+    border: pixels that were cut from each side; the crop is relative to the whole picture.
     """
     valid = (depth > 0) & (depth <= far)
     if crop == "eigen":
@@ -265,12 +271,12 @@ def counts(depth: np.ndarray, crop: str, far: float, border: int = 0) -> np.ndar
 def depth_errors(
     predicted: np.ndarray, depth: np.ndarray, valid: np.ndarray, *, median_scaled: bool = False
 ) -> dict[str, float]:
-    """Of one picture, over its valid pixels (Eigen et al. 2014; Bhat et al. 2021).
+    """Depth metrics of one picture over its valid pixels (Eigen et al. 2014; Bhat et al. 2021).
 
     rmse in metres; rmse_log, of natural logarithms; abs_rel and sq_rel, relative to the true depth; log10, the mean
     difference of decimal logarithms; silog, 100 times the standard deviation of the difference of logarithms; delta1 to
     delta3, the share of pixels within a factor of 1.25, 1.25 ** 2, 1.25 ** 3.
-    median_scaled: multiply the prediction so that its median is the true one, which judges shape without scale.
+    median_scaled: scale the prediction to the true median, which measures shape without scale.
     """
     p, t = predicted[valid].astype(np.float64), depth[valid].astype(np.float64)
     if median_scaled:

@@ -1,7 +1,6 @@
-"""What a depth probe learns from, where it is no folder yet: a zip file, a list or the demo is put into one.
+"""Writes the data of a depth probe into a folder if it is a zip file, a list or the demo.
 
-Other runs read zip files in place. A probe reads each picture together with its depth, or with what a teacher writes of
-it, by where they are on the disk.
+Other runs read zip files in place. A probe needs each picture and its depth, given or predicted, as files on the disk.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from training.data.demo import DEMO, demo_picture
 from training.data.sources import DataError, Member, Pictures, find
 
 DEPTH = (".png", ".npy")
-LONGEST = 50  # characters of a file's name that are kept: its end, where a number may tell what belongs together
+LONGEST = 50  # characters of a file's name that are kept: its end, whose number defines groups
 
 
 @dataclass(frozen=True)
 class ZippedPairs:
-    """An RGB-D folder inside a zip file. files: where each of its files goes -> which member it is."""
+    """An RGB-D folder inside a zip file. files: the path of each file in the new folder -> its member."""
 
     archive: Path
     files: dict[str, zipfile.ZipInfo]
@@ -39,7 +38,7 @@ class ZippedPairs:
 
 
 def place(sources: Sequence[Path], folder: Path) -> Path:
-    """Where a probe finds its data: the folder that was named, or else one below `folder`, for `unpack` to fill.
+    """The folder of a probe's data: the one given, or a folder below `folder` for `unpack`.
 
     sources: a folder, zip files, lists and images; none for the demo.
     """
@@ -51,59 +50,60 @@ def place(sources: Sequence[Path], folder: Path) -> Path:
     return folder / (_plain(sources[0].stem) if one else "images")
 
 
-def unpack(sources: Sequence[Path], folder: Path, *, taught: bool) -> None:
-    """Put the pictures of sources that are no folder into a new one; with their depth, unless a teacher tells it.
+def unpack(sources: Sequence[Path], folder: Path, *, with_depth: bool) -> None:
+    """Write the pictures of zip files, lists and images into a new folder.
 
-    Raises DataError for what `pictures` and `zipped_pairs` refuse and a full disk, ImageError for a damaged zip file.
+    with_depth: whether there is depth to write; without it, a teacher predicts it.
+    Raises DataError for data that `pictures` and `zipped_pairs` refuse and for a full disk, ImageError for a damaged
+    zip file.
     """
     with writing(folder, DataError):
-        if taught:
-            _write_pictures(pictures(sources), folder)
-        else:
+        if with_depth:
             _write_pairs(zipped_pairs(sources[0]), folder)
+        else:
+            _write_pictures(pictures(sources), folder)
 
 
 def pictures(sources: Sequence[Path]) -> Pictures:
-    """The pictures that a teacher is to tell the depth of; those of the demo are whole.
+    """The pictures whose depth a teacher predicts; those of the demo are whole.
 
-    Raises DataError for what there are no pictures in, and for those that have their depth.
+    Raises DataError for sources without pictures, and for pictures that have depth.
     """
     if not sources:
         whole = tuple(np.asarray(demo_picture(file)) for file in DEMO)
         return Pictures(DEMO, None, (), whole)
     for source in sources:
         if has_depth(source):
-            raise DataError(f"{source.name} has depth of its own: leave the teacher out, or the folder depth.")
+            raise DataError(f"{source.name} has depth: remove the teacher, or the folder depth.")
     return find(sources, classes=False)
 
 
 def has_depth(source: Path) -> bool:
-    """Whether a folder or a zip file has the depth of its pictures beside them."""
+    """Whether a folder or a zip file has depth beside its pictures."""
     return (source / "depth").is_dir() or (_is_zip(source) and bool(_tops(source)))
 
 
 def zipped_pairs(path: Path) -> ZippedPairs:
-    """The pictures and their depth in a zip file, whose folders rgb and depth may lie in others.
+    """The pictures and their depth in a zip file, whose folders rgb and depth may be inside others.
 
-    Raises DataError for a file without them, pictures that lack their depth, and what is not safe to unpack.
+    Raises DataError for a file without them, pictures without depth, and files that are not safe to unpack.
     """
     tops = _tops(path)
     if not tops:
         raise DataError(
-            f"{path.name} has no folders rgb and depth beside each other, with pictures in one and their depth (.png, "
-            ".npy) in the other."
+            f"{path.name} needs a folder rgb with pictures and beside it a folder depth with their depth (.png, .npy)."
         )
     if len(tops) > 1:
-        raise DataError(f"{path.name} has {len(tops)} folders with rgb and depth in them; put all into one.")
+        raise DataError(f"{path.name} has {len(tops)} folders with rgb and depth in them: merge them into one.")
     (found,) = tops.values()
-    # An array wins over a PNG of the same name, as in a folder.
+    # An array takes precedence over a PNG of the same name, as in a folder.
     depth = {Path(name).stem: info for name, info in sorted(found["depth"].items(), key=lambda each: _suffix(each[0]),
                                                              reverse=True)}  # fmt: skip
     lacking = sorted(name for name in found["rgb"] if Path(name).stem not in depth)
     if lacking:
         more = ", ..." if len(lacking) > 3 else ""
         raise DataError(
-            f"{len(lacking)} of {len(found['rgb'])} pictures in {path.name} lack their depth: "
+            f"{len(lacking)} of {len(found['rgb'])} pictures in {path.name} have no depth: "
             f"{', '.join(lacking[:3])}{more}."
         )
     stems = sorted({Path(name).stem for name in found["rgb"]})
@@ -154,7 +154,7 @@ def _write_pictures(found: Pictures, folder: Path) -> None:
         elif isinstance(where, Member):
             try:
                 file.write_bytes(zips.read(where, found.names[i]))
-            except ImageError:  # an empty file is no picture either: who opens it says so, and how many may be
+            except ImageError:  # an empty file is unreadable too, and is counted as broken when it is opened
                 file.touch()
         else:
             try:
@@ -164,11 +164,11 @@ def _write_pictures(found: Pictures, folder: Path) -> None:
 
 
 def distinct(stems: Iterable[str]) -> list[str]:
-    """A name for each that no other has: its own, or with a number before it, since that at its end tells groups."""
+    """Unique names: a number is put before repeated ones, because a number at the end defines groups."""
     names, taken = [], set()
     for stem in stems:
         name, again = stem, 1
-        while name.casefold() in taken:  # some systems do not tell capitals apart
+        while name.casefold() in taken:  # some file systems ignore case
             again += 1
             name = f"{again}-{stem}"
         taken.add(name.casefold())
@@ -177,7 +177,7 @@ def distinct(stems: Iterable[str]) -> list[str]:
 
 
 def _plain(stem: str) -> str:
-    """As every system takes it, with the same number at its end."""
+    """A file name that is valid on every system, with the same number at its end."""
     return re.sub(r"[^\w.-]+", "_", stem)[-LONGEST:].lstrip(".") or "picture"
 
 

@@ -1,4 +1,4 @@
-"""Block-wise masks for iBOT: rectangles of patches that the student does not see (Bao et al. 2022, algorithm 1)."""
+"""Block-wise masks for iBOT: rectangles of patches that are masked for the student (Bao et al. 2022, algorithm 1)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def block_masks(
     """Masks (images, h * w) bool: a share `probability` of the images is masked, each by a share within `ratio`.
 
     The ratios are spread evenly over the masked images of a batch, as in DINOv2's collate function, so that batches
-    differ less from each other; which image gets which is random.
+    differ less from each other, in random order.
     """
     h, w = shape
     masked = round(images * probability)
@@ -28,7 +28,7 @@ def block_masks(
 
 
 def block_mask(shape: tuple[int, int], patches: int, rng: np.random.Generator) -> np.ndarray:
-    """One mask (h, w) bool with at most `patches` patches masked, in blocks; nearly always exactly or almost so."""
+    """One mask (h, w) bool of blocks with at most `patches` masked patches, and rarely fewer."""
     h, w = shape
     mask = np.zeros(shape, bool)
     tries = 0

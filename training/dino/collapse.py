@@ -1,4 +1,4 @@
-"""Whether a run is well: the figures to watch, and an alarm that names the likely cause when it is not."""
+"""Statistics that show collapse, and alarms that name the likely cause when a run collapses or diverges."""
 
 from __future__ import annotations
 
@@ -13,45 +13,49 @@ from training.config.pretrain import PretrainConfig
 from training.dino.multicrop import GLOBALS
 from training.engine import distributed
 
-# Below this share of what the batch could tell apart, the teacher says the same of every image.
-SAME_ANSWER = 0.01
-# Of log K: above it a single answer is as good as uniform; between, it is a fixed preference for some prototypes.
+# Share of the information that the batch allows; below it, all images have the same target.
+SAME_TARGET = 0.01
+# Share of log K; above it one common target is as good as uniform, below it, it prefers some prototypes.
 UNIFORM = 0.9
-SPREAD = 0.05  # of the embeddings' spread where they are as far apart as random directions
-FEW = 0.3  # of the nats that the batch could have: below it, all targets together use e.g. 3 prototypes of 256
+SPREAD = 0.05  # of the embeddings; random directions have 1
+FEW = 0.3  # share of the nats that the batch allows; below it, all targets together use e.g. 3 prototypes of 256
 SHARP = 0.8  # of the student's temperature; DINO trains with 0.07 to 0.1
-TOO_NEAR = 0.05  # mean distance of an image to its nearest, of unit vectors, that KoLeo finds
-WORSE_THAN_GUESSING = 1.2  # times the loss of a student that knows nothing
-# Of log K: Sinkhorn-Knopp balances the targets whatever the teacher says, so that only the student's loss tells
+TOO_NEAR = 0.05  # mean distance of unit vectors to their nearest neighbour, as KoLeo measures it
+WORSE_THAN_CHANCE = 1.2  # times the loss of an untrained student
+# Share of log K. Sinkhorn-Knopp balances the targets whatever the teacher's output, so only the student's loss shows
 # that they have become noise.
-KNOWS_NOTHING = 0.01
-# Of the run, and steps at least, for which a state must last; runs begin with a teacher that knows nothing.
+CHANCE = 0.01
+# Share of the run, and least number of steps, for which a state must last: every run begins with an untrained teacher.
 PATIENCE, LEAST_PATIENCE = 0.1, 20
+
+LOWER_LR = "The learning rate is probably too high: lower lr, or make warmup_epochs longer."
 
 
 class DivergedError(DinovizError):
-    """The numbers of a run are none any more; the message names the likely cause."""
+    """A loss or gradient that is not finite; the message names the likely cause."""
 
 
-def check_number(value: float, step: int) -> None:
-    """Raises DivergedError unless a loss or the norm of a gradient is finite."""
+def check_finite(value: float, step: int) -> None:
+    """Raise DivergedError unless a loss or the norm of a gradient is finite."""
     if not math.isfinite(value):
-        raise DivergedError(
-            f"The loss or its gradient is no longer a number at step {step}. The learning rate is probably too high: "
-            "lower lr, or make warmup_epochs longer."
-        )
+        raise DivergedError(f"The loss or its gradient is not finite at step {step}. {LOWER_LR}")
 
 
 @torch.no_grad()
-def figures(targets: torch.Tensor, tokens: torch.Tensor) -> dict[str, float]:
-    """What the teacher's targets (G, B, K) and the student's CLS tokens (G, B, D) of one step tell, over all processes.
+def statistics(targets: torch.Tensor, tokens: torch.Tensor) -> dict[str, float]:
+    """Statistics of one step over all processes.
 
-    teacher_entropy: mean entropy of a target in nats. teacher_kl: its distance from uniform, log K - entropy.
-    teacher_information: entropy of the mean target less teacher_entropy: how much a target tells about its image;
-    0 when all images get the same one. embedding_spread: standard deviation over the batch of L2-normalised CLS tokens,
-    times sqrt(D): 1 for random directions, 0 when all are the same.
+    Args:
+        targets: the teacher's targets (G, B, K).
+        tokens: the student's CLS tokens (G, B, D).
+
+    Returns:
+        teacher_entropy: mean entropy of a target in nats. teacher_kl: its divergence from uniform, log K - entropy.
+        teacher_information: entropy of the mean target less teacher_entropy, the mutual information of image and
+        prototype; 0 when all images have the same target. embedding_spread: standard deviation over the batch of the
+        L2-normalised CLS tokens, times sqrt(D): 1 for random directions, 0 when all are the same.
     """
-    exact = torch.float32 if targets.device.type == "mps" else torch.float64  # which MPS does not have
+    exact = torch.float32 if targets.device.type == "mps" else torch.float64  # which MPS lacks
     p = targets.flatten(0, 1).to(exact)
     entropy = distributed.mean(-torch.xlogy(p, p).sum(-1).mean())
     marginal = distributed.mean(p.mean(0))
@@ -66,11 +70,11 @@ def figures(targets: torch.Tensor, tokens: torch.Tensor) -> dict[str, float]:
 
 
 @dataclass
-class Watch:
-    """Looks at the records of a run as they come, and says in words when something is wrong.
+class Monitor:
+    """Watches the records of a run and raises an alarm when it collapses or diverges.
 
-    config: of the run, which says what each figure can be. steps: of the whole run.
-    since: for each thing that is wrong, the step since when; saved with a checkpoint.
+    config: of the run, which sets what each statistic can be. steps: of the whole run.
+    since: for each problem, the step since which it lasts; saved in checkpoints.
     """
 
     config: PretrainConfig
@@ -78,64 +82,63 @@ class Watch:
     since: dict[str, int] = field(default_factory=dict)
 
     def alarm(self, record: dict) -> str | None:
-        """One or two sentences if a bad state has lasted, else None.
+        """One or two sentences if a problem has lasted, else None.
 
-        record: step, loss, its terms (loss_dino, ...), gradient_norm and what `figures` gives. Raises DivergedError
-        where one is no number.
+        record: step, loss, its terms (loss_dino, ...), gradient_norm and `statistics`. Raises DivergedError if loss or
+        gradient are not finite.
         """
         step = record["step"]
-        check_number(record["loss"], step)
-        check_number(record["gradient_norm"], step)
-        wrong = {**self._collapsed(record), **self._lost(record)}
-        self.since = {name: self.since.get(name, step) for name in wrong}
+        check_finite(record["loss"], step)
+        check_finite(record["gradient_norm"], step)
+        problems = {**self._collapsed(record), **self._diverged(record)}
+        self.since = {name: self.since.get(name, step) for name in problems}
         patience = max(LEAST_PATIENCE, PATIENCE * self.steps)
         lasting = [name for name, start in self.since.items() if step - start >= patience]
-        return wrong[lasting[0]] if lasting else None
+        return problems[lasting[0]] if lasting else None
 
     def _collapsed(self, record: dict) -> dict[str, str]:
-        """What targets and tokens have lost, by name."""
-        config, wrong = self.config, {}
+        """Collapse of targets and CLS tokens, by name."""
+        config, problems = self.config, {}
         information, entropy = record["teacher_information"], record["teacher_entropy"]
-        could_tell = math.log(min(config.prototypes, GLOBALS * config.batch))
-        if information < SAME_ANSWER * could_tell and entropy > UNIFORM * math.log(config.prototypes):
+        possible = math.log(min(config.prototypes, GLOBALS * config.batch))
+        if information < SAME_TARGET * possible and entropy > UNIFORM * math.log(config.prototypes):
             sharp = config.teacher_temperature <= SHARP * config.student_temperature
-            wrong["uniform"] = "Collapsed: the teacher gives every image the same, uniform answer. " + (
-                "The learning rate is probably too high: lower lr, or make warmup_epochs longer."
+            problems["uniform"] = "Collapsed: the teacher's output is uniform for every image. " + (
+                LOWER_LR
                 if sharp
                 else "It is not sharp enough: lower teacher_temperature, which must stay below student_temperature; a "
                 "smaller lr may help."
             )
-        elif information < SAME_ANSWER * could_tell or information + entropy < FEW * could_tell:
-            wrong["constant"] = (
+        elif information < SAME_TARGET * possible or information + entropy < FEW * possible:
+            problems["constant"] = (
                 "Collapsed: the teacher prefers the same few prototypes for all images. They are not balanced: use "
                 "centring ema or sinkhorn, or a lower centre_momentum; a smaller lr may help."
             )
         if record["embedding_spread"] < SPREAD or record.get("loss_koleo", 0) > -GLOBALS * math.log(TOO_NEAR):
-            wrong["spread"] = (
-                "The CLS tokens of all images point the same way. If it stays so: a smaller lr, a longer warm-up, or "
-                "a koleo_weight of 0.1."
+            problems["spread"] = (
+                "Collapsed: the CLS tokens of all images have nearly the same direction. If this lasts, use a smaller "
+                "lr, a longer warm-up, or a koleo_weight of 0.1."
             )
-        return wrong
+        return problems
 
-    def _lost(self, record: dict) -> dict[str, str]:
-        """The terms of the loss that tell of a student that knows nothing, or less than that, by name."""
-        config, wrong = self.config, {}
+    def _diverged(self, record: dict) -> dict[str, str]:
+        """Terms of the loss at or above those of an untrained student, by name."""
+        config, problems = self.config, {}
         uniform = math.log(config.prototypes)
-        # A head that knows nothing gives cosines of random directions, whose variance adds half of itself.
+        # The scores of an untrained head are cosines of random directions, whose variance adds half of itself.
         temperature = config.student_temperature
-        guess = uniform + min(0.5 / config.head_bottleneck / temperature**2, 2 / temperature)
+        chance = uniform + min(0.5 / config.head_bottleneck / temperature**2, 2 / temperature)
         # IBOTPatchLoss divides by all crops, masked or not.
-        for name, called, most in (("dino", "DINO", guess), ("ibot", "iBOT", config.mask_probability * guess)):
-            if getattr(config, f"{name}_weight") and record.get(f"loss_{name}", 0) > WORSE_THAN_GUESSING * most:
-                wrong[name] = (
-                    f"Diverging: the {called} loss is above {most:.2f}, that of a student that knows nothing. The "
-                    "learning rate is probably too high: lower lr, or make warmup_epochs longer."
+        for name, label, most in (("dino", "DINO", chance), ("ibot", "iBOT", config.mask_probability * chance)):
+            if getattr(config, f"{name}_weight") and record.get(f"loss_{name}", 0) > WORSE_THAN_CHANCE * most:
+                problems[name] = (
+                    f"Diverging: the {label} loss is above {most:.2f}, that of an untrained student. {LOWER_LR}"
                 )
         warm = record["step"] > self.steps * config.resolved().warmup_epochs / config.epochs
-        near = abs(record["loss_dino"] - uniform) < KNOWS_NOTHING * uniform
+        near = abs(record["loss_dino"] - uniform) < CHANCE * uniform
         if config.centring == "sinkhorn" and config.dino_weight and warm and near:
-            wrong["nothing"] = (
-                f"The DINO loss stays at {uniform:.2f}, that of a student that gives every image the same answer. The "
-                "learning rate is probably too high: lower lr, or make warmup_epochs longer."
+            problems["nothing"] = (
+                f"Collapsed: the DINO loss stays at {uniform:.2f}, that of a student with the same output for every "
+                f"image. {LOWER_LR}"
             )
-        return wrong
+        return problems

@@ -1,4 +1,4 @@
-"""What student and teacher see of one picture: the crops that a run would make of it, and where they lie."""
+"""The crops of one picture that student and teacher get in a run, and where they lie."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from dinoviz import figures
 from training.config.pretrain import PretrainConfig
 from training.data.dataset import squeezed
-from training.dino import checks as advice
+from training.dino import checks
 from training.dino.block_masks import block_masks
 from training.dino.distillation import CROPS, MASKS, first_backbone, generator
 from training.dino.multicrop import GLOBALS, MultiCrop
@@ -19,11 +19,11 @@ from training.dino.multicrop import GLOBALS, MultiCrop
 
 @dataclass(frozen=True, eq=False)
 class Crop:
-    """One crop: what is seen, by whom, and of which part of the picture.
+    """One crop.
 
-    pixels: (S, S, 3) uint8, after all operations on colours. box: x0, y0, x1, y1 in pixels of the picture. teacher:
-    whether the teacher sees it too; the student sees all. mask: (h, w) bool, the patches that the student does not see;
-    None for local crops and without iBOT.
+    pixels: (S, S, 3) uint8, after the colour augmentations. box: x0, y0, x1, y1 in pixels of the picture.
+    teacher: whether the teacher gets it too; the student gets all. mask: (h, w) bool, the patches that are masked for
+    the student; None for local crops and without iBOT.
     """
 
     pixels: np.ndarray
@@ -35,7 +35,7 @@ class Crop:
 
 @dataclass(frozen=True)
 class Crops:
-    """globals: the two that both see. locals: those that only the student sees."""
+    """globals: the two that student and teacher get. locals: those that only the student gets."""
 
     globals: tuple[Crop, ...]
     locals: tuple[Crop, ...]
@@ -44,14 +44,13 @@ class Crops:
 def crops(image: Image.Image, config: PretrainConfig, seed: int = 0) -> Crops:
     """The crops that a run of this configuration makes of a picture (mode RGB); each seed draws others.
 
-    Of the global crops one at least is masked, so that there is something to see; in a run a share of all of them is
-    (`mask_probability`). Raises DinovizError where the model to start from cannot be had or does not fit; it is loaded
-    for iBOT's masks only.
+    With iBOT at least one global crop is masked here; in a run, a share `mask_probability` of all of them is.
+    Raises DinovizError if the model to start from cannot be loaded or does not fit; only iBOT's masks need it.
     """
-    cutter = MultiCrop(config, mean=(0, 0, 0), std=(1, 1, 1))  # so that nothing has to be taken back
+    cutter = MultiCrop(config, mean=(0, 0, 0), std=(1, 1, 1))  # no normalisation, for display
     draws = cutter.draw(1, generator(config, CROPS, seed))
     aspects = torch.tensor([image.width / image.height])
-    stored = torch.tensor(squeezed(image, advice.store_size(config, max(image.size))))[None]
+    stored = torch.tensor(squeezed(image, checks.store_size(config, max(image.size))))[None]
     views = [view for batch in cutter(stored, aspects, draws) for view in batch]
     boxes = _in_pixels(cutter.boxes(draws, aspects)[0], image.size)
     masks = _masks(config, seed)
@@ -63,14 +62,14 @@ def crops(image: Image.Image, config: PretrainConfig, seed: int = 0) -> Crops:
 
 
 def drawn(image: Image.Image, crops: Crops) -> Image.Image:
-    """The picture with each crop's box: orange what both see, blue what only the student sees, above it."""
+    """The picture with the boxes of the global crops (orange) and of the local crops above them (blue)."""
     picture = image.convert("RGB")
     draw = ImageDraw.Draw(picture)
     line = max(1, round(max(image.size) / 200))
     for colour, several in ((figures.ACCENT, crops.globals), (figures.QUIET, crops.locals)):
         for crop in several:
             left, top, right, bottom = (round(v) for v in crop.box)
-            # The dark line lets the other be seen before any ground.
+            # The dark line makes the coloured one visible on any background.
             draw.rectangle((left, top, right - 1, bottom - 1), outline="black", width=line + max(1, line // 2))
             draw.rectangle((left, top, right - 1, bottom - 1), outline=colour, width=line)
     return picture

@@ -1,9 +1,9 @@
-"""What DINO and DINOv2 minimise: the DINO loss, the iBOT patch loss, and KoLeo.
+"""The losses of DINO and DINOv2: the DINO loss on CLS tokens, the iBOT loss on patches, and KoLeo.
 
 Alphabet: B images, C student crops (the G global ones first), K prototypes, M masked patches, D channels.
-Teacher and student are given as scores (cosines) of the head; temperatures are applied here. Scores may come in half
-precision: from here on nothing is less than float32, nor does autocast make it so, as divided by a temperature they
-are large, and sums over K or B would keep two or three digits.
+Inputs are the scores (cosines) of teacher and student heads; temperatures are applied here. Scores may be in half
+precision: everything is computed in float32, also under autocast, because scores divided by a temperature are large,
+and sums over K or B would keep two or three digits.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def _float(scores: torch.Tensor) -> torch.Tensor:
 
 
 class Centring(nn.Module):
-    """Turns the teacher's scores into targets, and keeps them from collapsing.
+    """Turns the teacher's scores into targets and prevents collapse.
 
     "ema": softmax((scores - centre) / temperature), the centre a moving average of the batches' mean scores
     (Caron et al. 2021, equation 4). "sinkhorn": Sinkhorn-Knopp, so that each batch uses all prototypes equally
@@ -31,7 +31,7 @@ class Centring(nn.Module):
         super().__init__()
         self.kind, self.momentum = kind, momentum
         self.register_buffer("centre", torch.zeros(prototypes))
-        # What the parts of one batch add up to until `update`: accumulation then equals the batch in one piece.
+        # Sums over the microbatches until `update`, so that gradient accumulation equals the whole batch.
         self._sum, self._rows = 0.0, 0
 
     @torch.no_grad()
@@ -64,11 +64,11 @@ def sinkhorn_knopp(scores: torch.Tensor, temperature: float, iterations: int = 3
     Alternates the normalisation of columns and rows of exp(scores / temperature); the rows come last.
     Source: Cuturi 2013; DINOv2's `sinkhorn_knopp_teacher`.
     """
-    # In logarithms: at low temperatures exp overflows, or all of an image's weights vanish and their sum divides by 0.
+    # In logarithms: at low temperatures exp overflows, or all weights of an image underflow to a sum of 0.
     log_q = _float(scores) / temperature
     for _ in range(iterations):
         lowest = log_q.new_full(log_q.shape[1:], torch.finfo(log_q.dtype).min)
-        top = distributed.largest(log_q.amax(0) if len(log_q) else lowest)  # iBOT may leave a process without rows
+        top = distributed.largest(log_q.amax(0) if len(log_q) else lowest)  # a process may have no masked patch
         log_q = log_q - top - distributed.total((log_q - top).exp().sum(0)).log()
         log_q = torch.log_softmax(log_q, dim=1)
     return log_q.exp()
@@ -84,7 +84,7 @@ class DINOLoss(nn.Module):
     def forward(
         self, student: torch.Tensor, teacher: torch.Tensor, teacher_temperature: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """student: (C, B, K), teacher: (G, B, K), the first G of the C crops being the same crops.
+        """student: (C, B, K), teacher: (G, B, K), of which the first G crops are the same.
 
         Returns the mean over pairs and images, and the targets (G, B, K).
         """
@@ -102,10 +102,10 @@ class DINOLoss(nn.Module):
 
 
 class IBOTPatchLoss(nn.Module):
-    """Cross-entropy of masked student patches against the teacher's patches, which see the whole crop.
+    """Cross-entropy of the student's masked patches against the teacher's, whose input is not masked.
 
-    Every masked image weighs the same, however many of its patches are masked, and the sum is divided by all images,
-    masked or not. Source: Zhou et al. 2022, equation 2; weights as in DINOv2's `iBOTPatchLoss.forward_masked`.
+    Every masked image has the same weight, for any number of masked patches, and the sum is divided by the number of
+    images, masked or not. Source: Zhou et al. 2022, equation 2; weights as in DINOv2's `iBOTPatchLoss.forward_masked`.
     """
 
     def __init__(self, centring: Centring, student_temperature: float = 0.1):
@@ -124,9 +124,9 @@ class IBOTPatchLoss(nn.Module):
 
 
 class KoLeoLoss(nn.Module):
-    """Kozachenko-Leonenko estimate of differential entropy, negated: pushes each embedding off its nearest neighbour.
+    """Kozachenko-Leonenko estimate of differential entropy, negated: maximises the distance to the nearest neighbour.
 
-    Source: Sablayrolles et al. 2019, section 3; DINOv2, section 4. Neighbours are sought over all processes.
+    Source: Sablayrolles et al. 2019, section 3; DINOv2, section 4. Neighbours are searched over all processes.
     """
 
     def __init__(self, eps: float = 1e-8):
@@ -134,7 +134,7 @@ class KoLeoLoss(nn.Module):
         self.eps = eps
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """tokens (B, D), of one crop of each image: two crops of one image would be each other's neighbours."""
+        """tokens (B, D) of one crop per image, because two crops of one image would be neighbours."""
         x = F.normalize(distributed.gathered(_float(tokens)), dim=-1, eps=self.eps)
         if len(x) < 2:
             return x.sum() * 0

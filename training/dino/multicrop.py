@@ -1,8 +1,8 @@
-"""Multi-crop: what the student and the teacher see of a batch of images (Caron et al. 2021, section 3.2).
+"""Multi-crop augmentation of a batch of images (Caron et al. 2021, section 3.2).
 
-All randomness is drawn first, for the whole batch over all processes, from the run's seed and the step; then each
-process makes the crops of its own images, on its device, in batches. So a step's crops depend neither on how many
-processes there are, nor on what was computed before: to go on with a run one needs to know nothing but the step.
+All random numbers are drawn first, for the whole batch over all processes, from the run's seed and the step; then each
+process makes the crops of its own images on its device, in batches. So the crops depend neither on the number of
+processes nor on earlier steps, and a run resumes from the step alone.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ class Draws:
 
     area: torch.Tensor  # (B, C, TRIES), share of the image
     log_ratio: torch.Tensor  # (B, C, TRIES)
-    place: torch.Tensor  # (B, C, 2), where in the free room, x first
+    place: torch.Tensor  # (B, C, 2), in shares of the free space, x first
     flip: torch.Tensor  # bool
     jitter: torch.Tensor  # bool
-    factors: torch.Tensor  # (B, C, 4): brightness, contrast, saturation; hue in turns
+    factors: torch.Tensor  # (B, C, 4): brightness, contrast, saturation, hue in turns
     grey: torch.Tensor  # bool
     blur: torch.Tensor  # bool
     sigma: torch.Tensor  # pixels at a crop of 224
     solarise: torch.Tensor  # bool
-    order: tuple[int, ...]  # of the four colour operations, one order for the batch
+    order: tuple[int, ...]  # of the four colour operations, the same for the batch
 
     def of(self, images: slice) -> Draws:
-        """The part of the batch that one process has."""
+        """The random numbers of a part of the batch."""
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
         return Draws(**{k: v if k == "order" else v[images] for k, v in parts.items()})
 
 
 class MultiCrop:
-    """Makes 2 global and n local crops of images that are stored as squares."""
+    """2 global and n local crops of images that are stored as squares."""
 
     def __init__(self, config: PretrainConfig, mean=IMAGENET_MEAN, std=IMAGENET_STD):
         self.config = config
@@ -123,7 +123,7 @@ class MultiCrop:
         }
         x = _only(x, flat["jitter"], lambda part, rows: _jitter(part, flat["factors"][rows].to(device), draws.order))
         x = _only(x, flat["grey"], lambda part, _: _grey(part).expand_as(part))
-        # By the crop's size; the kernel by the settings, since a crop must not depend on what it is computed with.
+        # In proportion to the crop's size. The kernel depends on the settings, not on the other crops of the batch.
         flat["sigma"], widest = flat["sigma"] * size / 224, self.config.blur_sigma[1] * size / 224
         x = _only(x, flat["blur"], lambda part, rows: _blur(part, flat["sigma"][rows].to(device), widest))
         x = _only(x, flat["solarise"], lambda part, _: torch.where(part >= SOLARISE_ABOVE, 1 - part, part))
@@ -135,7 +135,7 @@ def _tensor(values: np.ndarray) -> torch.Tensor:
 
 
 def _only(x: torch.Tensor, chosen: torch.Tensor, change) -> torch.Tensor:
-    """Apply `change` to the chosen rows alone."""
+    """Apply `change` to the chosen rows only."""
     rows = chosen.nonzero()[:, 0]
     if len(rows):
         on_device = rows.to(x.device)
@@ -161,15 +161,15 @@ def _jitter(x: torch.Tensor, factors: torch.Tensor, order: tuple[int, ...]) -> t
 
 
 def _turn_hue(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-    """x (B, 3, H, W), each image's hues turned by a share (B,) of the circle; 2.5 x faster than kornia."""
+    """Rotate the hue of each image of x (B, 3, H, W) by a share (B,) of the circle; 2.5 x faster than kornia."""
     red, green, blue = x.unbind(1)
     value = x.amax(1)
     chroma = value - x.amin(1)
     divisor = torch.where(chroma > 0, chroma, 1)
-    # The place on the hexagon of hues, 0 to 6.
+    # The position on the hexagon of hues, 0 to 6.
     place = torch.where(value == green, (blue - red) / divisor + 2, (red - green) / divisor + 4)
     place = torch.where(value == red, (green - blue) / divisor, place) + 6 * turns[:, None, None]
-    # HSV to RGB without cases: how much of the chroma each channel lacks.
+    # HSV to RGB without cases: the share of the chroma that each channel lacks.
     lacks = torch.stack([place + 5, place + 3, place + 1], dim=1).remainder_(6)
     lacks = torch.minimum(lacks, 4 - lacks).clamp_(0, 1)
     return torch.addcmul(value[:, None], lacks, chroma[:, None], value=-1)

@@ -1,4 +1,4 @@
-"""Looking at the teacher while it learns: k-NN accuracy on held-out images, and snapshots of what it sees."""
+"""Evaluation of the teacher during training: k-NN accuracy on held-out images, snapshots of attention and PCA."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from training.data.dataset import DataError, Decoded
 from training.evaluate import knn, knn_leave_one_out
 from training.evaluation.embed import embed_tensor
 
-SHOWN = 256  # pixels of a snapshot's long side
-MOST_NEIGHBOURS = 5000  # training images that are searched; more would cost more than the epoch
+SHOWN = 256  # long side of a snapshot in pixels
+MOST_NEIGHBOURS = 5000  # training images that are used; more would take longer than an epoch
 
 
 def view(network: torch.nn.Module, name: str, mean, std) -> Backbone:
-    """A frozen copy of a network that is being trained, with dinoviz's instruments on it."""
+    """A `Backbone` on a frozen copy of a network that is being trained."""
     device = next(network.parameters()).device
-    return Backbone(copy.deepcopy(network), name=name, source="a run that goes on", device=device, mean=mean, std=std)
+    return Backbone(copy.deepcopy(network), name=name, source="a run in training", device=device, mean=mean, std=std)
 
 
 class Neighbours:
-    """k-NN accuracy of the teacher's CLS token, of whole images at the size of the global crops."""
+    """k-NN accuracy of the teacher's CLS token on whole images at the size of the global crops."""
 
     def __init__(self, train: Decoded, held_out: Decoded, size: int, seed: int):
-        """Neighbours come from the training images if they have the same classes, else from the held-out ones."""
+        """Neighbours are training images if these have the same classes, else the other held-out images."""
         if held_out.labels is None:
-            raise DataError("The images for k-NN need classes: put them in a folder for each class.")
+            raise DataError("The images for k-NN need classes: use one folder for each class.")
         self.size, self.held_out, self.train = size, held_out, None
         if train.cached and train.labels is not None and train.pictures.classes == held_out.pictures.classes:
             rows = np.random.default_rng(seed).permutation(len(train))[:MOST_NEIGHBOURS]
@@ -41,12 +41,12 @@ class Neighbours:
 
     def accuracy(self, backbone: Backbone) -> float:
         """Top-1, weighted 20-NN."""
-        asked = self._embed(backbone, self.held_out, np.arange(len(self.held_out)))
+        test = self._embed(backbone, self.held_out, np.arange(len(self.held_out)))
         labels, classes = self.held_out.labels, len(self.held_out.pictures.classes)
         if self.train is None:
-            return knn_leave_one_out(asked, labels, classes=classes)
-        known = self._embed(backbone, self.train, self.rows)
-        return knn(known, self.train.labels[self.rows], asked, labels, classes=classes)
+            return knn_leave_one_out(test, labels, classes=classes)
+        train = self._embed(backbone, self.train, self.rows)
+        return knn(train, self.train.labels[self.rows], test, labels, classes=classes)
 
     def _embed(self, backbone: Backbone, images: Decoded, rows: np.ndarray) -> np.ndarray:
         parts = (
@@ -56,11 +56,11 @@ class Neighbours:
 
 
 def snapshot(backbone: Backbone, probes: Sequence[Image.Image], resolution: int, folder: Path) -> None:
-    """What the last layer sees of the probe images: pictures to look at, and the arrays they were made from.
+    """Write attention and PCA of the last layer on the probe images.
 
-    Writes, for probe i, attention-i.png (mean over heads) and pca-i.png, both on the raw patch grid, and arrays.npz
-    with attention_i (heads, h, w) and pca_i (h, w, 3). The colours of all probes share one basis. probe-i.png, the
-    picture itself, lies beside the folder, for all snapshots.
+    For probe i: attention-i.png (mean over heads) and pca-i.png, both on the raw patch grid, and in arrays.npz
+    attention_i (heads, h, w) and pca_i (h, w, 3). All probes share one PCA basis. probe-i.png, the picture itself, is
+    beside the folder, for all snapshots.
     """
     folder.mkdir(parents=True, exist_ok=True)
     views = [backbone.encode(probe, resolution) for probe in probes]

@@ -1,4 +1,4 @@
-"""Student and teacher: a transformer of transformers' families with DINO's heads on it, and how both are updated."""
+"""Student and teacher: a vision transformer with DINO heads, and the EMA update."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from training.engine.vit import DropPath, blocks
 
 
 @dataclass
-class Scores:
-    """What one pass over the crops yields. B images, C crops, G of them global, K prototypes, M masked patches.
+class DINOOutput:
+    """Outputs of one pass over the crops. B images, C crops, G of them global, K prototypes, M masked patches.
 
-    cls: (C, B, K). tokens: (G, B, D), the CLS tokens of the global crops before the head. patches: (M, K) or None.
+    cls: (C, B, K), scores of the CLS tokens. tokens: (G, B, D), CLS tokens of the global crops before the head.
+    patches: (M, K), scores of the masked patches, or None.
     """
 
     cls: torch.Tensor
@@ -29,7 +30,7 @@ class Scores:
 
 
 class DINO(nn.Module):
-    """A backbone with its heads; student and teacher are two of these."""
+    """A backbone with its heads; student and teacher are two instances."""
 
     def __init__(self, backbone: nn.Module, config: PretrainConfig):
         super().__init__()
@@ -38,7 +39,7 @@ class DINO(nn.Module):
         self.head = DINOHead(dim, config.prototypes, config.head_hidden, config.head_bottleneck)
         own = config.ibot_weight > 0 and config.ibot_head
         self.patch_head = DINOHead(dim, config.prototypes, config.head_hidden, config.head_bottleneck) if own else None
-        # Only ViT has to be asked to interpolate its position embeddings; the other families do, or rotate.
+        # ViT interpolates its position embeddings on request only; the other families always do, or use RoPE.
         self._kwargs = {"interpolate_pos_encoding": True} if backbone.config.model_type == "vit" else {}
 
     def forward(
@@ -47,10 +48,11 @@ class DINO(nn.Module):
         images: int,
         masks: torch.Tensor | None = None,
         hide: bool = False,
-    ) -> Scores:
-        """crops: one batch for each size (crops * images, 3, S, S), crop by crop, the global ones first.
+    ) -> DINOOutput:
+        """Scores of CLS tokens and of masked patches.
 
-        masks: (G * images, h * w) bool, the patches that iBOT asks for; hide: whether they are masked in the input.
+        crops: one batch for each size (crops * images, 3, S, S), crop by crop, the global ones first.
+        masks: (G * images, h * w) bool, the patches that iBOT compares. hide: mask them in the input, for the student.
         """
         tokens = [
             self._tokens(batch, masks if hide and i == 0 else None, patches=masks is not None and i == 0)
@@ -60,7 +62,8 @@ class DINO(nn.Module):
         patches = None
         if masks is not None:
             patches = (self.patch_head or self.head)(tokens[0][:, -masks.shape[1] :][masks])
-        return Scores(self.head(cls).unflatten(0, (-1, images)), tokens[0][:, 0].unflatten(0, (-1, images)), patches)
+        scores, first = self.head(cls).unflatten(0, (-1, images)), tokens[0][:, 0].unflatten(0, (-1, images))
+        return DINOOutput(scores, first, patches)
 
     def _tokens(self, pixels: torch.Tensor, masks: torch.Tensor | None, patches: bool) -> torch.Tensor:
         extra = {} if masks is None else {"bool_masked_pos": masks}
@@ -70,10 +73,10 @@ class DINO(nn.Module):
 
 @contextmanager
 def _cls_alone(backbone: nn.Module) -> Iterator[None]:
-    """Within it the last block computes what becomes of the CLS token only: all that DINO's own loss asks for.
+    """In this context the last block computes the CLS token only, which is all that the DINO loss needs.
 
-    The patches are keys and values there, and nothing comes after; two thirds of that block's work are left out, with
-    the same result. Where the family's blocks are of another build, or are compiled, nothing changes.
+    The patches still are its keys and values: the result is the same with a third of that block's work. No effect in
+    families whose blocks are built differently, and in compiled networks.
     """
     if backbone.config.model_type not in ("dinov2", "dinov2_with_registers") or torch.compiler.is_compiling():
         yield
@@ -86,7 +89,7 @@ def _cls_alone(backbone: nn.Module) -> Iterator[None]:
         x = hidden_states[:, :1] + last.drop_path(last.layer_scale1(attended[:, :1]))
         return x + last.drop_path(last.layer_scale2(last.mlp(last.norm2(x))))
 
-    last.forward = forward  # of this one object, in front of its class's
+    last.forward = forward  # shadows the method of its class
     try:
         yield
     finally:
@@ -94,7 +97,7 @@ def _cls_alone(backbone: nn.Module) -> Iterator[None]:
 
 
 def new_backbone(config: PretrainConfig) -> nn.Module:
-    """A transformer with random weights, as the configuration says."""
+    """A vision transformer of this configuration with random weights."""
     from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
     shape = {
@@ -113,29 +116,31 @@ def new_backbone(config: PretrainConfig) -> nn.Module:
 
 
 def check_frozen(config: PretrainConfig) -> None:
-    """Raise ConfigError where random weights would be frozen."""
+    """Raise ConfigError if random weights would be frozen."""
     if config.freeze_layers and not config.start:
         raise ConfigError(
-            f"freeze_layers ({config.freeze_layers}) would keep random weights as they are: name a model to start "
-            "from, or freeze none."
+            f"freeze_layers ({config.freeze_layers}) would freeze random weights: name a model to start from, or "
+            "freeze none."
         )
 
 
 def student_and_teacher(backbone: nn.Module, config: PretrainConfig) -> tuple[DINO, DINO]:
-    """The student on this backbone, and the teacher, which starts as its copy and is never trained.
+    """The student on this backbone, and the teacher, a copy whose weights get no gradients.
 
-    Raises ConfigError where the backbone cannot do what the configuration asks for.
+    Raises ConfigError if the backbone does not support the configuration.
     """
     check_frozen(config)
     layers = blocks(backbone)
     if config.freeze_layers > len(layers):
         raise ConfigError(
-            f"freeze_layers is at most {len(layers)}, the blocks of this model, not {config.freeze_layers}."
+            f"freeze_layers ({config.freeze_layers}) is at most {len(layers)}, the number of blocks of this model."
         )
     if config.ibot_weight and getattr(getattr(backbone, "embeddings", None), "mask_token", None) is None:
-        raise ConfigError(f"iBOT needs a mask token, which {backbone.config.model_type!r} models do not have.")
+        raise ConfigError(
+            f"iBOT needs a mask token, which {backbone.config.model_type!r} models do not have: set ibot_weight to 0."
+        )
     if config.drop_path and not hasattr(layers[0], "drop_path"):
-        raise ConfigError(f"drop_path cannot be had in {backbone.config.model_type!r} models.")
+        raise ConfigError(f"drop_path is not supported in {backbone.config.model_type!r} models: set it to 0.")
     student = DINO(backbone, config)
     teacher = copy.deepcopy(student).eval().requires_grad_(False)
     for i, block in enumerate(layers):
@@ -145,7 +150,7 @@ def student_and_teacher(backbone: nn.Module, config: PretrainConfig) -> tuple[DI
     if config.freeze_layers:
         backbone.embeddings.requires_grad_(False)
         layers[: config.freeze_layers].requires_grad_(False)
-    # The mask token learns from masks alone; with DDP a parameter without a gradient would be waited for.
+    # The mask token is trained by iBOT only; DDP would wait for the gradient of an unused parameter.
     mask_token = getattr(backbone.embeddings, "mask_token", None)
     if not config.ibot_weight and mask_token is not None:
         mask_token.requires_grad_(False)
@@ -154,5 +159,5 @@ def student_and_teacher(backbone: nn.Module, config: PretrainConfig) -> tuple[DI
 
 @torch.no_grad()
 def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """teacher <- momentum * teacher + (1 - momentum) * student, all parameters in one fused call."""
+    """teacher <- momentum * teacher + (1 - momentum) * student, in one fused call."""
     torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - momentum)

@@ -1,6 +1,6 @@
-"""The few things that processes which train together have to tell each other.
+"""Communication of the processes of a distributed run.
 
-`accelerate launch` starts them; with one process every function here gives back what it was given.
+`accelerate launch` starts them; with one process every function here returns its argument.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import torch.distributed as dist
 
 
 def processes() -> int:
-    """How many train together."""
+    """The number of processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def state():
-    """accelerate's view of the processes; on a machine without a GPU it talks by the CPU."""
+    """accelerate's state of the processes; without a GPU they communicate by the CPU."""
     from accelerate import PartialState
 
     from dinoviz import models
@@ -24,7 +24,7 @@ def state():
 
 
 def total(values: torch.Tensor) -> torch.Tensor:
-    """The sum over processes, without gradients; `values` is not changed."""
+    """The sum over processes, without gradients; `values` is not modified."""
     if processes() == 1:
         return values
     values = values.detach().clone()
@@ -47,14 +47,14 @@ def largest(values: torch.Tensor) -> torch.Tensor:
 
 
 def gathered(rows: torch.Tensor) -> torch.Tensor:
-    """(B, ...) of each process -> all of them, in the processes' order; gradients flow back to their owners."""
+    """(B, ...) of each process -> (P * B, ...) of all P, in their order; gradients flow back to each process."""
     if processes() == 1:
         return rows
     return _Gather.apply(rows.contiguous())
 
 
 class _Gather(torch.autograd.Function):
-    """What torch.distributed.nn.functional.all_gather was, before it was deprecated in favour of private names."""
+    """As torch.distributed.nn.functional.all_gather, which is deprecated in favour of private names."""
 
     @staticmethod
     def forward(ctx, rows: torch.Tensor) -> torch.Tensor:
@@ -68,7 +68,7 @@ class _Gather(torch.autograd.Function):
 
 
 def close() -> None:
-    """Part from the others in good order; a process that simply ends may be cut off by threads that still talk."""
+    """Leave the process group; a process that ends without this may be aborted by communication in other threads."""
     if processes() > 1:
         dist.barrier()
         dist.destroy_process_group()

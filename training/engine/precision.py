@@ -1,4 +1,4 @@
-"""In which precision a device computes best, and how."""
+"""The precision that a device computes in."""
 
 from __future__ import annotations
 
@@ -8,31 +8,29 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from training.engine.onednn_linear import quick_linear
-
 
 def autocast(device: torch.device, precision: str) -> Callable[[], AbstractContextManager]:
-    """What to compute in: a context for forward passes.
+    """Returns a function that makes a context for forward passes.
 
     precision: "float32", "bfloat16", or "auto": bfloat16 where the device multiplies it faster. Weights, losses and
     updates stay float32 in any case.
     """
     if not in_bfloat16(device, precision):
-        return quick_linear if device.type == "cpu" else nullcontext
+        return nullcontext
     return _bfloat16_on_cpu if device.type == "cpu" else lambda: torch.autocast(device.type, torch.bfloat16)
 
 
 def in_bfloat16(device: torch.device, precision: str) -> bool:
     """Whether this precision means bfloat16 on this device."""
-    return precision == "bfloat16" or (precision == "auto" and _good_at_bfloat16(device))
+    return precision == "bfloat16" or (precision == "auto" and _fast_bfloat16(device))
 
 
-def _good_at_bfloat16(device: torch.device) -> bool:
+def _fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     # Without these instructions a CPU computes bfloat16 in float32, and converts to and fro.
-    told = getattr(torch.cpu, "get_capabilities", dict)()
-    return device.type == "cpu" and bool(told.get("avx512_bf16") or told.get("amx_bf16"))
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return device.type == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 @contextmanager

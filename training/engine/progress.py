@@ -1,4 +1,4 @@
-"""What the terminal shows of work that goes on."""
+"""Progress bars in the terminal."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 
+Progress = Callable[[int, int, str], None]
+"""Called with what is done, of how much, and a few words on what it is."""
+
 
 def shown(work: Callable, bar: Bar | Stages) -> Callable:
-    """The work with its bar, which is off the terminal before anything else is said."""
+    """The work with its bar as last argument; the bar is closed before anything else is printed."""
 
     def with_bar(*args):
         with closing(bar):
@@ -18,7 +21,7 @@ def shown(work: Callable, bar: Bar | Stages) -> Callable:
 
 
 class Bar:
-    """A bar over the steps of a pretraining, with the figures to watch beside it."""
+    """A bar over the steps of a pretraining, with loss, entropy and k-NN accuracy beside it."""
 
     def __init__(self):
         self.bar, self.alarm, self.knn = None, "", ""
@@ -43,7 +46,7 @@ class Bar:
 
 
 class Stages:
-    """A bar for each stage of a task that says (done, of how many, doing what)."""
+    """A bar for each stage of a task; called as `Progress`."""
 
     def __init__(self):
         self.bar, self.what = None, ""

@@ -1,4 +1,4 @@
-"""How learning rate, weight decay, teacher momentum and teacher temperature go over the steps of a run."""
+"""Schedules of learning rate, weight decay, teacher momentum and teacher temperature."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 
 def cosine(step: int, steps: int, start: float, end: float, warmup: int = 0, warmup_start: float = 0.0) -> float:
-    """From `start` to `end` on a half cosine over the steps that are left after a linear warm-up to `start`.
+    """Cosine schedule from `start` to `end` after a linear warm-up to `start`.
 
     step counts from 0 to steps - 1. The last warm-up step reaches `start`; `end` would be reached at step `steps`.
     Source: Loshchilov and Hutter 2017, equation 5; DINO's `cosine_scheduler`, value for value.
@@ -19,10 +19,10 @@ def cosine(step: int, steps: int, start: float, end: float, warmup: int = 0, war
 
 
 def linear(step: int, steps: int, start: float, end: float) -> float:
-    """From `start` at step 0 to `end` at step `steps` and after it."""
+    """Linear schedule from `start` at step 0 to `end` at step `steps`, constant after it."""
     return start + (end - start) * min(1.0, step / steps) if steps > 0 else (end if step > 0 else start)
 
 
 def scaled_lr(lr: float, batch: int) -> float:
-    """The linear scaling rule: `lr` is meant for a batch of 256 images (Goyal et al. 2017; DINO, section 3.2)."""
+    """The linear scaling rule of the learning rate; `lr` is for 256 images (Goyal et al. 2017; DINO, section 3.2)."""
     return lr * batch / 256

@@ -1,4 +1,4 @@
-"""Time and memory of a run, and the signals that ask it to stop."""
+"""Speed, remaining time and memory of a run."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ RECENT = 50  # steps that speed and ETA are measured over
 
 
 class Clock:
-    """Measures steps: `got_data` when a batch has come, `stepped` after the step, `ready` when the next may come."""
+    """Times steps: call `got_data` when a batch is ready, `stepped` after the step, `ready` before the next batch."""
 
     def __init__(self, checkpoint_minutes: float):
         now = time.perf_counter()
         self._checkpoint_seconds = 60 * checkpoint_minutes
         self._last_checkpoint = self._last_beat = self._begun = now
         self._images = 0
-        self._steps: deque[tuple[float, float]] = deque(maxlen=RECENT)  # seconds waited for data, seconds in all
+        self._steps: deque[tuple[float, float]] = deque(maxlen=RECENT)  # seconds of waiting for data, seconds in all
 
     def ready(self) -> None:
         self._begun = time.perf_counter()
@@ -41,7 +41,7 @@ class Clock:
         return sum(waited for waited, _ in self._steps) / sum(total for _, total in self._steps)
 
     def eta(self, steps: int) -> float:
-        """Seconds that this many steps will take."""
+        """Estimated seconds of this many steps."""
         return steps * sum(total for _, total in self._steps) / len(self._steps)
 
     def beat_due(self) -> bool:
@@ -60,7 +60,7 @@ class Clock:
 
 
 def memory_mb(device: torch.device) -> float:
-    """The most that the device's memory held so far; on a CPU, what the process holds now."""
+    """The peak memory of the device in MB; on a CPU, the current memory of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     return psutil.Process().memory_info().rss / 1e6

@@ -1,4 +1,4 @@
-"""The parts of a vision transformer that training changes: blocks, stochastic depth, groups of parameters."""
+"""Blocks, stochastic depth and parameter groups of vision transformers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from torch import nn
 
 
 class DropPath(nn.Module):
-    """Skips a residual branch for some samples of a batch (Huang et al. 2016)."""
+    """Stochastic depth: drops a residual branch for random samples of a batch (Huang et al. 2016).
+
+    transformers' `drop_path_rate` has one rate for all blocks; DINO and DINOv2 raise it linearly over the blocks.
+    """
 
     def __init__(self, probability: float):
         super().__init__()
@@ -21,13 +24,13 @@ class DropPath(nn.Module):
 
 
 def blocks(backbone: nn.Module) -> nn.ModuleList:
-    """The transformer's blocks, whatever the family calls them."""
+    """The transformer's blocks, in any family."""
     count = backbone.config.num_hidden_layers
     return next(m for m in backbone.modules() if isinstance(m, nn.ModuleList) and len(m) == count)
 
 
 def depth_of(backbone: nn.Module) -> dict[str, int]:
-    """How deep each parameter lies: 0 for the embeddings, i + 1 for block i, blocks + 1 for the final norm."""
+    """The depth of each parameter: 0 for the embeddings, i + 1 for block i, blocks + 1 for the final norm."""
     layers = blocks(backbone)
     of_id = {id(p): i + 1 for i, block in enumerate(layers) for p in block.parameters()}
     of_id |= {id(p): 0 for p in backbone.embeddings.parameters()}
@@ -35,7 +38,7 @@ def depth_of(backbone: nn.Module) -> dict[str, int]:
 
 
 def parameter_groups(model: nn.Module, backbone: nn.Module, layer_decay: float = 1.0) -> list[dict]:
-    """Parameters that are trained, grouped by what the optimiser does with them.
+    """Parameter groups of the trained parameters for the optimiser.
 
     Each group has `lr_scale` = layer_decay ** (blocks + 1 - depth), 1 for heads (Clark et al. 2020; as in DINOv2's
     `get_vit_lr_decay_rate`), and `decays`: False for biases, norms and layer scales, which are those with one axis.

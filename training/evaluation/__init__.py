@@ -1,1 +1,1 @@
-"""How good features are: weighted k-NN, linear probes, and metrics."""
+"""Evaluation of features: weighted k-NN, linear classifiers, metrics."""

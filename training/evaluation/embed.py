@@ -1,4 +1,4 @@
-"""Features of many pictures, by DINO's evaluation transform."""
+"""Features of many pictures with DINO's evaluation transform."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import torch
 from dinoviz.backbone import Backbone
 from training.data.sources import Pictures
 from training.data.transforms import SHARE, centre_of, centre_squares
-from training.evaluation.knn_linear import EvaluateError, Progress
+from training.engine.progress import Progress
+from training.evaluation.knn_linear import EvaluateError
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """features: (N, D) float32. pictures: the N that could be read, labels too. broken: (name, reason), others."""
+    """features: (N, D) float32. pictures: the N readable ones, with labels. broken: (name, reason) of the others."""
 
     features: np.ndarray
     pictures: Pictures
@@ -24,10 +25,11 @@ class Embedded:
 
 
 def evaluation_size(backbone: Backbone, size: int | None = None) -> int:
-    """Pixels of the square that a backbone is evaluated at.
+    """The size of the crop in pixels that a backbone is evaluated at.
 
-    By default 224, the size of DINO's and DINOv2's evaluations, rounded to the patch size; a network that was trained
-    on at most 128 pixels is shown what it knows. Raises EvaluateError for a size that is no multiple of the patch size.
+    By default 224, the size of DINO's and DINOv2's evaluations, rounded to the patch size; networks that were trained
+    at 128 pixels or less are evaluated at their training size. Raises EvaluateError for a size that is not a multiple
+    of the patch size.
     """
     patch = backbone.patch_size
     if not size:
@@ -37,12 +39,12 @@ def evaluation_size(backbone: Backbone, size: int | None = None) -> int:
     if size % patch:
         below = size // patch * patch
         choices = " or ".join(str(side) for side in (below, below + patch) if side)
-        raise EvaluateError(f"A size of {size} pixels is no multiple of the patch size {patch}; {choices} is.")
+        raise EvaluateError(f"size {size} px must be a multiple of the patch size {patch}, for example {choices}.")
     return size
 
 
 def pooled(tokens: Sequence[torch.Tensor], registers: int, kind: str) -> torch.Tensor:
-    """Tokens (B, N, D) of one or more layers -> one feature for each picture, layers joined.
+    """Tokens (B, N, D) of one or more layers -> one feature for each picture, layers concatenated.
 
     kind: "cls", or "cls+mean", which appends the mean patch of the last of the layers.
     """
@@ -63,10 +65,10 @@ def embed(
     batch: int = 64,
     progress: Progress | None = None,
 ) -> Embedded:
-    """The features of many pictures, by DINO's evaluation transform: short side to size / share, centre crop.
+    """The features of many pictures with DINO's evaluation transform: short side to size / share, centre crop.
 
-    size: pixels of the crop, see `evaluation_size`. layer: one block or several, whose features are joined in order.
-    tokens: see `pooled`. Pictures that cannot be read are left out and named; raises EvaluateError if none is left.
+    size: of the crop in pixels, see `evaluation_size`. layer: one block or several, concatenated in order.
+    tokens: see `pooled`. Unreadable pictures are left out and listed. Raises EvaluateError if none is left.
     """
     size = evaluation_size(backbone, size)
     layers = layer if isinstance(layer, Sequence) else (layer,)
@@ -94,10 +96,10 @@ def embed_tensor(
     share: float = SHARE,
     batch: int = 256,
 ) -> np.ndarray:
-    """As `embed`, for pictures that are squares in memory already: uint8 (N, 3, S, S) -> (N, D) float32.
+    """As `embed`, for decoded squares: uint8 (N, 3, S, S) -> (N, D) float32.
 
-    encode: a backbone, or whatever gives features (B, D) for pixels (B, 3, size, size) in [0, 1], before any
-        normalisation, as a network in training does. It runs on the device of the images.
+    encode: a backbone, or a function from pixels (B, 3, size, size) in [0, 1], not normalised, to features (B, D). It
+        runs on the device of the images.
     """
     if isinstance(encode, Backbone):
         backbone = encode

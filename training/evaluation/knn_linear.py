@@ -1,8 +1,8 @@
-"""The two protocols that frozen features are judged by: weighted k-NN, and a linear layer trained on them (DINO)."""
+"""Weighted k-NN and linear classification of frozen features, as in DINO."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,17 +10,15 @@ import torch
 import torch.nn.functional as F
 
 from dinoviz.errors import DinovizError
+from training.engine.progress import Progress
 
 LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)
-"""At a batch of 256. DINO starts from 0.001 and says to try others for each network; DINOv2 sweeps 1e-5 to 0.1 on
-ImageNet. A small data set has few steps, so ours reaches further up."""
-
-Progress = Callable[[int, int, str], None]
-"""Called with what is done, of how much, and what it is."""
+"""At a batch of 256. DINO starts from 0.001 and advises a search for each network; DINOv2 sweeps 1e-5 to 0.1 on
+ImageNet. A small data set has few steps, so this grid has larger rates."""
 
 
 class EvaluateError(DinovizError):
-    """An evaluation that cannot be; the message says what is missing."""
+    """An evaluation that is not possible; the message says what is missing."""
 
 
 def knn_votes(
@@ -33,22 +31,22 @@ def knn_votes(
     classes: int | None = None,
     chunk: int = 1024,
 ) -> np.ndarray:
-    """How much the k nearest neighbours vote for each class, (M, C) float32 (DINO's eval_knn.py).
+    """Votes of the k nearest neighbours for each class, (M, C) float32 (DINO's eval_knn.py).
 
-    train: (N, D), test: (M, D); None asks each of `train` about all the others. Features are brought to length 1, each
-    neighbour votes exp(cosine / temperature). A k above the number of neighbours is that number.
+    train: (N, D). test: (M, D), or None for leave-one-out on `train`. Features are L2-normalised; a neighbour's vote is
+    exp(cosine / temperature). k is reduced to the number of neighbours.
     """
     _check_features(train, labels, test)
     labels = torch.as_tensor(np.asarray(labels), dtype=torch.long)
     classes = classes or int(labels.max()) + 1
-    known = F.normalize(torch.as_tensor(train, dtype=torch.float32), dim=1)
-    asked = known if test is None else F.normalize(torch.as_tensor(test, dtype=torch.float32), dim=1)
-    k = min(k, len(known) - (test is None))
+    keys = F.normalize(torch.as_tensor(train, dtype=torch.float32), dim=1)
+    queries = keys if test is None else F.normalize(torch.as_tensor(test, dtype=torch.float32), dim=1)
+    k = min(k, len(keys) - (test is None))
     if k < 1:
-        raise EvaluateError("k-NN needs at least one neighbour; there is none.")
-    votes = torch.zeros(len(asked), classes)
-    for start in range(0, len(asked), chunk):
-        similarity = asked[start : start + chunk] @ known.T
+        raise EvaluateError("k-NN needs at least one neighbour, and there is none.")
+    votes = torch.zeros(len(queries), classes)
+    for start in range(0, len(queries), chunk):
+        similarity = queries[start : start + chunk] @ keys.T
         if test is None:
             rows = torch.arange(len(similarity))
             similarity[rows, rows + start] = -torch.inf
@@ -67,7 +65,7 @@ def knn(
     temperature: float = 0.07,
     classes: int | None = None,
 ) -> float:
-    """Share of the test features whose class the weighted k nearest neighbours tell (top-1); see `knn_votes`."""
+    """Top-1 accuracy of weighted k-NN on the test features; see `knn_votes`."""
     votes = knn_votes(train, train_labels, test, k=k, temperature=temperature, classes=classes)
     return float((votes.argmax(1) == np.asarray(test_labels)).mean())
 
@@ -75,14 +73,14 @@ def knn(
 def knn_leave_one_out(
     features: np.ndarray, labels: np.ndarray, *, k: int = 20, temperature: float = 0.07, classes: int | None = None
 ) -> float:
-    """The same where there is no test set: each is told by all the others."""
+    """Top-1 accuracy of weighted k-NN with all other features as neighbours of each."""
     votes = knn_votes(features, labels, k=k, temperature=temperature, classes=classes)
     return float((votes.argmax(1) == np.asarray(labels)).mean())
 
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear evaluation: logits (M, C) of the test features, the learning rate chosen, and its held-out top-1."""
+    """logits (M, C) of the test features, the learning rate chosen, and its top-1 on the held-out fifth."""
 
     logits: np.ndarray
     lr: float
@@ -101,22 +99,23 @@ def linear(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Linear:
-    """A linear layer on frozen features, as DINO's eval_linear.py trains it.
+    """A linear classifier on frozen features, as in DINO's eval_linear.py.
 
     SGD, momentum 0.9, no weight decay, cosine by epoch to 0, learning rate lr * batch / 256, weights from N(0, 0.01).
-    The features are taken as the network gives them, neither standardised nor normalised. Other than published:
-    they are of centre crops, not of random ones, so that every picture is encoded once.
-    The learning rate is the best on a fifth of the training set (of equals, that of the least loss); a layer is then
-    trained on all of it, and its last epoch counts.
+    The features are neither standardised nor normalised. Unlike DINO, they are of centre crops instead of random ones,
+    so that every picture is encoded once. The learning rate with the best top-1 on a fifth of the training set is
+    chosen (among equals, that of the smallest loss); a layer is then trained on all of it, and its last epoch is used.
     """
     _check_features(train, train_labels, test)
     x = torch.as_tensor(train, dtype=torch.float32)
     y = torch.as_tensor(np.asarray(train_labels), dtype=torch.long)
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
-    order = order[torch.argsort(y[order], stable=True)]  # class by class, so that every fifth is a fifth of each
+    order = order[torch.argsort(y[order], stable=True)]  # class by class, so that every fifth is stratified
     held = torch.zeros(len(y), dtype=torch.bool)
     held[order[::5]] = True
-    weight, bias = _train_linear(x[~held], y[~held], classes, rates, epochs, batch, seed, progress, "choosing the rate")
+    weight, bias = _train_linear(
+        x[~held], y[~held], classes, rates, epochs, batch, seed, progress, "choosing the learning rate"
+    )
     logits = torch.einsum("nd,rdc->rnc", x[held], weight) + bias
     right = (logits.argmax(2) == y[held]).float().mean(1)
     right[~torch.isfinite(logits).all(2).all(1)] = -1
@@ -128,7 +127,7 @@ def linear(
 
 
 def _train_linear(x, y, classes, rates, epochs, batch, seed, progress, what) -> tuple[torch.Tensor, torch.Tensor]:
-    """One layer for each learning rate, all at once and independent of each other: (R, D, C) and (R, 1, C)."""
+    """Train one layer for each learning rate, all at once: weights (R, D, C) and biases (R, 1, C)."""
     generator = torch.Generator().manual_seed(seed)
     batch = min(batch, len(x))
     weight = 0.01 * torch.randn(1, x.shape[1], classes, generator=generator).repeat(len(rates), 1, 1)
@@ -138,7 +137,7 @@ def _train_linear(x, y, classes, rates, epochs, batch, seed, progress, what) -> 
     for epoch in range(epochs):
         lr = torch.tensor(rates).view(-1, 1, 1) * (batch / 256) * 0.5 * (1 + np.cos(np.pi * epoch / epochs))
         for part in torch.randperm(len(x), generator=generator).split(batch):
-            # The gradient of the mean cross-entropy by hand, (softmax - truth) / B: many layers in two products.
+            # The gradient of the mean cross-entropy is (softmax - truth) / B: two products for all layers.
             error = torch.einsum("nd,rdc->rnc", x[part], weight).add_(bias).softmax(2).sub_(hot[part]).div_(len(part))
             gradients = torch.einsum("nd,rnc->rdc", x[part], error), error.sum(1, keepdim=True)
             for value, momentum, gradient in zip((weight, bias), momenta, gradients, strict=True):

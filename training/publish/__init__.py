@@ -1,1 +1,1 @@
-"""What leaves a run: its model card, and the upload to the Hugging Face Hub."""
+"""Publishing a run: its model card, and the upload to the Hugging Face Hub."""

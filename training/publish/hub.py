@@ -1,4 +1,4 @@
-"""A run's network on the Hugging Face Hub, with its card."""
+"""Upload of a run's network with its model card to the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from training.runs.run import Run
 
 
 class HubError(DinovizError):
-    """What the Hub did not take; the message says why."""
+    """An upload that failed; the message says why."""
 
 
 def push(run: Run, repository: str, token: str, *, private: bool = True, endpoint: str | None = None) -> str:
-    """Upload a run's exported network and its card -> the address of the repository, which is made if there is none.
+    """Upload a run's exported network and its card. Returns the address of the repository, created if necessary.
 
-    repository: owner/name. token: the person's own, with the right to write; it is not kept. endpoint: of another Hub.
+    repository: owner/name. token: the user's, with write access; it is not stored. endpoint: of another Hub.
     Raises HubError.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
@@ -25,11 +25,11 @@ def push(run: Run, repository: str, token: str, *, private: bool = True, endpoin
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository.strip()):
         raise HubError("Name the repository as owner/name.")
     if not token.strip():
-        raise HubError("The Hub needs your token, with the right to write: huggingface.co/settings/tokens.")
-    if not re.fullmatch(r"[!-~]+", token.strip()):  # before a client quotes it in its complaint
-        raise HubError("This is not a token: those of the Hub begin with hf_ and have letters and digits.")
+        raise HubError("The Hub needs a token with write access: create one at huggingface.co/settings/tokens.")
+    if not re.fullmatch(r"[!-~]+", token.strip()):  # before a client quotes it in an error
+        raise HubError("This is not a token: a token of the Hub begins with hf_ and has letters and digits.")
     if not run.export_folder.is_dir():
-        raise HubError(f"{run.name} has no network yet: there is one after its first checkpoint.")
+        raise HubError(f"{run.name} has no exported network yet: its first checkpoint writes one.")
     name = repository.strip()
     files = [path for path in sorted(run.export_folder.rglob("*")) if path.is_file()]
     adds = [CommitOperationAdd(path.relative_to(run.export_folder).as_posix(), path) for path in files]
@@ -41,14 +41,14 @@ def push(run: Run, repository: str, token: str, *, private: bool = True, endpoin
     except (HfHubHTTPError, HFValidationError) as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403):
-            raise HubError(f"The Hub refused: the token has no right to write {name}.") from None
+            raise HubError(f"The Hub refused: the token has no write access to {name}.") from None
         raise HubError(f"The Hub refused: {_first_sentence(error)}.") from None
-    except Exception as error:  # of whichever HTTP client this version of huggingface_hub comes with
+    except Exception as error:  # the HTTP client, and its errors, depend on the version of huggingface_hub
         raise HubError(f"The Hugging Face Hub does not answer: {_first_sentence(error)}.") from None
     return str(address)
 
 
 def _first_sentence(error: Exception) -> str:
-    """Of what the Hub said, or else its client, the first sentence."""
+    """The first sentence of the Hub's message, or of its client's error."""
     text = getattr(error, "server_message", None) or str(error).strip() or type(error).__name__
     return text.splitlines()[0].split(". ")[0].rstrip(".: ")

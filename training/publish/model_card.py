@@ -1,4 +1,4 @@
-"""A run in words: the card on the page, in the download, and on the Hub."""
+"""The model card of a run, for the app, the download and the Hub."""
 
 from __future__ import annotations
 
@@ -18,32 +18,31 @@ from training.runs.files import checked, number, text, whole
 from training.runs.run import Run, RunError
 
 KIND_NAMES = {"pretrain": "self-distillation (DINO)", "finetune": "image classification", "probe": "depth probe"}
-TASKS = {"finetune": "image-classification", "probe": "depth-estimation"}  # as the Hub calls them
-# Of a record of metrics, what a reader asks for at the end, and what it means.
+TASKS = {"finetune": "image-classification", "probe": "depth-estimation"}  # names of the Hub
+# Metrics of the last record: label, meaning, factor and unit.
 FIGURES = {
-    "knn": ("k-NN accuracy", "weighted 20-NN of the teacher's CLS token on held-out images, top-1", 100, " %"),
-    "loss": ("loss", "of the last steps", 1, ""),
-    "teacher_entropy": ("teacher entropy", "in nats: low is sharp; at 0 or at log(prototypes) it collapsed", 1, ""),
-    "prototypes_used": ("prototypes in use", "that were the strongest of some crop within an epoch", 100, " %"),
-    "embedding_spread": ("spread of the CLS tokens", "0: all point the same way", 1, ""),
-    "validation_top1": ("validation accuracy", "on the part of the data that decided when to stop, top-1", 100, " %"),
-    "validation_rmse": ("validation RMSE", "of the depth, in metres", 1, " m"),
+    "knn": ("k-NN accuracy", "weighted 20-NN on the teacher's CLS token, top-1 on held-out images", 100, " %"),
+    "loss": ("loss", "mean since the record before", 1, ""),
+    "teacher_entropy": ("teacher entropy", "in nats; collapsed at 0 and at log(prototypes)", 1, ""),
+    "prototypes_used": ("prototypes in use", "share that were the strongest of a crop within an epoch", 100, " %"),
+    "embedding_spread": ("spread of the CLS tokens", "0: all have the same direction", 1, ""),
+    "validation_top1": ("validation accuracy", "top-1 on the part of the data that early stopping uses", 100, " %"),
+    "validation_rmse": ("validation RMSE", "of the predicted depth", 1, " m"),
 }
 MOST_CLASSES = 60
-MOST_RESULT = 32_000_000  # bytes of result.json: a thousand classes make four million, of pairs that are confused
+MOST_RESULT = 32_000_000  # bytes of result.json; the confusion matrix of a thousand classes has four million
 SHARE = number(0, 1)
 SCORES = {"top1": SHARE, "top5": SHARE, "n": whole(0, 10**9)}
 DEPTHS = {name: number() for name in ("rmse", "abs_rel", "log10", "silog", "delta1", "delta2", "delta3")}
 
 
 def card(run: Run, repository: str = "") -> str:
-    """Markdown: what was trained on what, how far, with which figures, and how to open it. Names of data, no paths.
+    """Markdown with task, data, metrics, command line and how to open the model. Names of data, no paths.
 
-    repository: of the Hugging Face Hub, where that is to be opened instead of the run's folder.
+    repository: of the Hugging Face Hub, to open instead of the run's folder.
     """
     config, status = run.config, run.status()
-    data = config.get("data") or []
-    names = [_name(each) for each in ([data] if isinstance(data, str) else data)]
+    names = _data_names(run)
     start = config.get("start") or config.get("model")
     lines = [
         f"# {_plain(run.name)}",
@@ -54,25 +53,64 @@ def card(run: Run, repository: str = "") -> str:
         f"**Seed** {config.get('seed', 0)}.  \n**Time** {_minutes(run)}.",
         *_figures(run),
         *_result(run),
-        "## The same again",
+        "## Reproduce",
         f"```sh\n{_command(run, names)}\n```",
-        "## To open it",
-        "A copy that was downloaded opens by the folder that it was unpacked to.",
+        "## Use",
+        "For a downloaded copy, use the folder that it was extracted to.",
         f"```python\n{_python(run, repository)}\n```",
     ]
     return "\n\n".join(lines) + "\n"
 
 
 def hub_card(run: Run, repository: str = "") -> str:
-    """The card with the header that the Hugging Face Hub reads."""
-    library = "dinoviz" if run.kind == "probe" else "transformers"
-    task = TASKS.get(run.kind, "image-feature-extraction")
-    header = f"---\nlibrary_name: {library}\npipeline_tag: {task}\ntags:\n- dino\n- dinoviz\n---\n\n"
-    return header + card(run, repository)
+    """The card with the metadata that the Hugging Face Hub reads: library, task, tags and results."""
+    from huggingface_hub import ModelCardData
+
+    metadata = ModelCardData(
+        library_name="dinoviz" if run.kind == "probe" else "transformers",
+        pipeline_tag=TASKS.get(run.kind, "image-feature-extraction"),
+        tags=["dino", "dinoviz"],
+        **_evaluation(run),
+    )
+    return f"---\n{metadata.to_yaml()}\n---\n\n{card(run, repository)}"
+
+
+def _evaluation(run: Run) -> dict[str, Any]:
+    """The run's name and its metrics on validation and test images, as the Hub's `model-index`; {} without metrics."""
+    from huggingface_hub import EvalResult
+
+    try:
+        found = result(run)
+    except RunError:
+        return {}
+    scores = {part: found.get(part) for part in ("validation", "test")}
+    label, kind, name = "accuracy", "accuracy", "top1"
+    if run.kind == "probe":
+        scores, (label, kind, name) = found.get("metrics") or {}, ("RMSE in metres", "rmse", "rmse")
+    dataset = ", ".join(_data_names(run)) or "dinoviz demo"
+    results = [
+        EvalResult(
+            task_type=TASKS[run.kind],
+            dataset_type="depth" if run.kind == "probe" else "imagefolder",
+            dataset_name=dataset,
+            dataset_split=part,
+            metric_type=kind,
+            metric_name=label,
+            metric_value=round(each[name], 4),
+        )
+        for part, each in scores.items()
+        if each
+    ]
+    return {"model_name": run.name, "eval_results": results} if results else {}
+
+
+def _data_names(run: Run) -> list[str]:
+    data = run.config.get("data") or []
+    return [_name(each) for each in ([data] if isinstance(data, str) else data)]
 
 
 def result(run: Run) -> dict[str, Any]:
-    """What a fine-tuning or a probe wrote at its end; {} if there is nothing yet. Raises RunError if it is damaged."""
+    """The result.json of a fine-tuning or probe run; {} if there is none yet. Raises RunError if it is damaged."""
     path = run.folder / "result.json"
     if not path.exists():
         return {}
@@ -86,31 +124,31 @@ def result(run: Run) -> dict[str, Any]:
 
 
 def _check_scores(scores: Any, part: str) -> None:
-    """Raises RunError unless they are as `training.evaluation.metrics` makes them."""
+    """Raise RunError unless the scores have the form of `training.evaluation.metrics.scores`."""
     if not isinstance(scores, dict):
-        raise RunError(f"result.json: {part} holds no scores.")
+        raise RunError(f"result.json: {part} has no scores.")
     checked(scores, SCORES, "result.json", ("top1", "n"), RunError)
     classes, confusion = scores.get("per_class"), scores.get("confusion")
     if not isinstance(classes, dict) or not all(share is None or SHARE.holds(share) for share in classes.values()):
-        raise RunError("result.json: per_class is a share for each class.")
+        raise RunError("result.json: per_class must have a number from 0 to 1 for each class.")
     count, counts = len(classes), whole(0, 10**9).holds
     rows = confusion if isinstance(confusion, list) else []
     if len(rows) != count or not all(isinstance(row, list) and len(row) == count for row in rows):
-        raise RunError(f"result.json: confusion is a table of {count} x {count} numbers, one for each pair of classes.")
+        raise RunError(f"result.json: confusion must have {count} x {count} numbers, one for each pair of classes.")
     if not all(counts(value) for row in rows for value in row):
-        raise RunError("result.json: confusion holds what is no count.")
+        raise RunError("result.json: confusion must have whole numbers.")
 
 
 def _check_depths(found: dict) -> None:
-    """Raises RunError unless the metrics are as `training.probe` writes them."""
+    """Raise RunError unless the metrics have the form that `training.probe` writes."""
     parts, data = found["metrics"], found.get("data")
     if not isinstance(parts, dict) or not isinstance(data, dict):
-        raise RunError("result.json: metrics and data are objects.")
+        raise RunError("result.json: metrics and data must be objects.")
     checked(data, {"rule": text(1000)}, "result.json", ("rule",), RunError)
     for scores in parts.values():
         for of in (scores, scores.get("median_scaled")) if isinstance(scores, dict) else (None,):
             if not isinstance(of, dict):
-                raise RunError("result.json: metrics holds no figures of depth.")
+                raise RunError("result.json: metrics has no depth metrics.")
             checked(of, DEPTHS, "result.json", tuple(DEPTHS), RunError)
         checked(scores, {"images": whole(0, 10**9)}, "result.json", ("images",), RunError)
 
@@ -123,14 +161,14 @@ def _figures(run: Run) -> list[str]:
     if not known:
         return []
     rows = [f"| {name} | {value * times:.3g}{unit} | {means} |" for (name, means, times, unit), value in known]
-    return ["| figure | | of the last record |\n|---|---|---|\n" + "\n".join(rows)]
+    return ["| metric | last value | meaning |\n|---|---|---|\n" + "\n".join(rows)]
 
 
 def _result(run: Run) -> list[str]:
     try:
         found = result(run)
     except RunError as error:
-        return [f"Its figures cannot be read: {_plain(str(error))}"]
+        return [f"The metrics cannot be read: {_plain(str(error))}"]
     return _depths(found) if run.kind == "probe" else _scores(found) if run.kind == "finetune" else []
 
 
@@ -144,11 +182,11 @@ def _scores(found: dict) -> list[str]:
         lines.append(f"## {part.capitalize()}: top-1 {scores['top1']:.1%}{top5}, {scores['n']:,} images")
         totals = [sum(row) for row in scores["confusion"]]
         rows = [
-            f"| {_plain(name)} | {'' if share is None else f'{share:.0%}'} | {total} | {_mistaken(scores, i)} |"
+            f"| {_plain(name)} | {'' if share is None else f'{share:.0%}'} | {total} | {_confused_with(scores, i)} |"
             for i, ((name, share), total) in enumerate(zip(scores["per_class"].items(), totals, strict=True))
         ]
         more = f"\n\nand {len(rows) - MOST_CLASSES} more classes" if len(rows) > MOST_CLASSES else ""
-        table = "| class | right | images | most often taken for |\n|---|---|---|---|\n"
+        table = "| class | accuracy | images | most often confused with |\n|---|---|---|---|\n"
         lines.append(table + "\n".join(rows[:MOST_CLASSES]) + more)
     return lines
 
@@ -159,23 +197,23 @@ def _depths(found: dict) -> list[str]:
         rows = [
             f"| {what} | {of['rmse']:.3f} m | {of['abs_rel']:.3f} | {of['log10']:.3f} | {of['silog']:.1f} | "
             f"{of['delta1']:.1%} | {of['delta2']:.1%} | {of['delta3']:.1%} |"
-            for what, of in (("as told", scores), ("median scaled", scores["median_scaled"]))
+            for what, of in (("as predicted", scores), ("median scaled", scores["median_scaled"]))
         ]
         head = "| | RMSE | AbsRel | log10 | SI-log | delta1 | delta2 | delta3 |\n|---|---|---|---|---|---|---|---|\n"
         lines += [f"## {part.capitalize()}: {scores['images']} images", head + "\n".join(rows)]
     if lines:
-        lines.append(f"Images were parted by a rule: {_plain(found['data']['rule'])}.")
+        lines.append(f"Rule of the split: {_plain(found['data']['rule'])}.")
     return lines
 
 
-def _mistaken(scores: dict, i: int) -> str:
+def _confused_with(scores: dict, i: int) -> str:
     names, row = list(scores["per_class"]), list(scores["confusion"][i])
     row[i] = 0
     return f"{_plain(names[row.index(max(row))])} ({max(row)})" if max(row, default=0) else ""
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown shows as it is, on one line: a class may be called like a picture on another host."""
+    """Text on one line with Markdown and HTML escaped: a class may be named like an image on another host."""
     return re.sub(r"([\\`*_\[\]|~$!#])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
 
@@ -184,12 +222,12 @@ def _name(path: str) -> str:
 
 
 def _model(start: str) -> str:
-    """What was begun from: a known name or a Hub id as it is, of a folder its name."""
+    """The model that the run started from: a known name or Hub id, or the name of a folder."""
     return run_name(Path(start)) if Path(start).is_absolute() else start
 
 
 def _minutes(run: Run) -> str:
-    """Of work, by the records' own clock where there is one: a run may have been stopped for days."""
+    """The time of training, by the seconds or speed in the records: a run may have been stopped for days."""
     records = run.metrics()
     seconds = sum(_number(record, "seconds") for record in records)
     if not seconds:
@@ -198,11 +236,11 @@ def _minutes(run: Run) -> str:
             if (speed := _number(record, "speed")) and (step := _number(record, "step")):
                 seconds += (step - before) * batch / speed
                 before = step
-    return f"about {seconds / 60:.1f} minutes of training" if seconds > 0 and math.isfinite(seconds) else "not known"
+    return f"about {seconds / 60:.1f} minutes of training" if seconds > 0 and math.isfinite(seconds) else "unknown"
 
 
 def _number(record: dict, key: str) -> float:
-    """A number of a record; 0 where it has none."""
+    """A number of a record; 0 if it has none."""
     value = record.get(key)
     return float(value) if isinstance(value, int | float) else 0.0
 

@@ -1,4 +1,4 @@
-"""A run is a folder: its files, checkpoints, queue, limits and end."""
+"""A run is a folder: its files, checkpoints, life cycle and limits."""
 
 from training.runs.run import Run, list_runs, root
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are there whole or not at all: safetensors files, and a list of their hashes beside them."""
+"""Atomic checkpoints: safetensors files with a list of their hashes."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from dinoviz.json_files import read_json
 from training.config.base import shortened
 from training.runs.files import CHECKPOINT, CHECKPOINT_FILE, checked, opened
 
-MOST_STATE = 64_000_000  # bytes of a state.json: it holds what was measured since the last record
-KEPT = 2  # the newest, and the one before in case the disk spoils the newest
+MOST_STATE = 64_000_000  # bytes of a state.json, which holds the losses since the last record
+KEPT = 2  # the newest, and the one before in case the newest is damaged
 
 
 class CheckpointError(DinovizError):
-    """Why a checkpoint cannot be written or read, without a full stop: part of a sentence."""
+    """Why a checkpoint cannot be written or read, as part of a sentence."""
 
     def __init__(self, reason: str):
         super().__init__(reason.removesuffix("."))
@@ -35,7 +35,7 @@ class CheckpointError(DinovizError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was found whole: its step, its folder, and the state that was saved beside the tensors."""
+    """A complete checkpoint: its step, its folder, and the state saved with the tensors."""
 
     step: int
     folder: Path
@@ -43,24 +43,24 @@ class Checkpoint:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The parts it has tensors for."""
+        """The names of its parts, for `tensors`."""
         return tuple(sorted(file.stem for file in self.folder.glob("*.safetensors")))
 
     def tensors(self, key: str, device: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
-        """The tensors of one part by name, bit for bit as they were saved. Raises DinovizError if there are none."""
+        """The tensors of one part by name, bit-equal to those saved. Raises DinovizError for an unknown part."""
         if key not in self.keys:
-            raise DinovizError(f"The checkpoint of step {self.step} has {', '.join(self.keys)}, but no {key}.")
+            raise DinovizError(f"The checkpoint of step {self.step} has the parts {', '.join(self.keys)}, not {key}.")
         return safetensors.torch.load_file(self.folder / f"{key}.safetensors", device=str(device))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """What an optimiser remembers, AdamW's moments say, as tensors by name: "0.exp_avg" is of the first parameter."""
+    """The state of an optimiser as tensors by name; "0.exp_avg" is that of the first parameter."""
     state = optimizer.state_dict()["state"]
     return {f"{i}.{name}": value for i, entry in state.items() for name, value in entry.items()}
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Take back what `optimizer_tensors` gave; rates and groups stay as they are."""
+    """Set the state that `optimizer_tensors` returned; learning rates and groups do not change."""
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
         i, name = key.split(".", 1)
@@ -69,9 +69,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Te
 
 
 def save(folder: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], state: dict) -> Path:
-    """Write folder/step-00000123 in one step at the end, then delete all but it and the last good one before it.
+    """Write folder/step-00000123 atomically, then delete all others except the last good one before it.
 
-    Raises CheckpointError if the file system refuses; the checkpoints that were there are then untouched.
+    Raises CheckpointError if it cannot be written; existing checkpoints are then unchanged.
     """
     final = folder / f"step-{step:08}"
     part = final.with_name(f"{final.name}.part")
@@ -89,12 +89,12 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], s
 
 
 def newest(folder: Path, refused: Callable[[str], None] = lambda text: None) -> Checkpoint | None:
-    """The newest checkpoint whose every byte is as written; `refused` is told of those that are not."""
+    """The newest undamaged checkpoint, or None. refused: called with a message for each damaged one."""
     for each in _candidates(folder):
         try:
             return _read(each)
         except CheckpointError as error:
-            refused(f"The checkpoint {each.name} is passed over: {error}.")
+            refused(f"The checkpoint {each.name} is skipped: {error}.")
     return None
 
 
@@ -112,7 +112,7 @@ def _fill(part: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], st
 
 
 def _storable(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """On the CPU, contiguous, and no two in one piece of memory, which safetensors refuses."""
+    """The tensors on the CPU, contiguous and without shared memory, which safetensors refuses."""
     ready, storages = {}, set()
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()
@@ -123,8 +123,8 @@ def _storable(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _put(part: Path, final: Path) -> None:
-    # A run that is resumed may reach the step of a checkpoint again. A folder cannot replace another in one step, so
-    # the old one steps aside under a name that `newest` knows too.
+    # A resumed run may reach the step of a checkpoint again. A folder cannot replace another atomically, so the old one
+    # is first renamed to a name that `newest` also finds.
     if final.exists():
         old = final.with_name(f"{final.name}.old")
         shutil.rmtree(old, ignore_errors=True)
@@ -134,7 +134,7 @@ def _put(part: Path, final: Path) -> None:
 
 
 def _delete_others(folder: Path, final: Path) -> None:
-    """Keep the newest and the first good one before it; later ones belong to a course that the run has left."""
+    """Keep `final` and the first good one before it; later ones are from before the run was resumed."""
     kept = [final]
     for each in _candidates(folder):
         if each in kept:
@@ -146,7 +146,7 @@ def _delete_others(folder: Path, final: Path) -> None:
 
 
 def _candidates(folder: Path) -> list[Path]:
-    """Newest step first; of one step, the one that was put aside last."""
+    """Newest step first; of one step, the renamed one last."""
     found = [each for each in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}(\.old)?", each.name)]
     return sorted(found, key=lambda each: (-_step(each), each.name))
 
@@ -164,12 +164,12 @@ def _is_good(folder: Path) -> bool:
 
 
 def _read(folder: Path, *, hashes: bool = True) -> Checkpoint:
-    """hashes: whether to read every byte, about a second for a gigabyte, or to trust the sizes."""
+    """hashes: whether to check hashes, about a second for a gigabyte, or sizes only."""
     about = read_json(folder / "state.json", CheckpointError, max_bytes=MOST_STATE, finite=False)
     about = checked(about, CHECKPOINT, "state.json", tuple(CHECKPOINT), CheckpointError)
     for name, written in about["files"].items():
         if not re.fullmatch(r"[A-Za-z0-9_-]+\.safetensors", name) or not isinstance(written, dict):
-            raise CheckpointError(f"state.json names {shortened(name)}, which is no part of a checkpoint")
+            raise CheckpointError(f"state.json lists {shortened(name)}, which is not a file of a checkpoint")
         checked(written, CHECKPOINT_FILE, "state.json", tuple(CHECKPOINT_FILE), CheckpointError)
         try:
             with opened(folder / name) as file:
@@ -177,7 +177,7 @@ def _read(folder: Path, *, hashes: bool = True) -> Checkpoint:
                 if size != written["size"]:
                     raise CheckpointError(f"{name} has {size} bytes instead of {written['size']}")
                 if hashes and hashlib.file_digest(file, "sha256").hexdigest() != written["sha256"]:
-                    raise CheckpointError(f"{name} is not as it was written")
+                    raise CheckpointError(f"{name} is damaged: its hash differs")
         except OSError as error:
             raise CheckpointError(f"{name}: {error.strerror or error}") from None
     return Checkpoint(about["step"], folder, about["state"])
@@ -189,13 +189,13 @@ def _sha256(file: Path) -> str:
 
 
 def _sync_file(file: Path) -> None:
-    """Have the disk hold what was written, before a name points to it."""
+    """Flush a file to the disk before it is renamed."""
     with file.open("rb+") as stream:
         os.fsync(stream.fileno())
 
 
 def _sync_folder(folder: Path) -> None:
-    with suppress(OSError):  # Windows cannot, nor can some network disks
+    with suppress(OSError):  # not supported on Windows and some network disks
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -205,7 +205,7 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def removed_on_failure(path: Path) -> Iterator[None]:
-    """Remove a file or a folder, if it is there, when something is raised."""
+    """Remove a file or a folder, if it exists, when an exception is raised."""
     try:
         yield
     except BaseException:

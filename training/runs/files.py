@@ -1,4 +1,4 @@
-"""What the files of a run's folder may hold: read within bounds and checked by one table a file, whoever wrote them."""
+"""Reads the files of a run's folder, which may be from others, within bounds and validated by a table of rules."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ from training.config.base import shortened
 
 STATES = ("queued", "starting", "running", "stopped", "finished", "failed")
 MESSAGE = 2000  # characters of a status's message
-SMALL = 1_000_000  # bytes of config.json and status.json; ours have some 5,000
+SMALL = 1_000_000  # bytes of config.json and status.json, which have some 5,000
 MOST_STEPS = 10**12
-# Of metrics.jsonl. A million steps with a record every ten have 40 MB; what comes after these bounds is not read.
+# Of metrics.jsonl. A million steps with a record every ten have 40 MB; the rest of a larger file is not read.
 MOST_METRICS = 64_000_000
 MOST_RECORDS = 200_000
 LONGEST_LINE = 65_536
 MOST_KEYS, LONGEST_KEY = 64, 64
-LARGEST = 1e300  # of a number in a record, which may still be multiplied for a drawing
-# The name of a checkpoint's and of a snapshot's folder; more digits would be no step of any run.
+LARGEST = 1e300  # of a number in a record, so that plots can scale it
+# The name of a checkpoint's or snapshot's folder; 12 digits are enough for any run.
 STEP = re.compile(r"step-([0-9]{1,12})")
 
 
 class RunError(DinovizError):
-    """A run that cannot be made, opened or written; the message names it and says why in one sentence."""
+    """A run that cannot be created, opened or written; the message has its name and the reason."""
 
 
 class Rule(NamedTuple):
-    """What a value may be: in words, and whether one is that."""
+    """A condition on a value: in words, and as a predicate."""
 
     words: str
     holds: Callable[[Any], bool]
 
 
 def whole(low: int, high: int) -> Rule:
-    """A whole number between bounds."""
+    """A whole number within inclusive bounds."""
     return Rule(f"a whole number from {low} to {high}", lambda value: type(value) is int and low <= value <= high)
 
 
 def number(low: float = -LARGEST, high: float = LARGEST) -> Rule:
-    """A finite number between bounds."""
+    """A finite number within inclusive bounds."""
     return Rule(
         f"a number from {low:g} to {high:g}",
         lambda value: isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high,
@@ -55,12 +55,12 @@ def number(low: float = -LARGEST, high: float = LARGEST) -> Rule:
 
 
 def text(most: int) -> Rule:
-    """A text of at most so many characters."""
-    return Rule(f"a text of at most {most} characters", lambda value: isinstance(value, str) and len(value) <= most)
+    """A string of at most `most` characters."""
+    return Rule(f"a string of at most {most} characters", lambda value: isinstance(value, str) and len(value) <= most)
 
 
 def one_of(choices: tuple[str, ...]) -> Rule:
-    """One of some words."""
+    """One of several strings."""
     return Rule(f"one of {', '.join(choices)}", lambda value: isinstance(value, str) and value in choices)
 
 
@@ -80,17 +80,17 @@ CHECKPOINT_FILE = {"size": whole(0, 2**63), "sha256": Rule("a SHA-256", lambda v
 def checked(
     found: dict[str, Any], rules: dict[str, Rule], name: str, required: tuple[str, ...], error: type[DinovizError]
 ) -> dict[str, Any]:
-    """The values that there are rules for. None is the same as no value. Raises `error` for one that breaks its rule.
+    """The values that have rules; None counts as missing. Raises `error` for a value that breaks its rule.
 
     name: of the file, for the message.
     """
     values = {key: found[key] for key in rules if found.get(key) is not None}
     for key in required:
         if key not in values:
-            raise error(f"{name} does not say its {key}.")
+            raise error(f"{name} has no {key}.")
     for key, value in values.items():
         if not rules[key].holds(value):
-            raise error(f"{name}: {key} is {rules[key].words}, not {shortened(value)}.")
+            raise error(f"{name}: {key} must be {rules[key].words}, not {shortened(value)}.")
     return values
 
 
@@ -101,7 +101,7 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The config.json of a run's folder, with its kind, a text; see `training.runs.Run.problem` for all else.
+    """The config.json of a run's folder, with its kind; `training.runs.Run.problem` validates the rest.
 
     Raises RunError.
     """
@@ -111,7 +111,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a file; False too in a folder that may not be entered, where pathlib raises."""
+    """Whether the path is a file; False if its folder may not be entered, where pathlib raises."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -119,7 +119,7 @@ def is_file(path: Path) -> bool:
 
 
 def opened(path: Path) -> BinaryIO:
-    """A regular file, to be read. Raises OSError also for a folder, a FIFO, a device, a link that leads to itself."""
+    """Open a regular file for reading. Raises OSError also for a folder, a FIFO, a device and a circular link."""
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -131,7 +131,7 @@ def opened(path: Path) -> BinaryIO:
 
 
 def tail(path: Path, most: int) -> bytes:
-    """The last bytes of a file, of which there may be many; none where it cannot be read."""
+    """The last `most` bytes of a file; b"" if it cannot be read."""
     with suppress(OSError, ValueError), opened(path) as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - most))
         return file.read(most)
@@ -139,14 +139,14 @@ def tail(path: Path, most: int) -> bytes:
 
 
 def lines(file: BinaryIO, most: float = MOST_METRICS) -> Iterator[bytes]:
-    """The lines of a file, with their ends, up to so many bytes in all; those longer than a record come in pieces."""
+    """The lines of a file with their line ends, up to `most` bytes in all; lines longer than a record are cut."""
     while most > 0 and (line := file.readline(min(LONGEST_LINE, most))):
         most -= len(line)
         yield line
 
 
 def record(line: bytes) -> dict[str, Any] | None:
-    """A line of metrics.jsonl: texts, finite numbers and None by key; None for what is no record."""
+    """A line of metrics.jsonl: strings, finite numbers and None by key; None if it is not a record."""
     if len(line) > LONGEST_LINE:
         return None
     try:
@@ -160,14 +160,14 @@ def record(line: bytes) -> dict[str, Any] | None:
 
 
 def _figure(value: Any) -> Any:
-    """What a record may hold; None for all else, as for NaN when it was written."""
+    """A string or finite number as it is; None for anything else, as for NaN when it was written."""
     if isinstance(value, str):
         return value if _is_text(value) else None
     return value if isinstance(value, int | float) and -LARGEST <= value <= LARGEST else None
 
 
 def _is_text(value: str) -> bool:
-    """Whether it can be written: JSON can hold half of a surrogate pair."""
+    """Whether it can be encoded: JSON can hold half of a surrogate pair."""
     try:
         return value.isascii() or bool(value.encode())
     except UnicodeEncodeError:
@@ -175,13 +175,13 @@ def _is_text(value: str) -> bool:
 
 
 def anew(path: Path) -> BinaryIO:
-    """A new file; opening a FIFO that somebody left in its place would wait for ever."""
+    """Create a new file; an existing one is removed, because opening a FIFO would block."""
     path.unlink(missing_ok=True)
     return path.open("xb")
 
 
 def appending(path: Path) -> BinaryIO:
-    """A regular file to add to, made if it is not there. Raises OSError for anything else."""
+    """Open a regular file for appending, created if missing. Raises OSError for anything else."""
     if os.path.lexists(path) and not path.is_file():
         raise OSError(f"{path.name} is not a file")
     return path.open("ab+")

@@ -1,4 +1,4 @@
-"""How work in a run ends: finished, stopped by whoever asked for it, or failed; its status always says which."""
+"""Start and end of the work in a run: resuming, stop requests and failures, and the status that they leave."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from dinoviz.errors import DinovizError, Stopped
 from training.runs.run import AT_WORK, Run, RunError
 
-PARENT = "DINOVIZ_PARENT"  # the environment variable with the process that a run is not to outlive
+PARENT = "DINOVIZ_PARENT"  # environment variable with the id of the parent process, with which a run ends
 LESS_MEMORY = {
     "pretrain": "lower batch, local_crops or global_size, or raise accumulate",
     "finetune": "lower batch or size",
@@ -24,38 +24,38 @@ LESS_MEMORY = {
 
 @contextmanager
 def working(run: Run, *, writes: bool = True) -> Iterator[Callable[[], bool]]:
-    """Do a run's work in this context, with a function that tells whether it was asked to stop.
+    """A context for the work in a run; yields a function that returns whether a stop is requested.
 
-    The requests are the run's stop file, what `stop_signals` listens to, and the end of the process in $DINOVIZ_PARENT.
-    Work that raises Stopped leaves the run "stopped" and the context quietly; any other exception leaves it "failed"
-    with its message and goes on to the caller, a full memory as DinovizError. writes: False in all processes but the
-    main one.
+    A stop is requested by the run's stop file, by the signals of `stop_signals`, and by the end of the process in
+    $DINOVIZ_PARENT. Stopped sets the run to "stopped" and is not raised further; any other exception sets it to
+    "failed" with its message and is raised, a full device memory as DinovizError. writes: False in all processes
+    except the main one.
     """
     try:
         with stop_signals() as signalled, enough_memory(run.kind):
             yield lambda: signalled.is_set() or run.stop_requested() or _is_orphan()
     except Stopped:
         if writes:
-            run.log("Stopped, for the app that started it is gone." if _is_orphan() else "Stopped, as was asked.")
+            run.log("Stopped: the parent app exited." if _is_orphan() else "Stopped on request.")
             run.set_status("stopped", eta=None)
     except KeyboardInterrupt:  # the second Ctrl-C
         if writes:
-            run.log("Ended at once, as was asked.")
+            run.log("Ended at once by a second Ctrl-C.")
             with suppress(RunError):
                 run.set_status("stopped", eta=None)
         raise
     except BaseException as error:
         if writes:
             run.log(str(error) if isinstance(error, DinovizError) else traceback.format_exc())
-            with suppress(RunError):  # on a full disk not even this can be written; the error itself says so
+            with suppress(RunError):  # on a full disk this cannot be written either
                 run.set_status("failed", message=str(error) or type(error).__name__)
         raise
 
 
 def early_stop(measure: str, patience: int, best: str, epoch: int) -> str:
-    """Why there are fewer epochs than were asked for, as a sentence for the log and the summary.
+    """The reason for early stopping, as a sentence for log and summary.
 
-    measure: what got no better for `patience` epochs. best: its best value, with a unit, which was that of `epoch`.
+    measure: the metric that did not improve for `patience` epochs. best: its best value with unit, reached in `epoch`.
     """
     epochs = "1 epoch" if patience == 1 else f"{patience} epochs"
     return f"Stopped early: no better {measure} in {epochs}; best {best} at epoch {epoch}."
@@ -68,7 +68,7 @@ def _is_orphan() -> bool:
 
 @contextmanager
 def enough_memory(kind: str) -> Iterator[None]:
-    """A device whose memory is full becomes one sentence, a DinovizError, on what to lower in a run of this kind."""
+    """Turn a full device memory into a DinovizError that names the settings to lower in a run of this kind."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -76,25 +76,25 @@ def enough_memory(kind: str) -> Iterator[None]:
 
 
 def reopen(run: Run, kind: str) -> None:
-    """Make a run that ended early, or is queued, ready to go on: it is at work from here.
+    """Set a run that ended early, or is queued, to "starting".
 
-    Requests to stop that were made before it ended are forgotten; a job is asked to stop after it was queued.
+    Earlier stop requests are cleared, except for a job, which may have been stopped since it was queued.
 
-    Raises RunError for a run of another kind, one that is at work, queued or finished.
+    Raises RunError for a run of another kind, and for one that is running, queued or finished.
     """
     if run.kind != kind:
         raise RunError(f"{run.name} is a run of kind {run.kind!r}, not {kind!r}.")
     with run.claim():
         status = run.status()
         state, pid = status["state"], status.get("pid")
-        # The app that queued the run writes down the process that it starts before that comes here.
+        # The app that queued the run writes the id of the process before the process gets here.
         job = state in ("queued", *AT_WORK) and (pid == os.getpid() or (state != "running" and pid == os.getppid()))
         if state in AT_WORK and not job:
-            raise RunError(f"{run.name} is at work already; `python -m training stop {run.name}` ends it.")
+            raise RunError(f"{run.name} is running already; `python -m training stop {run.name}` stops it.")
         if state == "queued" and not job:
-            raise RunError(f"{run.name} is queued already; it begins when there is room.")
+            raise RunError(f"{run.name} is queued already; it starts when there is room.")
         if state == "finished":
-            hint = f"; a new run can start from it: pretrain --start {run.folder}" if kind == "pretrain" else ""
+            hint = f"; start a new run from it: pretrain --start {run.folder}" if kind == "pretrain" else ""
             raise RunError(f"{run.name} is finished{hint}.")
         if not job:
             run.clear_stop()
@@ -103,17 +103,17 @@ def reopen(run: Run, kind: str) -> None:
 
 @contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and the first Ctrl-C set, so that work ends where it can go on; the next Ctrl-C ends it."""
+    """An event set by SIGTERM and the first Ctrl-C, to stop with a checkpoint; the second Ctrl-C ends at once."""
     stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # where signals cannot be taken
+    if threading.current_thread() is not threading.main_thread():  # signal handlers need the main thread
         yield stop
         return
 
-    def ask(number, frame):
+    def request_stop(number, frame):
         signal.signal(signal.SIGINT, signal.default_int_handler)
         stop.set()
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, request_stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield stop
     finally:

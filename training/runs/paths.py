@@ -1,4 +1,4 @@
-"""Paths in a run's settings, as they stay right in another working folder."""
+"""Absolute paths in a run's settings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def absolute(config):
-    """Paths as they will still be right when the run is resumed from another folder."""
+    """The configuration with absolute paths, so that the run can be resumed from another working folder."""
     from dinoviz.models import KNOWN
 
     names = [f.name for f in dataclasses.fields(config) if f.name in ("data", "validation", "test", "probe_images")]
@@ -19,7 +19,7 @@ def absolute(config):
             values[name] = tuple(str(Path(each).absolute()) for each in value)
         elif isinstance(value, str) and value:
             values[name] = str(Path(value).absolute())
-    for name in ("start", "model"):  # a folder, or a name that there is no folder of
+    for name in ("start", "model"):  # a folder, or else a name
         value = getattr(config, name, "")
         if value and value not in KNOWN and Path(value).exists():
             values[name] = str(Path(value).absolute())
@@ -29,14 +29,14 @@ def absolute(config):
 
 
 def _teacher(name: str) -> str:
-    """As `distil.open_teacher` finds it: a published head by its name, then a run by its name, then what is there."""
+    """The teacher as `pseudo_labels.open_teacher` finds it: a published head, then a run by its name, then a path."""
     from dinoviz.depth.dpt import PUBLISHED
     from training.runs.run import Run, RunError
 
     if name not in PUBLISHED:
         with suppress(RunError):
             return str(Run.open(name).folder.absolute())
-        with suppress(OSError, ValueError, RuntimeError):  # a name that no file system takes, the home of nobody
+        with suppress(OSError, ValueError, RuntimeError):  # an invalid path, or the home of an unknown user
             path = Path(name).expanduser()
             return str(path.absolute()) if path.exists() else name
     return name

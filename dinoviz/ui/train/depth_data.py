@@ -62,7 +62,7 @@ class DepthSource:
         """Put what is no folder yet into one of the run. Raises DinovizError."""
         given, (path,) = self._given(), self.paths(folder)
         if [Path(path)] != given:
-            unpack(given, Path(path), taught=bool(self.teacher))
+            unpack(given, Path(path), with_depth=not self.teacher)
 
     @property
     def held_out_path(self) -> str:

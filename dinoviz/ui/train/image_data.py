@@ -19,7 +19,7 @@ from training.config.pretrain import PretrainConfig
 from training.data.dataset import too_many
 from training.data.demo import DEMO as DEMO_PICTURES
 from training.data.demo import DEMO_CROPS, DEMO_SIZE
-from training.data.preview import Survey, survey
+from training.data.preview import Preview, preview
 from training.data.sources import DataError, Member, Pictures, Where, find
 
 DEMO, UPLOAD, FOLDER = "demo", "upload", "folder"
@@ -164,9 +164,9 @@ def demo_words() -> str:
     )
 
 
-def surveyed(bench: Workbench, pictures: Pictures, job: Job) -> Survey:
+def surveyed(bench: Workbench, pictures: Pictures, job: Job) -> Preview:
     """A look at the pictures, done once; the job is told how far it is."""
-    return bench.derived(_key(pictures), lambda: survey(pictures, tell=job.tell))
+    return bench.derived(_key(pictures), lambda: preview(pictures, progress=job.tell))
 
 
 def check_broken(bench: Workbench, pictures: Pictures, share: float, knob: str = " (max broken)") -> None:
@@ -177,7 +177,7 @@ def check_broken(bench: Workbench, pictures: Pictures, share: float, knob: str =
     key = _key(pictures)
     if not bench.is_derived(key):
         return
-    broken = bench.derived(key, lambda: survey(pictures)).broken
+    broken = bench.derived(key, lambda: preview(pictures)).broken
     if too_many(len(broken), len(pictures), share):
         raise DataError(
             f"{len(broken)} of {len(pictures):,} pictures cannot be read, more than the {share:.0%} that this run may "
@@ -211,7 +211,7 @@ def _which(broken: Sequence[tuple[str, str]]) -> str:
     return "; ".join(reason.removesuffix(".") for _, reason in broken[:NAMED]) + more
 
 
-def in_words(seen: Survey, *, classes: bool = True) -> str:
+def in_words(seen: Preview, *, classes: bool = True) -> str:
     """What was found, as HTML. classes: whether it matters that there are none."""
     lines = [f"<b>{seen.count:,} pictures</b>"]
     if seen.looked < seen.count:

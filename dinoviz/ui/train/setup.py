@@ -216,7 +216,7 @@ def build(tab: gr.Tab, bench: Workbench, bar: Bar) -> Setup:
             wanted = order(*values, checked=False)
             config, count = _to_estimate(wanted), _count(wanted)
             owner = (request.session_hash, "train-estimate")
-            job = bench.start(owner, time.monotonic(), lambda job: estimate(config, count, tell=job.tell))
+            job = bench.start(owner, time.monotonic(), lambda job: estimate(config, count, progress=job.tell))
             for sentence in follow(bench, owner, job):
                 yield note(html.escape(sentence), "caption dv-busy")
             if job.superseded:

@@ -96,7 +96,7 @@ def test_links_to_folders_are_followed_but_not_in_circles(classes, tmp_path, cro
     assert len(find(classes)) == 6
 
 
-def test_a_zip_file_is_as_its_folder_and_read_in_place(classes, tmp_path):
+def test_a_zip_file_equals_its_folder_and_is_not_extracted(classes, tmp_path):
     members = {name: (classes / name).read_bytes() for name in find(classes).names}
     rubbish = {"__MACOSX/cat/._one.png": b"x", ".hidden/a.png": b"x", "notes.txt": b"x"}
     plain = find(zipped(tmp_path / "plain.zip", {**members, **rubbish}))
@@ -108,7 +108,7 @@ def test_a_zip_file_is_as_its_folder_and_read_in_place(classes, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_folder_that_holds_all_of_a_zip_file_is_no_class(tmp_path, crops):
+def test_a_single_top_folder_of_a_zip_file_is_not_a_class(tmp_path, crops):
     nested = {"set/v1/cat/a.png": crops[0], "set/v1/dog/b.png": crops[1], "__MACOSX/x/c.png": crops[2]}
     assert find(zipped(tmp_path / "nested.zip", nested)).classes == ("cat", "dog")
     alone = {"pictures/a.png": crops[0], "pictures/b.png": crops[1]}
@@ -118,10 +118,10 @@ def test_a_folder_that_holds_all_of_a_zip_file_is_no_class(tmp_path, crops):
 @pytest.mark.parametrize("name", ["../../up/a.png", "cat/../../b.png", "C:\\b.png", "..\\b.png"])
 def test_a_zip_file_that_leads_out_of_itself_is_refused(tmp_path, crops, name):
     path = zipped(tmp_path / "climb.zip", {"cat/a.png": crops[0], name: crops[1]})
-    assert "climb.zip names a file outside of itself" in refusal(find, path)
+    assert "climb.zip" in refusal(find, path)
 
 
-def test_backslashes_of_some_programs_are_folders_and_absolute_paths_are_not(tmp_path, crops):
+def test_backslashes_and_leading_slashes_in_a_zip_file(tmp_path, crops):
     found = find(zipped(tmp_path / "a.zip", {"win\\c.png": crops[2], "up/a.png": crops[0], "/root/b.png": crops[1]}))
     assert found.classes == ("root", "up", "win")
     assert label_of(found, "a.zip/win/c.png") == "win"
@@ -130,34 +130,36 @@ def test_backslashes_of_some_programs_are_folders_and_absolute_paths_are_not(tmp
 def test_a_bomb_is_not_read(tmp_path, crops):
     deflated = {"compression": zipfile.ZIP_DEFLATED}
     bomb = zipped(tmp_path / "bomb.zip", {"a.png": crops[0], "b.png": bytes(11_000_000)}, **deflated)
-    assert "bomb.zip: b.png would grow" in (told := refusal(find, bomb))
-    assert "times to 11 MB, which no image does" in told
-    # Sides without use: what is never read may be as it likes.
+    text = refusal(find, bomb)
+    assert "bomb.zip: b.png" in text
+    assert "11 MB" in text
+    # Files that are not read have no bounds.
     assert len(find(zipped(tmp_path / "log.zip", {"a.png": crops[0], "b.log": bytes(11_000_000)}, **deflated))) == 1
 
 
 def test_a_member_that_is_too_large_is_not_read(tmp_path, crops, monkeypatch):
     monkeypatch.setattr(zips, "MAX_MEMBER_BYTES", 1_000_000)
     path = zipped(tmp_path / "large.zip", {"a.bmp": bytes(2_000_000)})
-    assert refusal(find, path) == ("large.zip: a.bmp would be 2 MB; an image of at most 1 MB is read from a zip file.")
+    text = refusal(find, path)
+    assert all(each in text for each in ("large.zip: a.bmp", "2 MB", "1 MB"))
 
 
 def test_a_zip_file_of_too_many_files_is_not_read(tmp_path, crops, monkeypatch):
     monkeypatch.setattr(zips, "MAX_MEMBERS", 2)
     path = zipped(tmp_path / "many.zip", {f"{i}.png": crops[i] for i in range(3)})
-    assert refusal(find, path) == "many.zip has 3 files; at most 2 are read from one zip file."
+    assert "many.zip has 3 files; at most 2" in refusal(find, path)
 
 
 def test_damaged_and_encrypted_zip_files_are_refused(tmp_path, crops):
     path = zipped(tmp_path / "a.zip", {"a.png": crops[0], "b.png": crops[1]})
     content = bytearray(path.read_bytes())
     (tmp_path / "cut.zip").write_bytes(content[:-40])
-    assert refusal(find, tmp_path / "cut.zip") == "cut.zip is damaged, or not a zip file."
+    assert "cut.zip is damaged" in refusal(find, tmp_path / "cut.zip")
     for at in range(len(content) - 4):  # the flag of encryption, in the directory at the end
         if content[at : at + 4] == b"PK\x01\x02":
             content[at + 8] |= 1
     (tmp_path / "locked.zip").write_bytes(content)
-    assert refusal(find, tmp_path / "locked.zip") == "locked.zip is encrypted; write it again without a password."
+    assert "locked.zip is encrypted" in refusal(find, tmp_path / "locked.zip")
 
 
 def test_a_damaged_member_is_one_broken_picture(tmp_path, crops):
@@ -166,22 +168,22 @@ def test_a_damaged_member_is_one_broken_picture(tmp_path, crops):
     content[200] ^= 255
     path.write_bytes(content)
     decoded = Decoded(find(path), 16)
-    assert decoded.broken == [("a.zip/0.png", "this part of the zip file is damaged")]
+    assert [name for name, _ in decoded.broken] == ["a.zip/0.png"]
     assert len(decoded) == 4
 
 
-def test_a_zip_file_that_goes_away_breaks_its_pictures(tmp_path, crops):
+def test_pictures_of_a_removed_zip_file_are_broken(tmp_path, crops):
     path = zipped(tmp_path / "a.zip", {"a.png": crops[0]})
     found = find(path)
     path.unlink()
-    with pytest.raises(ImageError, match=r"^a.zip/a.png: the zip file cannot be read \(No such file or directory\)\.$"):
+    with pytest.raises(ImageError, match=r"^a.zip/a.png: .*No such file"):
         found.open(0)
     zipped(path, {"b.png": crops[0]})
-    with pytest.raises(ImageError, match=r"^a.zip/a.png: this is no longer in the zip file\.$"):
+    with pytest.raises(ImageError, match=r"^a.zip/a.png: "):
         found.open(0)
 
 
-def test_a_list_that_is_larger_than_any_is_not_read(tmp_path):
+def test_a_huge_list_is_not_read(tmp_path):
     with (tmp_path / "sparse.txt").open("wb") as file:
         file.truncate(8 * 10**9)
     with pytest.raises(DataError, match="500 MB"):
@@ -221,7 +223,7 @@ def test_a_csv_list_of_paths_alone_has_none(tmp_path, crops):
     assert (len(find(tmp_path / "list.csv")), find(tmp_path / "list.csv").labels) == (2, None)
 
 
-def test_several_sources_are_joined_and_equal_classes_are_one(classes, tmp_path, crops):
+def test_several_sources_are_joined_and_equal_classes_merged(classes, tmp_path, crops):
     second = zipped(tmp_path / "b.zip", {"zebra/z.png": crops[0], "cat/c.png": crops[1]})
     found = find([classes, second])
     assert found.classes == ("cat", "dog", "zebra", "Žirafa ü")
@@ -232,30 +234,30 @@ def test_several_sources_are_joined_and_equal_classes_are_one(classes, tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "words"),
     [
-        (lambda f: f / "none", "{}/none: there is no such file or folder."),
-        (lambda f: f, "data is empty, there are no images in it."),
-        (lambda f: [], "No images were given: name a folder, a zip file or a list."),
-        (lambda f: write(write(f / "a", b"").with_name("b"), b"").parent, "data has 2 files, none of them an image."),
-        (lambda f: write(f / "a.md", b"x").parent, "data has one file, which is not an image."),
-        (lambda f: zipped(f / "e.zip", {}), "e.zip is empty, there are no images in it."),
-        (lambda f: zipped(f / "n.zip", {"a.md": b"x"}), "n.zip has one file, which is not an image."),
-        (lambda f: write(f / "a.tgz", b"x"), "a.tgz is no folder of images, zip file, list (.txt, .csv) or image."),
-        (lambda f: write(f / "a.txt", b"# none\n"), "a.txt lists no images."),
-        (lambda f: write(f / "a.csv", b"path,label\n"), "a.csv lists no images."),
-        (lambda f: write(f / "a.txt", b"\xff\xfe\x80"), "a.txt is not a list: it is not text in UTF-8."),
+        (lambda f: f / "none", "{}/none"),
+        (lambda f: f, "data is empty"),
+        (lambda f: [], "No images"),
+        (lambda f: write(write(f / "a", b"").with_name("b"), b"").parent, "2 files"),
+        (lambda f: write(f / "a.md", b"x").parent, "data has one file"),
+        (lambda f: zipped(f / "e.zip", {}), "e.zip is empty"),
+        (lambda f: zipped(f / "n.zip", {"a.md": b"x"}), "n.zip has one file"),
+        (lambda f: write(f / "a.tgz", b"x"), "a.tgz"),
+        (lambda f: write(f / "a.txt", b"# none\n"), "a.txt"),
+        (lambda f: write(f / "a.csv", b"path,label\n"), "a.csv"),
+        (lambda f: write(f / "a.txt", b"\xff\xfe\x80"), "UTF-8"),
         (
             lambda f: write(f / "a.txt", b"1.png\n2.png\n3.png\n4.png\na.txt"),
-            "a.txt: 4 of 5 files that it lists do not exist: 1.png, 2.png, 3.png and 1 more.",
+            "1.png, 2.png, 3.png and 1 more",
         ),
-        (lambda f: write(f / "a.csv", b"a.csv,x\na.csv"), "a.csv: 1 of 2 lines have no label, first a.csv."),
+        (lambda f: write(f / "a.csv", b"a.csv,x\na.csv"), "a.csv: 1 of "),
     ],
 )  # fmt: skip
-def test_what_is_no_data_is_told_in_one_sentence(tmp_path, make, told):
+def test_refuses_sources_without_images(tmp_path, make, words):
     folder = tmp_path / "data"
     folder.mkdir()
-    assert refusal(find, make(folder)) == told.format(folder)
+    assert words.format(folder) in refusal(find, make(folder))
 
 
 def write(path: Path, content: bytes) -> Path:
@@ -263,7 +265,7 @@ def write(path: Path, content: bytes) -> Path:
     return path
 
 
-def test_the_demo_needs_no_network_and_is_always_the_same():
+def test_the_demo_is_always_the_same():
     train, held_out = demo("train"), demo("held-out")
     assert train.classes == held_out.classes
     assert len(train.classes) == 18
@@ -303,17 +305,18 @@ def test_a_split_without_classes_is_of_the_whole(tmp_path, crops):
     assert (len(left), len(taken), left.labels) == (7, 3, None)
 
 
-def test_a_split_that_cannot_be_is_refused():
+def test_refuses_impossible_splits():
     pictures = demo("held-out")
     lonely = pictures.subset([*range(12), 12])
-    assert refusal(split, lonely, 0.5, 0) == (
-        "The class brick has one image only, which cannot be on both sides of a split; at least 2 are needed."
-    )
-    assert refusal(split, pictures, 1.0, 0) == "The share to split off lies between 0 and 1, not 1.0."
-    assert refusal(split, pictures.subset([]), 0.5, 0) == "There are no images to split."
+    for arguments, words in (
+        ((lonely, 0.5), "brick"),
+        ((pictures, 1.0), "1.0"),
+        ((pictures.subset([]), 0.5), "no images"),
+    ):
+        assert words in refusal(split, *arguments, 0)
 
 
-def test_all_are_decoded_once_where_they_fit(tmp_path, crops):
+def test_pictures_that_fit_in_memory_are_decoded_once(tmp_path, crops):
     save(tmp_path / "wide.png", crops[0])
     Image.fromarray(np.asarray(crops[1])[:, :16]).save(tmp_path / "tall.png")
     done = []
@@ -386,25 +389,26 @@ def test_labels_stay_with_their_pictures(tmp_path, crops):
     assert decoded.broken == [("a/000.png", "the file is empty")]
 
 
-def test_too_many_broken_pictures_stop_with_their_names(tmp_path, crops):
+def test_too_many_broken_pictures_are_an_error_with_their_names(tmp_path, crops):
     pictures = broken_among(tmp_path, crops, 120, (3, 4, 50, 60, 70, 119))  # 5 %
     with pytest.raises(DataError) as refused:
         Decoded(pictures, 8)
     first = "; ".join(f"{i:03}.png ({UNREADABLE})" for i in (3, 4, 50, 60, 70))
-    assert str(refused.value) == f"6 of 120 images cannot be read, too many to go on: {first}; and 1 more."
+    for words in ("6 of 120", first, "1 more"):
+        assert words in str(refused.value)
     assert [name for name, _ in refused.value.broken] == [f"{i:03}.png" for i in (3, 4, 50, 60, 70, 119)]
     assert len(Decoded(pictures, 8, max_broken=0.06)) == 114
 
 
-def test_nothing_that_can_be_read_is_refused(tmp_path, crops):
+def test_refuses_pictures_that_are_all_broken(tmp_path, crops):
     pictures = broken_among(tmp_path, crops, 1, (0,))
-    assert refusal(Decoded, pictures, 8).startswith("1 of 1 images cannot be read")
-    assert refusal(Decoded, pictures.subset([]), 8) == "There are no images to decode."
-    assert refusal(Decoded(pictures, 8, memory=0).batch, [0]).startswith("1 of 1 images cannot be read")
+    assert "1 of 1 images" in refusal(Decoded, pictures, 8)
+    assert "no images" in refusal(Decoded, pictures.subset([]), 8)
+    assert "1 of 1 images" in refusal(Decoded(pictures, 8, memory=0).batch, [0])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_the_next_stands_in_for_a_broken_picture_of_a_stream(tmp_path, crops, workers):
+def test_the_next_picture_replaces_a_broken_one_of_a_stream(tmp_path, crops, workers):
     pictures = broken_among(tmp_path, crops, 40, (39,))
     streamed = Decoded(pictures, 8, memory=0)
     assert streamed[39][2] == 39
@@ -412,29 +416,27 @@ def test_the_next_stands_in_for_a_broken_picture_of_a_stream(tmp_path, crops, wo
     pixels = torch.cat([pixels for pixels, _ in batches(streamed, [[39, 38], [39, 0]], workers=workers)])
     assert torch.equal(pixels[0], pixels[3])
     assert torch.equal(pixels[2], pixels[3])
-    assert streamed.broken == [("039.png", UNREADABLE)]  # met twice, counted once
+    assert streamed.broken == [("039.png", UNREADABLE)]  # found twice, counted once
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_stream_of_too_many_broken_pictures_stops(tmp_path, crops, workers):
     pictures = broken_among(tmp_path, crops, 60, (0, 10, 20, 30))
     order = [[0, 1], [10, 11], [20, 21], [30, 31]]
-    told = refusal(lambda: list(batches(Decoded(pictures, 8, memory=0), order, workers=workers)))
-    assert told.startswith("2 of 60 images cannot be read, too many to go on: 000.png (this is not")
+    text = refusal(lambda: list(batches(Decoded(pictures, 8, memory=0), order, workers=workers)))
+    assert "2 of 60 images" in text
+    assert "000.png" in text
     together = broken_among(tmp_path, crops, 60, tuple(range(60)))
-    told = refusal(lambda: list(batches(Decoded(together, 8, memory=0), [[30]], workers=workers)))
-    assert "030.png" in told
+    assert "030.png" in refusal(lambda: list(batches(Decoded(together, 8, memory=0), [[30]], workers=workers)))
 
 
-def test_a_worker_that_is_killed_is_told_in_one_sentence(tmp_path, crops, monkeypatch):
+def test_a_killed_worker_is_an_error(tmp_path, crops, monkeypatch):
     streamed = Decoded(find(flat(tmp_path, crops[:4])), 8, memory=0)
     monkeypatch.setattr(Decoded, "_decode", lambda self, i: os.kill(os.getpid(), signal.SIGKILL))
-    assert refusal(lambda: list(batches(streamed, [[0], [1]], workers=1))) == (
-        "A process that decodes images was ended by the system, mostly for want of memory; use fewer workers."
-    )
+    assert "lower workers" in refusal(lambda: list(batches(streamed, [[0], [1]], workers=1)))
 
 
-def test_what_is_streamed_can_be_sent_to_another_process(classes):
+def test_streamed_pictures_can_be_pickled(classes):
     streamed = Decoded(find(classes), 8, memory=0, progress=lambda n, of: None)
     sent = pickle.loads(pickle.dumps(streamed))
     assert torch.equal(sent[0][0], streamed[0][0])

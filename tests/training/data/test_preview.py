@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from dinoviz.errors import Stopped
-from training.data.preview import THUMBNAIL, survey
+from training.data.preview import THUMBNAIL, preview
 from training.data.sources import find
 
 
@@ -20,7 +20,7 @@ def folder(tmp_path):
 
 def test_counts_sizes_classes_and_what_is_broken(folder):
     (folder / "dogs" / "00.png").write_text("no picture")
-    found = survey(find(folder))
+    found = preview(find(folder))
     assert (found.count, found.looked, found.classes) == (30, 30, {"cats": 20, "dogs": 10})
     assert sorted(found.sizes) == [(300, 40 + i) for i in range(1, 30)]
     assert found.side == 55
@@ -33,22 +33,22 @@ def test_counts_sizes_classes_and_what_is_broken(folder):
 
 
 def test_of_many_some_are_looked_at_from_all_over(folder):
-    found = survey(find(folder), most=5)
+    found = preview(find(folder), most=5)
     assert (found.count, found.looked) == (30, 5)
     assert found.sizes[0][1] < 45
     assert found.sizes[-1][1] > 64
 
 
 def test_without_classes_pictures_are_called_by_their_names(folder):
-    found = survey(find(folder / "dogs"))
+    found = preview(find(folder / "dogs"))
     assert found.classes == {}
     assert found.thumbnails[0][1] == "00.png"
 
 
 def test_it_can_be_stopped(folder):
-    def tell(what, share):
+    def stop(what, share):
         if share > 0.5:
             raise Stopped
 
     with pytest.raises(Stopped):
-        survey(find(folder), tell=tell)
+        preview(find(folder), progress=stop)

@@ -52,7 +52,7 @@ def test_a_file_that_is_larger_than_the_table_says_is_no_picture(tmp_path, png, 
     honest = zipped(tmp_path / "a.zip", {"a.png": png}, packing)
     assert find(honest).open(0).size == (40, 30)
     # That many bytes are a picture still, for Pillow does not ask for the last ones.
-    with pytest.raises(ImageError, match=f"larger than the {len(png) - 4} bytes" if packing else "damaged|larger"):
+    with pytest.raises(ImageError, match=f"{len(png) - 4} bytes" if packing else "damaged|larger"):
         find(lying(zipped(tmp_path / "b.zip", {"a.png": png}, packing), len(png) - 4)).open(0)
 
 
@@ -75,13 +75,13 @@ def test_files_that_lie_over_each_other_are_refused(tmp_path, png):
     entry, end = content[start:-22], content[-22:]
     table = b"".join(entry.replace(b"a.png", f"{i}.png".encode()) for i in range(9))
     path.write_bytes(content[:start] + table + end[:8] + struct.pack("<HHI", 9, 9, len(table)) + end[16:])
-    assert "lie over each other" in refusal(find, path)
+    assert "overlap" in refusal(find, path)
 
 
 def test_a_way_of_packing_that_is_unknown_is_told(tmp_path, png):
     path = zipped(tmp_path / "a.zip", {"a.png": png})
     path.write_bytes(path.read_bytes().replace(b"\x14\0\0\0\x08\0", b"\x14\0\0\0\x63\0"))
-    with pytest.raises(ImageError, match="packed in a way"):
+    with pytest.raises(ImageError, match="compression"):
         find(path).open(0)
 
 
@@ -89,13 +89,13 @@ def test_pictures_that_grow_too_much_in_all_are_refused(tmp_path, monkeypatch):
     path = zipped(tmp_path / "a.zip", {f"{i}.png": bytes(100_000) for i in range(9)})
     assert len(find(path)) == 9
     monkeypatch.setattr(zips, "GROWTH_FROM_BYTES", 500_000)
-    assert "a.zip would grow" in refusal(find, path)
+    assert "a.zip" in refusal(find, path)
 
 
 def test_a_table_that_fills_the_memory_is_not_read(tmp_path, png, monkeypatch):
     path = zipped(tmp_path / "a.zip", {f"{i}.png": png for i in range(9)})
     monkeypatch.setattr(zips, "MAX_DIRECTORY_BYTES", 400)
-    assert "table of" in refusal(find, path)
+    assert "MB" in refusal(find, path)
 
 
 def test_threads_wait_for_memory_and_who_needs_more_than_all_gets_all():

@@ -70,10 +70,10 @@ def save_probe(path: Path, backbone_folder: Path, **about) -> depth.Probe:
 
 
 def test_pictures_become_an_ordinary_folder_with_depth(pictures, teacher, tmp_path):
-    heard = []
-    pairs = distil.pairs_from_teacher(images(pictures), teacher, tmp_path, lambda *said: heard.append(said))
-    assert heard[0] == (1, 16, "asking the teacher")
-    assert heard[-1] == (16, 16, "asking the teacher")
+    calls = []
+    pairs = distil.pairs_from_teacher(images(pictures), teacher, tmp_path, lambda *args: calls.append(args))
+    assert calls[0] == (1, 16, "predicting depth")
+    assert calls[-1] == (16, 16, "predicting depth")
     assert len({pair.image for pair in pairs}) == len({pair.depth for pair in pairs}) == 16
     assert set(pairs) == set(find_pairs(tmp_path))
     for source, pair in zip(images(pictures), pairs, strict=True):
@@ -109,12 +109,10 @@ def test_what_is_there_is_not_asked_for_again(pictures, teacher, tmp_path):
     pairs = distil.pairs_from_teacher(images(pictures), counting, tmp_path)
     assert (len(pairs), len(asked)) == (16, 11)
     other = replace(teacher, name="another")
-    assert refused(DinovizError, distil.pairs_from_teacher, images(pictures), other, tmp_path) == (
-        f"The depth in {tmp_path} is from another teacher, {teacher}."
-    )
+    assert str(teacher) in refused(DinovizError, distil.pairs_from_teacher, images(pictures), other, tmp_path)
 
 
-def test_one_picture_may_be_unreadable_and_no_more(pictures, teacher, tmp_path):
+def test_one_unreadable_picture_is_allowed(pictures, teacher, tmp_path):
     some = shutil.copytree(pictures, tmp_path / "some")
     (some / "one" / "2.png").write_text("no picture")
     pairs = distil.pairs_from_teacher(images(some), teacher, tmp_path / "a")
@@ -123,12 +121,12 @@ def test_one_picture_may_be_unreadable_and_no_more(pictures, teacher, tmp_path):
     ]
     (some / "two" / "1.png").write_text("no picture")
     text = refused(DinovizError, distil.pairs_from_teacher, images(some), teacher, tmp_path / "b")
-    assert text.startswith("Of the first 9 of 16 images 2 cannot be read, which is too many; 2.png: this is not")
+    assert all(each in text for each in ("9 of 16", "2.png"))
     text = refused(DinovizError, distil.pairs_from_teacher, [some / "two" / "1.png"], teacher, tmp_path / "c")
-    assert text.startswith("Of the first 1 of 1 images 1 cannot be read")
+    assert "1 of 1" in text
 
 
-def test_a_probe_teaches_by_its_file(pictures, tiny_folders, tmp_path, monkeypatch):
+def test_a_probe_file_is_a_teacher(pictures, tiny_folders, tmp_path, monkeypatch):
     monkeypatch.setenv("DINOVIZ_RUNS", str(tmp_path / "runs"))
     # The header names the backbone as its run in `runs` is named.
     folder = tmp_path / "runs" / "mine"
@@ -144,56 +142,50 @@ def test_a_probe_teaches_by_its_file(pictures, tiny_folders, tmp_path, monkeypat
     assert teacher.predict(picture).std() > 0.01
 
 
-def test_a_probe_teaches_by_its_run(tiny_folders, tmp_path, monkeypatch):
+def test_a_probe_run_is_a_teacher(tiny_folders, tmp_path, monkeypatch):
     monkeypatch.setenv("DINOVIZ_RUNS", str(tmp_path / "runs"))
     run = Run.create("probe-1", "probe", {"model": str(tiny_folders["dinov2"])})
-    text = refused(DinovizError, distil.open_teacher, "probe-1", "cpu")
-    assert text == "The run probe-1 holds no finished depth probe."
+    assert "run probe-1" in refused(DinovizError, distil.open_teacher, "probe-1", "cpu")
     save_probe(run.export_folder / "probe.safetensors", tiny_folders["dinov2"], data={"folder": "me", "teacher": "you"})
     for name in ("probe-1", str(run.folder)):
         teacher = distil.open_teacher(name, "cpu")
-        assert str(teacher) == "probe-1, a depth probe on dinov2, trained on me, itself taught by you"
+        assert str(teacher) == "probe-1, a depth probe on dinov2, trained on me with pseudo-labels of you"
 
 
-def test_a_teacher_whose_backbone_cannot_be_had(tiny_folders, tmp_path, monkeypatch):
+def test_refuses_a_teacher_without_its_backbone(tiny_folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "p.safetensors"
     save_probe(file, tiny_folders["dinov2"])
     text = refused(DinovizError, distil.open_teacher, str(file), "cpu")
-    assert text.startswith(
-        "The teacher p.safetensors reads the features of dinov2, which cannot be had: There is no model 'dinov2'. "
-    )
+    assert "p.safetensors" in text
+    assert "dinov2" in text
     shutil.copytree(tiny_folders["vit"], tmp_path / "dinov2")
-    assert refused(DinovizError, distil.open_teacher, str(file), "cpu") == (
-        "The teacher p.safetensors reads the features of dinov2, which cannot be had: dinov2 has other weights."
-    )
+    assert "other weights" in refused(DinovizError, distil.open_teacher, str(file), "cpu")
 
 
-def test_what_is_no_teacher_is_said_in_a_sentence(tiny_folders, dpt_folder, tmp_path, monkeypatch):
+def test_refuses_teachers_that_cannot_be_loaded(tiny_folders, dpt_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    def says(name: str) -> str:
+    def refusal(name: str) -> str:
         return refused(DinovizError, distil.open_teacher, name, "cpu")
 
-    assert says("dpt").startswith("There is no teacher 'dpt'. A teacher is a published head, facebook/dpt-dinov2-small")
+    assert "facebook/dpt-dinov2-small" in refusal("dpt")
     for name in ("", "a/b/c", "x" * 500):
-        assert says(name).startswith("There is no teacher ")
-    assert "the Hugging Face Hub does not answer" in says("facebook/dpt-dinov2-small-nyu")
-    assert "the Hugging Face Hub does not answer" in says("some/body")
-    assert says(str(tiny_folders["vit"])) == (
-        "vit is a 'vit' model; a published depth head is a DPT on a DINOv2 backbone."
-    )
+        assert refusal(name).startswith("There is no teacher ")
+    assert "Hub" in refusal("facebook/dpt-dinov2-small-nyu")
+    assert "Hub" in refusal("some/body")
+    assert "'vit'" in refusal(str(tiny_folders["vit"]))
     (tmp_path / "photo.jpg").write_text("no probe")
-    assert says("photo.jpg") == "photo.jpg holds no depth probe that can be read."
+    assert "photo.jpg" in refusal("photo.jpg")
     pickled = shutil.copytree(dpt_folder, tmp_path / "pickled-nyu")
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
-    assert "dinoviz loads safetensors only" in says("pickled-nyu")
+    assert "safetensors" in refusal("pickled-nyu")
 
 
-def test_a_disk_that_refuses(pictures, teacher, tmp_path):
+def test_a_folder_that_cannot_be_written_is_an_error(pictures, teacher, tmp_path):
     (tmp_path / "file").write_text("")
     text = refused(DinovizError, distil.pairs_from_teacher, images(pictures), teacher, tmp_path / "file")
-    assert text == f"{tmp_path / 'file'} cannot be written: Not a directory." or "cannot be written" in text
+    assert "cannot be written" in text
 
 
 @pytest.fixture
@@ -205,24 +197,24 @@ def config(pictures, tiny_folders, dpt_folder) -> ProbeConfig:
     )  # fmt: skip
 
 
-def test_the_student_s_depth_follows_its_teacher_s(config, pictures, tmp_path):
+def test_the_student_predicts_the_teacher_s_depth(config, pictures, tmp_path):
     run = Run.create("student", "probe", config.to_dict(), root=tmp_path)
-    heard = []
-    about = probe.probe(config, run, lambda done, of, what: heard.append(what))
-    assert heard[0] == "asking the teacher"
+    stages = []
+    about = probe.probe(config, run, lambda done, of, what: stages.append(what))
+    assert stages[0] == "predicting depth"
     assert run.status()["state"] == "finished"
     assert about["data"]["folder"] == pictures.name
     assert about["data"]["teacher"] == "tiny-nyu, a DPT head on DINOv2, trained on NYU Depth v2 (indoor, to 10 m)"
     assert about["data"]["left_out"] == 0
-    assert str(config.teacher) not in json.dumps(about)  # nor any other folder of this machine
+    assert str(config.teacher) not in json.dumps(about)  # no folder of this machine
     student = distil.open_teacher(str(run.folder), "cpu")
     assert student.range == (0.001, 10)
-    teacher, some = distil.open_teacher(config.teacher, "cpu"), images(pictures)[12:]  # never seen
-    told, said = ([each.predict(Image.open(path)).ravel() for path in some] for each in (teacher, student))
-    assert np.corrcoef(np.concatenate(told), np.concatenate(said))[0, 1] > 0.4
+    teacher, some = distil.open_teacher(config.teacher, "cpu"), images(pictures)[12:]  # not trained on
+    expected, predicted = ([each.predict(Image.open(path)).ravel() for path in some] for each in (teacher, student))
+    assert np.corrcoef(np.concatenate(expected), np.concatenate(predicted))[0, 1] > 0.4
 
 
-def test_a_run_that_ended_while_it_asked_goes_on(config, tmp_path):
+def test_a_run_stopped_during_prediction_resumes(config, tmp_path):
     run = Run.create("student", "probe", replace(config, limit=8).to_dict(), root=tmp_path)
 
     def stop(done, of, what):
@@ -238,26 +230,25 @@ def test_a_run_that_ended_while_it_asked_goes_on(config, tmp_path):
     assert len(find_pairs(run.folder / "teacher")) == 8
 
 
-def test_settings_are_the_teacher_s_where_it_knows_better(config, tmp_path, monkeypatch):
+def test_crop_and_range_are_the_teacher_s(config, tmp_path, monkeypatch):
     config = replace(config, limit=2, depth=(0.1, 5.0))
-    changed, said = distil.taught(config, tmp_path / "t")
+    changed, about = distil.with_pseudo_labels(config, tmp_path / "t")
     assert (changed.data, changed.crop, changed.depth) == (str(tmp_path / "t"), "none", (0.001, 10))
     assert replace(changed, data=config.data, crop=config.crop, depth=config.depth) == config
-    monkeypatch.setattr(distil, "open_teacher", None)  # it is not even loaded where all is there
-    assert distil.taught(config, tmp_path / "t") == (changed, said)
+    monkeypatch.setattr(distil, "open_teacher", None)  # not loaded again if all files exist
+    assert distil.with_pseudo_labels(config, tmp_path / "t") == (changed, about)
     with pytest.raises(TypeError):
-        distil.taught(replace(config, limit=3), tmp_path / "t")
+        distil.with_pseudo_labels(replace(config, limit=3), tmp_path / "t")
 
 
-def test_data_that_needs_no_teacher_or_is_none(config, pictures, tmp_path):
+def test_refuses_data_with_depth_and_without_images(config, pictures, tmp_path):
     (tmp_path / "depth").mkdir()
-    assert refused(DinovizError, distil.taught, replace(config, data=str(tmp_path)), tmp_path / "t") == (
-        f"{tmp_path} has a folder depth of its own: leave the teacher out, or the folder."
-    )
+    text = refused(DinovizError, distil.with_pseudo_labels, replace(config, data=str(tmp_path)), tmp_path / "t")
+    assert str(tmp_path) in text
     empty = tmp_path / "depth"
-    text = refused(DinovizError, distil.taught, replace(config, data=str(empty)), tmp_path / "t")
-    assert text == f"There are no images in {empty}."
+    text = refused(DinovizError, distil.with_pseudo_labels, replace(config, data=str(empty)), tmp_path / "t")
+    assert str(empty) in text
     run = Run.create("student", "probe", config.to_dict(), root=tmp_path)
     text = refused(DinovizError, probe.probe, replace(config, teacher="nobody"), run)
-    assert text.startswith("There is no teacher 'nobody'.")
+    assert "'nobody'" in text
     assert run.status()["state"] == "failed"

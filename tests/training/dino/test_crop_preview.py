@@ -86,7 +86,7 @@ def test_masks_hide_their_share_of_the_global_crops_from_the_student(picture):
 def test_the_patches_of_a_model_to_start_from_are_masked(picture, tiny_folders):
     config = PretrainConfig(start=str(tiny_folders["dinov2"]), global_size=56, local_size=28, ibot_weight=1.0)
     assert [crop.mask.shape for crop in crops(picture, config).globals] == [(4, 4)] * 2  # of 14 px
-    with pytest.raises(DinovizError, match=r"no multiple of the patch of .*, which is 14 px\."):
+    with pytest.raises(DinovizError, match="14 px"):
         crops(picture, dataclasses.replace(config, global_size=64))
 
 

@@ -1,4 +1,4 @@
-"""Student and teacher: what they compute, what is trained at which rate, and how the teacher follows."""
+"""Student and teacher: outputs, learning rates of the parameters, and the EMA update."""
 
 import re
 from contextlib import nullcontext
@@ -43,7 +43,7 @@ def crops_of(images: int, sizes: dict[int, int]) -> list[torch.Tensor]:
     return [torch.randn(count * images, 3, size, size) for size, count in sizes.items()]
 
 
-def test_scores_are_those_of_the_crops_one_by_one():
+def test_scores_of_a_batch_equal_those_of_single_crops():
     dino = pair()[0].eval()
     batches = crops_of(3, {16: 2, 8: 4})
     scores = dino(batches, images=3)
@@ -60,10 +60,8 @@ def test_scores_are_those_of_the_crops_one_by_one():
 
 @pytest.mark.parametrize("registers", [0, 2])
 @pytest.mark.parametrize("drop_path", [0.0, 0.5])
-def test_without_patches_to_compare_the_cls_tokens_and_all_gradients_are_still_those_of_a_whole_pass(
-    registers, drop_path, monkeypatch
-):
-    """The last block then leaves out what becomes of the patches."""
+def test_computing_the_cls_token_only_changes_neither_outputs_nor_gradients(registers, drop_path, monkeypatch):
+    """Without iBOT the last block leaves out the patches."""
     student, teacher = pair(registers=registers, drop_path=drop_path)
     batches = crops_of(3, {16: 2, 8: 4})
 
@@ -87,8 +85,8 @@ def test_without_patches_to_compare_the_cls_tokens_and_all_gradients_are_still_t
     hook.remove()
 
 
-def test_others_still_see_all_tokens_of_the_backbone():
-    """Snapshots and k-NN look at the same module, and it is exported."""
+def test_the_backbone_itself_still_returns_all_tokens():
+    """Snapshots, k-NN and the export use the same module."""
     teacher = pair()[1]
     (batch,) = crops_of(1, {16: 2})
     teacher([batch], 1)
@@ -98,8 +96,8 @@ def test_others_still_see_all_tokens_of_the_backbone():
 
 @pytest.mark.parametrize("registers", [0, 2])
 @pytest.mark.parametrize("own_head", [False, True])
-def test_patch_scores_come_in_the_order_of_the_masks(registers, own_head):
-    """Image by image, row by row of the grid; CLS token and registers are no patches."""
+def test_patch_scores_are_in_the_order_of_the_masks(registers, own_head):
+    """Image by image, row by row of the grid, without CLS token and registers."""
     dino = pair(registers=registers, ibot_weight=1, ibot_head=own_head)[1]
     (batch,) = crops_of(2, {16: 2})
     masks = torch.rand(4, 16) < 0.4
@@ -112,20 +110,19 @@ def test_patch_scores_come_in_the_order_of_the_masks(registers, own_head):
     torch.testing.assert_close(dino([batch], 2, masks).patches, torch.stack(wanted), atol=1e-5, rtol=0)
 
 
-def test_masks_change_what_is_seen_only_where_they_hide():
+def test_masks_change_the_output_of_masked_crops_only():
     dino = pair(ibot_weight=1)[0].eval()
     batches = crops_of(2, {16: 2, 8: 1})
     masks = torch.zeros(4, 16, dtype=torch.bool)
     masks[1, 3:7] = True
-    seen, hidden, plain = dino(batches, 2, masks), dino(batches, 2, masks, hide=True), dino(batches, 2)
-    torch.testing.assert_close(seen.cls, plain.cls)
+    visible, hidden, plain = dino(batches, 2, masks), dino(batches, 2, masks, hide=True), dino(batches, 2)
+    torch.testing.assert_close(visible.cls, plain.cls)
     changed = (hidden.cls - plain.cls).abs().amax(-1) > 1e-4
     assert changed.tolist() == [[False, True], [False, False], [False, False]]  # the first crop of the second image
-    assert (hidden.patches - seen.patches).abs().max() > 1e-4
+    assert (hidden.patches - visible.patches).abs().max() > 1e-4
 
 
-def test_what_is_hidden_cannot_be_seen():
-    """Whatever the pixels of the hidden patches, the outcome is the same."""
+def test_the_output_does_not_depend_on_masked_pixels():
     dino = pair(ibot_weight=1)[0].eval()
     (batch,) = crops_of(1, {16: 2})
     masks = torch.zeros(2, 16, dtype=torch.bool)
@@ -136,8 +133,8 @@ def test_what_is_hidden_cannot_be_seen():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_can_be_gone_on_from(family, tiny_folders):
-    """What comes out for each crop is what transformers makes of it alone; masks where there is a mask token."""
+def test_every_family_can_be_trained(family, tiny_folders):
+    """With the scores of transformers' own forward pass, and with masks in families that have a mask token."""
     ibot = family in WITH_MASK_TOKEN
     config = micro(start="x", ibot_weight=float(ibot))
     model = tiny_model(tiny_folders[family], family)
@@ -154,11 +151,11 @@ def test_every_family_can_be_gone_on_from(family, tiny_folders):
     if ibot:
         assert found.patches.shape == (masks.sum(), 11)
     without = [name for name, p in student.named_parameters() if p.requires_grad and p.grad is None]
-    assert without == []  # with DDP each would be waited for
+    assert without == []  # DDP would wait for each
 
 
-def test_what_dinoviz_loads_can_be_trained(tiny_folders):
-    """Its models come frozen and with hooks for the views."""
+def test_models_that_dinoviz_loads_can_be_trained(tiny_folders):
+    """They are frozen, and have hooks for the views."""
     model = dinoviz.load(tiny_folders["dinov2"], device="cpu", dtype=torch.float32).model
     student, teacher = networks.student_and_teacher(model, micro(start="x"))
     student(crops_of(2, {42: 2}), 2).cls.square().sum().backward()
@@ -179,7 +176,7 @@ def test_the_teacher_starts_as_the_students_copy_and_is_never_trained():
     assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
 
 
-def test_the_teacher_follows_as_a_loop_over_the_parameters_would():
+def test_the_ema_update_equals_a_loop_over_the_parameters():
     student, teacher = (dino.double() for dino in pair())
     generator = torch.Generator().manual_seed(3)
     wanted = {name: p.detach().numpy().copy() for name, p in teacher.named_parameters()}
@@ -209,7 +206,7 @@ def decays_by_hand(name: str) -> bool:
 
 @pytest.mark.parametrize("frozen", [0, 1])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_each_trained_parameter_is_in_one_group_with_its_rate_and_decay(family, frozen, tiny_folders):
+def test_each_trained_parameter_has_the_published_rate_and_decay(family, frozen, tiny_folders):
     model = tiny_model(tiny_folders[family], family)
     blocks = model.config.num_hidden_layers
     config = micro(start="x", ibot_weight=float(family in WITH_MASK_TOKEN), freeze_layers=frozen)
@@ -269,7 +266,7 @@ def test_drop_path_skips_whole_samples_and_keeps_the_expectation():
     assert torch.equal(drop.eval()(torch.ones(3, 1)), torch.ones(3, 1))
 
 
-def test_a_new_backbone_is_what_the_configuration_says():
+def test_a_new_backbone_has_the_shape_of_the_configuration():
     model = networks.new_backbone(micro(registers=2, layer_scale=0.5))
     assert model.embeddings.register_tokens.shape == (1, 2, 24)
     assert len(vit.blocks(model)) == 3
@@ -279,11 +276,11 @@ def test_a_new_backbone_is_what_the_configuration_says():
     assert model(torch.zeros(1, 3, 16, 16)).last_hidden_state.shape == (1, 1 + 2 + 16, 24)
 
 
-def test_what_a_model_cannot_do_is_said(tiny_folders):
+def test_refuses_settings_that_a_model_does_not_support(tiny_folders):
     vit = tiny_model(tiny_folders["vit"], "vit")
-    with pytest.raises(ConfigError, match=r"freeze_layers is at most 2, the blocks of this model, not 3\."):
+    with pytest.raises(ConfigError, match=r"freeze_layers.* 2"):
         networks.student_and_teacher(vit, micro(start="x", freeze_layers=3))
-    with pytest.raises(ConfigError, match=r"iBOT needs a mask token, which 'vit' models do not have\."):
+    with pytest.raises(ConfigError, match=r"mask token.*'vit'"):
         networks.student_and_teacher(vit, micro(start="x", ibot_weight=1))
 
 
@@ -292,7 +289,7 @@ def test_drop_path_works_in_a_family_or_is_refused(family, tiny_folders):
     model = tiny_model(tiny_folders[family], family)
     config = micro(start="x", drop_path=0.9)
     if family == "vit":
-        with pytest.raises(ConfigError, match=r"drop_path cannot be had in 'vit' models\."):
+        with pytest.raises(ConfigError, match=r"drop_path.*'vit'"):
             networks.student_and_teacher(model, config)
         return
     student, _ = networks.student_and_teacher(model, config)

@@ -114,14 +114,14 @@ def test_the_network_and_its_card_arrive_in_one_commit(hub, run, tmp_path):
     assert dinoviz.load(tmp_path).weights_id == dinoviz.load(run.folder).weights_id
 
 
-def test_a_repository_that_is_there_is_added_to(hub, run):
+def test_an_existing_repository_is_updated(hub, run):
     for _ in range(2):
         push(run, "someone/mini", TOKEN, private=False, endpoint=hub.address)
     assert hub.asked_for_private() == [False, False]
     assert len(hub.commits) == 2
 
 
-def told(run: Run, repository: str = "someone/mini", token: str = TOKEN, **options) -> str:
+def refusal(run: Run, repository: str = "someone/mini", token: str = TOKEN, **options) -> str:
     text = refused(HubError, push, run, repository, token, **options)
     assert token.strip() not in text or len(token.strip()) < 3
     assert len(text) < 300
@@ -131,49 +131,47 @@ def told(run: Run, repository: str = "someone/mini", token: str = TOKEN, **optio
 @pytest.mark.parametrize(
     "name", ["", "mini", "a/b/c", "some one/mini", "../..mini", "someone/", "a\n/b", "-/-", "x/" + "y" * 200]
 )
-def test_names_that_cannot_be(name, run, hub):
-    assert re.match("Name the repository as owner/name|The Hub refused: ", told(run, name, endpoint=hub.address))
+def test_refuses_invalid_repositories(name, run, hub):
+    assert re.search("owner/name|The Hub refused: ", refusal(run, name, endpoint=hub.address))
     assert hub.made == []
 
 
 @pytest.mark.parametrize("token", ["hf_two\nlines", "hf_ümlaut", "hf_ with space", "hf_\0", "🦖"])
-def test_what_is_no_token_is_not_sent_nor_quoted(token, run, hub):
-    assert told(run, token=token, endpoint=hub.address).startswith("This is not a token")
+def test_an_invalid_token_is_neither_sent_nor_quoted(token, run, hub):
+    assert refusal(run, token=token, endpoint=hub.address).startswith("This is not a token")
     assert hub.made == []
 
 
-def test_without_a_token_or_a_network_there_is_nothing_to_send(run, hub, tmp_path):
-    assert "needs your token" in told(run, token=" ", endpoint=hub.address)
+def test_refuses_a_missing_token_and_a_missing_network(run, hub, tmp_path):
+    assert "needs a token" in refusal(run, token=" ", endpoint=hub.address)
     empty = Run.create("empty", "pretrain", {}, root=tmp_path)
-    assert told(empty, endpoint=hub.address) == "empty has no network yet: there is one after its first checkpoint."
+    assert "empty" in refusal(empty, endpoint=hub.address)
 
 
-def test_a_token_without_the_right(run, hub):
+def test_refuses_a_token_without_write_access(run, hub):
     wrong = "hf_wrong"
-    assert told(run, token=wrong, endpoint=hub.address) == (
-        "The Hub refused: the token has no right to write someone/mini."
-    )
+    assert "someone/mini" in refusal(run, token=wrong, endpoint=hub.address)
     hub.answer = (403, "You don't have the rights to create a model under this namespace. Ask its owner.")
-    assert "no right to write" in told(run, endpoint=hub.address)
+    assert "write access" in refusal(run, endpoint=hub.address)
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("answer", "words"),
     [
-        ((400, "The name is not allowed. Take another."), "The Hub refused: The name is not allowed."),
+        ((400, "The name is not allowed. Take another."), "The name is not allowed."),
         ((500, ""), "The Hub refused: "),
-        ((429, "Slow down"), "The Hub refused: Slow down."),
+        ((429, "Slow down"), "Slow down."),
     ],
 )
-def test_what_the_hub_says_is_passed_on(answer, said, run, hub, monkeypatch):
+def test_the_hub_s_reason_is_in_the_error(answer, words, run, hub):
     hub.answer = answer
-    assert told(run, endpoint=hub.address).startswith(said)
+    assert words in refusal(run, endpoint=hub.address)
 
 
 def test_no_network(run, hub, monkeypatch):
-    assert told(run, endpoint="http://127.0.0.1:9").startswith("The Hugging Face Hub does not answer: ")
+    assert refusal(run, endpoint="http://127.0.0.1:9").startswith("The Hugging Face Hub does not answer: ")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert "offline mode" in told(run, endpoint=hub.address)
+    assert "offline mode" in refusal(run, endpoint=hub.address)
 
 
 def test_the_token_is_nowhere_afterwards(run, hub, tmp_path, monkeypatch, caplog, capfd):
@@ -181,7 +179,7 @@ def test_the_token_is_nowhere_afterwards(run, hub, tmp_path, monkeypatch, caplog
     with caplog.at_level(logging.DEBUG):
         push(run, "someone/mini", TOKEN, endpoint=hub.address)
         hub.answer = (500, "Broken")
-        told(run, endpoint=hub.address)
+        refusal(run, endpoint=hub.address)
     output = capfd.readouterr()
     assert TOKEN not in caplog.text + output.out + output.err
     for folder in (run.folder.parent, tmp_path, Path(constants.HF_HOME)):

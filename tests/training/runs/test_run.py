@@ -43,16 +43,16 @@ def saved(run: Run) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["a", "ViT-S_14.v2", "x" * 80, "-"])
-def test_a_name_that_can_be_a_folder_is_kept(name):
+def test_valid_names(name):
     assert check_name(name) == name
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "a\\b", "../a", "x" * 81, "a b", "ü", "a\n", "a\0"])
-def test_a_name_that_cannot_is_refused(name):
-    assert "cannot be a run's name: it needs 1 to 80 letters, digits, dots, _ or -" in refusal(check_name, name)
+def test_refuses_invalid_names(name):
+    assert "1 to 80" in refusal(check_name, name)
 
 
-def test_a_run_is_made_and_opened_by_name_and_by_folder(run, home, tmp_path):
+def test_a_run_is_opened_by_name_and_by_folder(run, home, tmp_path):
     for opened in (Run.open("first"), Run.open(home / "first"), Run.open(str(home / "first"))):
         assert (opened.name, opened.kind, opened.config) == ("first", "pretrain", {"preset": "micro", "rate": 0.1})
     assert opened.export_folder == home / "first" / "export"
@@ -62,20 +62,20 @@ def test_a_run_is_made_and_opened_by_name_and_by_folder(run, home, tmp_path):
     assert elsewhere.folder == tmp_path / "other" / "second"
 
 
-def test_a_name_is_taken_once(run, home):
-    assert refusal(Run.create, "first", "pretrain", {}) == ("There is already a run first; choose another name.")
+def test_refuses_an_existing_name(run, home):
+    assert "first" in refusal(Run.create, "first", "pretrain", {})
     assert run.config["preset"] == "micro"
 
 
 def test_an_unknown_run_is_answered_with_the_known_ones(home):
-    assert refusal(Run.open, "x") == f"There is no run x; there are none in {home} yet."
+    assert str(home) in refusal(Run.open, "x")
     for name in ("b", "a"):
         Run.create(name, "pretrain", {})
     os.utime(home / "b" / "config.json", (1, 1))
-    assert refusal(Run.open, "x") == f"There is no run x; the runs in {home} are a, b."
+    assert "a, b" in refusal(Run.open, "x")
 
 
-def test_a_damaged_config_is_told(run):
+def test_a_damaged_config_is_an_error(run):
     path = run.folder / "config.json"
     for content in ('{"kind": "pre', "[]", "{}"):
         path.write_text(content)
@@ -84,7 +84,7 @@ def test_a_damaged_config_is_told(run):
     assert "config.json is missing" in refusal(lambda: run.config)
 
 
-def test_runs_are_listed_newest_first_without_what_is_none(home, tmp_path):
+def test_runs_are_listed_newest_first(home, tmp_path):
     assert list_runs() == []
     for age, name in enumerate(("old", "older", "oldest")):
         made = Run.create(name, "pretrain", {})
@@ -96,9 +96,9 @@ def test_runs_are_listed_newest_first_without_what_is_none(home, tmp_path):
     assert list_runs(tmp_path / "none") == []
 
 
-def test_a_place_that_cannot_be_written_is_told(tmp_path):
+def test_a_place_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_text("x")
-    assert refusal(Run.create, "a", "pretrain", {}, root=tmp_path / "file").endswith("cannot be made: Not a directory.")
+    assert refusal(Run.create, "a", "pretrain", {}, root=tmp_path / "file").endswith("Not a directory.")
 
 
 def test_the_log_has_the_time_on_each_line(run):
@@ -170,7 +170,7 @@ def test_a_process_that_is_gone_has_died():
         deadline = time.monotonic() + 10
         while run.status()["state"] == "running" and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert run.status()["state"] == "died"  # a zombie, for nobody has asked for its end yet
+        assert run.status()["state"] == "died"  # a zombie: its exit status was not read yet
         process.wait()
     assert (run.status()["state"], run.status()["step"]) == ("died", 1)
     run.set_status("stopped", pid=process.pid)
@@ -196,7 +196,7 @@ def test_a_queued_run_whose_app_is_gone_is_stopped():
     assert (run.status()["state"], run.status()["step"]) == ("stopped", 3)
 
 
-def test_a_run_is_at_work_where_its_process_is(run):
+def test_a_run_is_at_work_on_the_machine_of_its_process(run):
     for state in STATES:
         run.set_status(state)
         assert run.at_work() == (state in ("starting", "running"))
@@ -206,22 +206,22 @@ def test_a_run_is_at_work_where_its_process_is(run):
     assert (run.status()["state"], run.at_work()) == ("running", False)
 
 
-def test_what_was_asked_for_can_be_replaced(run):
+def test_settings_can_be_replaced(run):
     run.set_config({"data": ["here"]})
     assert (run.kind, run.config) == ("pretrain", {"data": ["here"]})
 
 
-def test_who_claims_a_run_is_alone(run, monkeypatch):
+def test_only_one_process_claims_a_run(run, monkeypatch):
     monkeypatch.setattr(runs, "CLAIM", 0.01)
     with run.claim():
-        assert refusal(Run(run.folder).claim().__enter__) == "first is just being started by another process."
+        assert "another process" in refusal(Run(run.folder).claim().__enter__)
     with Run(run.folder).claim():
         pass
     run.folder.rename(run.folder.with_name("gone"))
-    assert refusal(run.claim().__enter__) == f"There is no run in {run.folder} any more."
+    assert str(run.folder) in refusal(run.claim().__enter__)
 
 
-def test_a_stop_is_asked_for_and_taken_back(run):
+def test_a_stop_is_requested_and_cleared(run):
     assert not run.stop_requested()
     run.request_stop()
     assert Run.open("first").stop_requested()
@@ -230,7 +230,7 @@ def test_a_stop_is_asked_for_and_taken_back(run):
     assert not run.stop_requested()
 
 
-def test_tensors_of_all_kinds_come_back_bit_for_bit(run):
+def test_tensors_of_all_kinds_are_restored_bit_for_bit(run):
     base = torch.randn(6, 4)
     tensors = {
         "transposed": base.T, "row": base[2], "same": base, "step": torch.tensor(7.0), "half": base.bfloat16(),
@@ -249,7 +249,7 @@ def test_tensors_of_all_kinds_come_back_bit_for_bit(run):
         raw = [each.detach().contiguous().view(-1).view(torch.uint8).tolist() for each in (back[name], tensor)]
         assert raw[0] == raw[1], name
     assert str(found.state) == str(state)  # NaN is not equal to itself
-    with pytest.raises(ValueError, match=r"^The checkpoint of step 3 has optimizer, student, but no teacher\.$"):
+    with pytest.raises(ValueError, match=r"optimizer, student.* teacher"):
         found.tensors("teacher")
 
 
@@ -261,7 +261,7 @@ def test_the_newest_two_checkpoints_are_kept(run):
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "no state", "half state", "gone"])
-def test_a_damaged_checkpoint_is_passed_over_and_logged(run, harm):
+def test_a_damaged_checkpoint_is_skipped_and_logged(run, harm):
     run.save_checkpoint(1, weights(1), {"a": 1})
     run.save_checkpoint(2, weights(2), {"a": 2})
     folder = run.folder / "checkpoints" / "step-00000002"
@@ -276,7 +276,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_logged(run, harm):
         "gone": file.unlink,
     }[harm]()
     assert (run.checkpoint().step, run.checkpoint().state) == (1, {"a": 1})
-    assert "The checkpoint step-00000002 is passed over: " in (run.folder / "log.txt").read_text()
+    assert "step-00000002" in (run.folder / "log.txt").read_text()
     # The one before a damaged one is the one to keep; "flip" is found only by reading every byte, at the next resume.
     run.save_checkpoint(3, weights(3), {})
     assert saved(run)[0] == ("step-00000002" if harm == "flip" else "step-00000001")
@@ -306,8 +306,9 @@ def test_saving_a_step_again_leaves_a_good_one_at_every_moment(run, monkeypatch)
         return rename(path, target)
 
     monkeypatch.setattr(Path, "replace", replace)
-    told = refusal(run.save_checkpoint, 5, weights(2), {"a": 2})
-    assert told.endswith("(Input/output error); the last good one is that of step 5.")
+    text = refusal(run.save_checkpoint, 5, weights(2), {"a": 2})
+    assert "Input/output error" in text
+    assert "step 5." in text
     assert (names, run.checkpoint().state) == (["step-00000005.old"], {"a": 1})
     monkeypatch.undo()
     run.save_checkpoint(6, weights(3), {})
@@ -335,7 +336,7 @@ def test_a_kill_in_the_middle_leaves_the_checkpoint_before(run):
     assert saved(run) == ["step-00000001", "step-00000002"]
 
 
-def test_an_interrupt_leaves_nothing_half(run, monkeypatch):
+def test_an_interrupt_leaves_no_partial_checkpoint(run, monkeypatch):
     def interrupt(part, final):
         raise KeyboardInterrupt
 
@@ -346,18 +347,20 @@ def test_an_interrupt_leaves_nothing_half(run, monkeypatch):
     assert saved(run) == ["step-00000001"]
 
 
-def test_a_file_that_may_not_grow_is_one_sentence(run):
+def test_a_file_size_limit_is_an_error(run):
     run.save_checkpoint(1, weights(1), {})
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
-        told = refusal(run.save_checkpoint, 2, weights(2, 100_000), {})
+        second = refusal(run.save_checkpoint, 2, weights(2, 100_000), {})
         first = refusal(Run.create("b", "pretrain", {}).save_checkpoint, 2, weights(2, 100_000), {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    cannot = "The checkpoint of step 2 of run {} cannot be written (File too large); "
-    assert told == cannot.format("first") + "the last good one is that of step 1."
-    assert first == cannot.format("b") + "there is none before it."
+    assert "step 2 of run first" in second
+    assert "File too large" in second
+    assert second.endswith("step 1.")
+    assert "step 2 of run b" in first
+    assert "step 1" not in first
     assert (saved(run), run.checkpoint().step) == (["step-00000001"], 1)
 
 
@@ -366,19 +369,21 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
         run = Run.create("a", "pretrain", {}, root=disk)
         run.save_checkpoint(1, weights(1, 100_000), {})
         run.add_metrics({"step": 1})
-        assert refusal(run.save_checkpoint, 2, weights(2, 200_000), {}) == (
-            "The checkpoint of step 2 of run a cannot be written (No space left on device); "
-            "the last good one is that of step 1."
-        )
+        text = refusal(run.save_checkpoint, 2, weights(2, 200_000), {})
+        assert "step 2 of run a" in text
+        assert "No space left on device" in text
+        assert text.endswith("step 1.")
         assert (saved(run), run.checkpoint().step) == (["step-00000001"], 1)
-        run.set_status("failed", message="told")  # there is room again
+        run.set_status("failed", message="full")  # there is space again
         fill(disk)
-        cannot = f"The run {run.name} cannot be written: No space left on device."
-        assert refusal(lambda: [run.add_metrics({"step": i, "loss": "x" * 100}) for i in range(100)]) == cannot
-        assert refusal(run.set_status, "running", message="x" * 5000) == cannot
-        assert refusal(run.truncate_metrics, 1) == cannot
-        run.log("nothing stops for a log")
-        assert (run.status()["message"], run.metrics()[0]) == ("told", {"step": 1})
+        for write in (
+            lambda: [run.add_metrics({"step": i, "loss": "x" * 100}) for i in range(100)],
+            lambda: run.set_status("running", message="x" * 5000),
+            lambda: run.truncate_metrics(1),
+        ):
+            assert "No space left on device" in refusal(write)
+        run.log("errors of the log are ignored")
+        assert (run.status()["message"], run.metrics()[0]) == ("full", {"step": 1})
         assert not list(run.folder.glob("*.part"))
 
 

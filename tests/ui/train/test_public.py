@@ -59,7 +59,7 @@ def public(tmp_path_factory) -> Iterator[Served]:
         ({"pretrain_snapshot_every": 0.001}, "snapshot_every is at least 0.5"),
         ({"pretrain_patch": "2", "pretrain_global_size": 224, "pretrain_batch": 128}, "GB of memory"),
         ({"task": "finetune", "finetune_size": 518}, "size is at most 336"),
-        ({"task": "finetune", "finetune_way": "full", "model": "dinov2-large"}, "16 GB of memory"),
+        ({"task": "finetune", "finetune_method": "full", "model": "dinov2-large"}, "16 GB of memory"),
     ],
 )
 def test_a_run_of_strangers_has_bounds(values, told, public):

@@ -1,6 +1,6 @@
-"""Records the short runs, healthy and sick, that the alarms are tested on: some minutes on one core.
+"""Records the short runs, healthy and failing, that the alarms are tested on: some minutes on one core.
 
-python -m tests.training.record_courses [NAME ...]
+python -m tests.training.record_runs [NAME ...]
 
 Each is a real run on the built-in pictures; recorded/NAME.json holds its settings and its records, to 5 digits.
 """
@@ -25,7 +25,7 @@ SHORT = {
 }  # fmt: skip
 SINKHORN = {"centring": "sinkhorn", "teacher_temperature": 0.04}
 MORE = {"ibot_weight": 1.0, "koleo_weight": 0.1}
-COURSES = {
+RUNS = {
     "dino": {},
     "dino-ibot-koleo": MORE,
     "dino-ibot-koleo-own-head": {**MORE, "ibot_head": True},
@@ -46,8 +46,8 @@ FIGURES = ("loss", "loss_dino", "loss_ibot", "loss_koleo", "gradient_norm", "tea
 
 
 def record(name: str) -> None:
-    """Run a course and write it down."""
-    values = {**SHORT, **COURSES[name]}
+    """Train a run and write its records."""
+    values = {**SHORT, **RUNS[name]}
     with tempfile.TemporaryDirectory() as root:
         config = PretrainConfig(**values)
         run = Run.create(name, "pretrain", config.to_dict(), root=Path(root))
@@ -68,6 +68,6 @@ def write(name: str, values: dict, steps: int, metrics: list[dict]) -> None:
 
 
 if __name__ == "__main__":
-    for each in sys.argv[1:] or COURSES:
+    for each in sys.argv[1:] or RUNS:
         record(each)
         print(each, flush=True)
