@@ -162,7 +162,7 @@ class Handlers:
             model: a name from the list; on a local app also a Hub id or a folder
             resolution: the short side in model pixels
         Returns:
-            a sentence on the weights, the device, the patches and the time
+            the weights, the device, the number of patches and the time, as text
         """
         yield from encode_updates(self.bench, bar_owner(request), image, model, resolution)
 
