@@ -124,7 +124,7 @@ def _layout_model(bench: Workbench) -> tuple[gr.Dropdown, gr.Dropdown]:
         [(f"{size} px", str(size)) for size in RESOLUTIONS],
         value=str(DEFAULT_RESOLUTION),
         label="Resolution",
-        info="short side of the model's input",
+        info="short side of the input",
         elem_id="resolution",
         min_width=130,
     )
