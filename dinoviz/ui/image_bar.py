@@ -121,7 +121,7 @@ def _layout_model(bench: Workbench) -> tuple[gr.Dropdown, gr.Dropdown]:
         [(f"{size} px", str(size)) for size in RESOLUTIONS],
         value=str(DEFAULT_RESOLUTION),
         label="Resolution",
-        info="short side of the model's input",
+        info="short side of the input",
         elem_id="resolution",
         min_width=130,
     )
@@ -159,7 +159,7 @@ class Handlers:
             model: a name from the list; on a local app also a Hub id or a folder
             resolution: the short side in model pixels
         Returns:
-            a sentence on the weights, the device, the patches and the time
+            the weights, the device, the number of patches and the time, as text
         """
         yield from encode_updates(self.bench, bar_owner(request), image, model, resolution)
 

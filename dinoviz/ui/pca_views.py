@@ -70,7 +70,7 @@ class ViewSettings:
 
 @dataclass(frozen=True, eq=False)
 class Looks:
-    """The pictures of a joint basis. errors: a sentence on each that is left out. missing: files not encoded yet."""
+    """The pictures of a joint basis. errors: one message for each left out. missing: files not yet encoded."""
 
     looks: list[Look]
     errors: list[str]

@@ -148,7 +148,7 @@ def _layout_settings() -> dict[str, gr.blocks.Block]:
     with gr.Row():
         with gr.Column(min_width=280), gr.Row():
             layer = gr.Dropdown(
-                layer_names(12), value=LAST, label="Layer of each model", elem_id="compare-layer", min_width=130,
+                layer_names(12), value=LAST, label="Layer", elem_id="compare-layer", min_width=130,
                 allow_custom_value=True,
             )  # fmt: skip
             heads = gr.Dropdown(

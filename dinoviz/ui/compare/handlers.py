@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 CACHED = 32  # results: a few pictures in each view
 EVICTED = "There is not enough memory to keep its features: choose a lower resolution."
-NO_PICTURE = "There is nothing to see until there is a picture."
+NO_PICTURE = "Choose a picture first."
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +96,7 @@ class Handlers:
             return {c.drawn: now, c.pending: None, **updates, **self._drawn(looks, marks, settings)}
 
     def _looks(self, inputs: Inputs, errors: dict) -> list[Look | str | None]:
-        """For each side the look, a sentence where there can be none, or None while it is not encoded."""
+        """For each side the look, an error message, or None while it is not encoded."""
         looks: list[Look | str | None] = []
         for model, resolution in inputs.sides:
             try:

@@ -42,7 +42,7 @@ class Score:
 
 
 def measure(bench: Workbench, cache: OnceCache, names: tuple[str, str], job: Job) -> list[Score | str]:
-    """The scores of both models, cached; the error's sentence in place of one that cannot be loaded."""
+    """The scores of both models, cached; an error message in place of one that cannot be loaded."""
     found: list[Score | str] = []
     for i, (side, name) in enumerate(zip(SIDES, names, strict=True)):
 

@@ -105,7 +105,7 @@ class Panel:
 
     @cached_property
     def segmentation(self) -> Segmentation | None:
-        """The marked object, at the size of the picture on the page; None where nothing is marked as object."""
+        """The marked object, at the size of the picture on the page; None where no object is marked."""
         marks = parse(self.marks, self.look.picture.size)
         if not len(marks):
             return None
@@ -124,7 +124,7 @@ class Panel:
 
 
 def panel(cache: OnceCache, look: Look, settings: ViewSettings, marks: Sequence) -> Panel | str:
-    """One side, or a sentence on why it cannot be drawn."""
+    """One side, or an error message where it cannot be drawn."""
     try:
         side = Panel(cache, look, compare.layer_at(settings.layer, look.backbone.layers), settings, marks)
         side.values  # noqa: B018 - it is the computing that may fail

@@ -32,7 +32,7 @@ class Drawing(NamedTuple):
 
 
 def draw_both(cache: OnceCache, looks: Sequence[Look | str], marks: Sequence, settings: ViewSettings) -> Drawing:
-    """Both sides with their captions. looks: of A and of B; a sentence stands for one that there is none of."""
+    """Both sides with their captions. looks: of A and of B; an error message in place of a missing one."""
     sides = [look if isinstance(look, str) else panel(cache, look, settings, marks) for look in looks]
     pair = None if any(isinstance(side, str) for side in sides) else Pair(*sides)
     scale = None

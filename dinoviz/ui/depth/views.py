@@ -94,8 +94,8 @@ def notice(scene: Scene) -> str:
         return ""
     data = html.escape(str(scene.prediction.about.get("data", {}).get("folder", "unknown data")))
     text = (
-        f"This picture is unlike the probe's training data ({data}): its distance to the nearest training picture is "
-        f"{scene.depth.unfamiliarity:.1f} times the 99th percentile of similar pictures. "
+        f"This picture is unlike the probe's training data ({data}): its feature distance to the nearest training "
+        f"picture is {scene.depth.unfamiliarity:.1f} times the 99th percentile of similar pictures. "
     )
     if scene.settings.anyway:
         return text + "The metres below are not to be trusted; the order of depths may still be right."
