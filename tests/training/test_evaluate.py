@@ -18,7 +18,7 @@ from training.data.sources import find
 from training.data.transforms import centre_of, centre_square, centre_squares, random_crops
 from training.evaluation import embed
 from training.evaluation import knn_linear as protocols
-from training.evaluation.metrics import scores
+from training.evaluation.metrics import scores, wilson_interval
 
 
 def clouds(n: int, dim: int = 12, classes: int = 4, seed: int = 0, spread: float = 1.0):
@@ -250,3 +250,14 @@ def test_what_cannot_be_evaluated_is_said_in_a_sentence(tiny_folders, demo_folde
         evaluate(train)
     with pytest.raises(ConfigError, match="temperature"):
         EvaluateConfig(temperature=0.0)
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 12), (11, 12), (12, 12), (500, 1000)])
+def test_the_interval_of_an_accuracy_is_wilson_s(right, count):
+    from scipy.stats import binomtest
+
+    expected = binomtest(right, count).proportion_ci(0.95, method="wilson")
+    assert wilson_interval(right, count) == pytest.approx((expected.low, expected.high), abs=1e-5)
+    labels = (np.arange(count) >= right).astype(int)
+    found = scores(np.tile([1.0, 0.0], (count, 1)), labels, ("a", "b"))
+    assert found["top1_interval"] == pytest.approx([expected.low, expected.high], abs=1e-5)
