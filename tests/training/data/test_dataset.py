@@ -333,7 +333,7 @@ def test_pictures_that_fit_in_memory_are_decoded_once(tmp_path, crops):
     assert torch.equal(torch.stack([row for row, _, _ in decoded.__getitems__([1, 0])]), decoded.images[[1, 0]])
 
 
-def test_memory_decides_what_is_cached():
+def test_images_are_cached_if_they_fit_in_memory():
     pictures = demo("held-out")
     needed = len(pictures) * 3 * 8 * 8
     assert Decoded(pictures, 8, memory=needed).cached
