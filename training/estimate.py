@@ -201,9 +201,12 @@ def _finetuning(config: FinetuneConfig, images: int, progress: Stage) -> Estimat
         seconds += encoding * (validation + test)
     else:
         step, validating = _time_network(config, backbone, crops, train, progress)
-        steps, epochs = _steps(train, config.batch, config.epoch_count), config.epoch_count
-        seconds += steps * step + (epochs * validation + validation + test) * validating
-        parts.append(f"{steps:,} steps of {_short(step)} and {epochs} validations of {_short(validating * validation)}")
+        steps = _steps(train, config.batch, config.epoch_count)
+        validations = config.epoch_count + config.linear_first  # the linear head is validated too
+        seconds += steps * step + (validations * validation + validation + test) * validating
+        parts.append(
+            f"{steps:,} steps of {_short(step)} and {validations} validations of {_short(validating * validation)}"
+        )
     how = f"{', then '.join(parts)}, timed on this machine; without reading the images, and less if it stops early."
     return Estimate(seconds, step, steps, how)
 

@@ -72,7 +72,8 @@ def _work(config: FinetuneConfig, run: Run, progress: Progress, resumed: bool) -
         fitting = ClassifierFitting(config, model)
         if fitting.batch < config.batch:
             run.log(f"The batch is {fitting.batch}, because there are no more images to train on.")
-        loop = EpochLoop(fitting, run, stop_requested, progress, task.digest)
+        start_counts = config.method != "linear" and config.linear_first  # the linear head
+        loop = EpochLoop(fitting, run, stop_requested, progress, task.digest, start_counts)
         loop.restore(checkpoint)
         loop.fit()
         result = _result(task, loop, model, run)
@@ -204,10 +205,13 @@ def _result(task: _Task, loop: EpochLoop, model: LinearHead | Network, run: Run)
 
 
 def summary(result: dict) -> str:
-    """The accuracies of a result and the epoch that was chosen, as a sentence."""
-    parts = [
-        f"{100 * result[name]['top1']:.1f} % of {result[name]['n']} {name} images"
-        for name in ("validation", "test")
-        if name in result
-    ]
-    return f"Accuracy: {' and '.join(parts)}, with the weights of epoch {result['best']['epoch']}."
+    """The accuracies of a result with 95 % intervals, and the epoch that was chosen, as a sentence."""
+    parts = []
+    for name in ("validation", "test"):
+        if name in result:
+            low, high = result[name]["top1_interval"]
+            top1, n = result[name]["top1"], result[name]["n"]
+            parts.append(f"{100 * top1:.1f} % ({100 * low:.1f} to {100 * high:.1f}) of {n} {name} images")
+    epoch = result["best"]["epoch"]
+    weights = f"the weights of epoch {epoch}" if epoch else "the linear head that training started from"
+    return f"Accuracy (95 % interval): {' and '.join(parts)}, with {weights}, chosen on the validation images."

@@ -17,7 +17,7 @@ from dinoviz.errors import Stopped
 from dinoviz.images import open_image
 from training.config.base import ConfigError
 from training.config.pretrain import SCHEDULES, PretrainConfig
-from training.data.dataset import DataError, Decoded, Pictures, batches, cores, find, split
+from training.data.dataset import DataError, Decoded, Pictures, batches, decoding_workers, find, split
 from training.data.demo import demo, demo_probes
 from training.dino import checks, collapse, snapshots
 from training.dino.distillation import ORDER, Distillation, StepResult, generator
@@ -42,7 +42,7 @@ class Pretraining:
         if self.step == 0:
             self._evaluate(knn=self.config.knn_every > 0, snapshot=True)
         clock = Clock(self.config.checkpoint_minutes)
-        for images, aspects in batches(self.data, self._order(), workers=self._workers()):
+        for images, aspects in batches(self.data, self._order(), workers=decoding_workers(self.config.workers)):
             clock.got_data()
             result = self.dino.step(images, aspects, self.step)
             self.step += 1
@@ -74,6 +74,7 @@ class Pretraining:
         """checkpoint: of the run, to resume from. Raises Stopped if a stop is requested while images are read."""
         from accelerate import Accelerator
 
+        distributed.check_launch()
         self.config, self.run, self.progress, self.stop_requested = config, run, progress, stop_requested
         self.accelerator = Accelerator(cpu=models.pick_device().type == "cpu")
         self.main = self.accelerator.is_main_process
@@ -273,9 +274,6 @@ class Pretraining:
         places = np.linspace(0, len(self.data) - 1, min(PROBES, len(self.data))).astype(int)
         return [self.data.pictures.open(i) for i in places]
 
-    def _workers(self) -> int:
-        return self.config.workers if self.config.workers >= 0 else max(1, cores() - 1)
-
     def _summary(self) -> str:
         """Data, steps, network, precision, devices and schedules in one line."""
         parameters = sum(p.numel() for p in self.dino.teacher.backbone.parameters()) / 1e6
@@ -339,6 +337,7 @@ def check(config: PretrainConfig) -> None:
 
     Images that cannot be read and models that cannot be loaded are found in the run.
     """
+    distributed.check_launch()
     check_frozen(config)
     images, _ = images_of(config)
     steps_in_epoch(config, len(images))

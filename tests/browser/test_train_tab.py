@@ -93,7 +93,7 @@ def test_what_cannot_be_is_one_sentence(page):
     toast.get_by_text("cannot be a run's name").wait_for()
     toast.get_by_role("button").first.click()
     train(page, "fine", lr=-1)
-    toast.get_by_text("lr is at least 0").wait_for()
+    toast.get_by_text("lr must be at least 0").wait_for()
     page.fill("#train-pretrain-lr input", "0.008")
 
 

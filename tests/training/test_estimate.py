@@ -60,11 +60,11 @@ def probing(tiny_folders, tmp_path_factory):
 
 
 def agree(try_once: Callable[[int], list[tuple[float, float]]]) -> bool:
-    """Whether what is said and what it took agree, all pairs of them, in one of a few tries."""
-    return any(all(1 / ABOUT < said / took < ABOUT for said, took in try_once(i)) for i in range(TRIES))
+    """Whether estimated and measured seconds agree, in all pairs of one of a few tries."""
+    return any(all(1 / ABOUT < estimated / took < ABOUT for estimated, took in try_once(i)) for i in range(TRIES))
 
 
-class Course:
+class Steps:
     """What a run's own progress tells: when each step ended."""
 
     def __init__(self):
@@ -80,69 +80,69 @@ class Course:
 
 
 @pytest.mark.slow  # it compares times, and a busy machine spoils them
-def test_a_pretraining_takes_as_long_as_foretold(pretraining, tmp_path):
+def test_the_estimate_of_a_pretraining(pretraining, tmp_path):
     def once(i: int) -> list[tuple[float, float]]:
-        said, run = estimate(pretraining, IMAGES), begin(pretraining, tmp_path, str(i))
+        estimated, run = estimate(pretraining, IMAGES), begin(pretraining, tmp_path, str(i))
         times, records = [], []
         pretrain(pretraining, run, lambda record: (times.append(time.perf_counter()), records.append(record)))
-        assert said.steps == run.status()["steps"] == 24
-        assert said.seconds > said.steps * said.step
-        assert said.how.startswith("24 steps of ")
-        assert " 5 snapshots of " in said.how
-        assert " 5 times k-NN of " in said.how
-        return [(said.step, pretraining.batch / records[-2]["speed"]), (said.seconds, times[-1] - times[0])]
+        assert estimated.steps == run.status()["steps"] == 24
+        assert estimated.seconds > estimated.steps * estimated.step
+        assert estimated.how.startswith("24 steps of ")
+        assert " 5 snapshots of " in estimated.how
+        assert " 5 times k-NN of " in estimated.how
+        return [(estimated.step, pretraining.batch / records[-2]["speed"]), (estimated.seconds, times[-1] - times[0])]
 
     assert agree(once)
 
 
-def test_with_0_one_knn_evaluation_and_two_snapshots_are_foretold(pretraining):
-    said = estimate(dataclasses.replace(pretraining, knn_every=0.0, snapshot_every=0.0), IMAGES)
-    assert " 1 times k-NN of " in said.how
-    assert " 2 snapshots of " in said.how
+def test_the_estimate_without_periodic_evaluations(pretraining):
+    estimated = estimate(dataclasses.replace(pretraining, knn_every=0.0, snapshot_every=0.0), IMAGES)
+    assert " 1 times k-NN of " in estimated.how
+    assert " 2 snapshots of " in estimated.how
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["linear", "lora", "full"])
-def test_a_fine_tuning_takes_as_long_as_foretold(method, finetuning, tmp_path):
+def test_the_estimate_of_a_fine_tuning(method, finetuning, tmp_path):
     config = dataclasses.replace(finetuning, method=method)
 
     def once(i: int) -> list[tuple[float, float]]:
-        said, course = estimate(config, 40), Course()
+        estimated, steps_run = estimate(config, 40), Steps()
         run = Run.create(str(i), "finetune", config.to_dict(), root=tmp_path)
-        finetune(config, run, course)
-        assert said.steps == run.status()["steps"] == 30
-        assert said.seconds > said.steps * said.step
-        return [(said.step, course.step)]
+        finetune(config, run, steps_run)
+        assert estimated.steps == run.status()["steps"] == 30
+        assert estimated.seconds > estimated.steps * estimated.step
+        return [(estimated.step, steps_run.step)]
 
     assert agree(once)
 
 
-def test_a_head_that_comes_first_takes_its_time_too(finetuning):
+def test_the_estimate_includes_the_linear_head(finetuning):
     config = dataclasses.replace(finetuning, method="lora")
-    said = estimate(dataclasses.replace(config, linear_first=True), 10_000)
-    assert "10,640 steps of the head" in said.how  # 40 epochs of 8,500 images by 32
-    assert "then 6,378 steps" in said.how
+    estimated = estimate(dataclasses.replace(config, linear_first=True), 10_000)
+    assert "10,640 steps of the head" in estimated.how  # 40 epochs of 8,500 images by 32
+    assert "then 6,378 steps" in estimated.how
 
 
 @pytest.mark.slow  # it compares times, and a busy machine spoils them
-def test_a_probe_takes_as_long_as_foretold(probing, tmp_path):
+def test_the_estimate_of_a_probe(probing, tmp_path):
     def once(i: int) -> list[tuple[float, float]]:
-        said, course = estimate(probing, 6), Course()
-        probe(probing, Run.create(str(i), "probe", probing.to_dict(), root=tmp_path), course)
-        assert said.steps == len(course.ends) == 15
-        return [(said.step, course.step)]
+        estimated, steps_run = estimate(probing, 6), Steps()
+        probe(probing, Run.create(str(i), "probe", probing.to_dict(), root=tmp_path), steps_run)
+        assert estimated.steps == len(steps_run.ends) == 15
+        return [(estimated.step, steps_run.step)]
 
     assert agree(once)
     assert estimate(dataclasses.replace(probing, limit=4), 6).steps == 10
 
 
 @pytest.mark.parametrize("kind", ["pretraining", "finetuning", "probing"])
-def test_it_stops_at_each_moment_that_it_tells(kind, request):
+def test_an_estimate_can_be_stopped_at_each_report(kind, request):
     config = dataclasses.replace(request.getfixturevalue(kind), **({"method": "lora"} if kind == "finetuning" else {}))
-    told: list[float] = []
-    estimate(config, IMAGES, progress=lambda what, share: told.append(share))
-    assert told == sorted(told)
-    assert (told[0], told[-1]) == (0.0, 1.0)
+    shares: list[float] = []
+    estimate(config, IMAGES, progress=lambda what, share: shares.append(share))
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1]) == (0.0, 1.0)
     for moment in (0.0, 0.4):  # not by their number: what is measured is as often as time allows
 
         def stop(what: str, share: float, moment=moment) -> None:
@@ -153,7 +153,7 @@ def test_it_stops_at_each_moment_that_it_tells(kind, request):
             estimate(config, IMAGES, progress=stop)
 
 
-def test_it_leaves_nothing_behind(pretraining, tmp_path, monkeypatch):
+def test_an_estimate_leaves_no_files(pretraining, tmp_path, monkeypatch):
     def held() -> int:
         gc.collect()
         # Not those of torch's compiler, which have no size.
@@ -168,7 +168,7 @@ def test_it_leaves_nothing_behind(pretraining, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_the_run_would_refuse_is_refused_in_its_words(pretraining, finetuning, probing, tmp_path):
+def test_the_estimate_refuses_what_the_run_refuses(pretraining, finetuning, probing, tmp_path):
     run = begin(dataclasses.replace(pretraining, batch=64), tmp_path)
     for config, count in (
         (dataclasses.replace(pretraining, batch=64), IMAGES),

@@ -18,7 +18,7 @@ from training.data.sources import find
 from training.data.transforms import centre_of, centre_square, centre_squares, random_crops
 from training.evaluation import embed
 from training.evaluation import knn_linear as protocols
-from training.evaluation.metrics import scores
+from training.evaluation.metrics import scores, wilson_interval
 
 
 def clouds(n: int, dim: int = 12, classes: int = 4, seed: int = 0, spread: float = 1.0):
@@ -29,10 +29,10 @@ def clouds(n: int, dim: int = 12, classes: int = 4, seed: int = 0, spread: float
     return (centres[labels] + spread * rng.normal(size=(n, dim))).astype(np.float32), labels
 
 
-def plain_votes(train, labels, asked, k, temperature, classes, leave_out=False):
+def plain_votes(train, labels, queries, k, temperature, classes, leave_out=False):
     """DINO's weighted k-NN, one number at a time, in Python's float64."""
     table = []
-    for row, one in enumerate(asked):
+    for row, one in enumerate(queries):
         similar = []
         for column, other in enumerate(train):
             if leave_out and row == column:
@@ -50,11 +50,11 @@ def plain_votes(train, labels, asked, k, temperature, classes, leave_out=False):
 @pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (10, 0.07), (20, 0.5), (500, 0.07)])
 def test_votes_are_those_of_the_plain_definition(k, temperature):
     train, labels = clouds(60)
-    asked, truth = clouds(25, seed=1)
-    plain = plain_votes(train, labels, asked, k, temperature, 4)
-    votes = protocols.knn_votes(train, labels, asked, k=k, temperature=temperature, classes=4, chunk=7)
+    queries, truth = clouds(25, seed=1)
+    plain = plain_votes(train, labels, queries, k, temperature, 4)
+    votes = protocols.knn_votes(train, labels, queries, k=k, temperature=temperature, classes=4, chunk=7)
     np.testing.assert_allclose(votes, plain, rtol=2e-5)  # cosines in float32, divided by 0.07
-    assert ev.knn(train, labels, asked, truth, k=k, temperature=temperature) == (plain.argmax(1) == truth).mean()
+    assert ev.knn(train, labels, queries, truth, k=k, temperature=temperature) == (plain.argmax(1) == truth).mean()
 
 
 def test_leave_one_out_asks_all_others_and_never_oneself():
@@ -207,29 +207,29 @@ def demo_folders(tmp_path):
     return write_classes(tmp_path, 6, 3)
 
 
-def test_an_evaluation_says_all_of_itself(tiny_folders, demo_folders):
+def test_an_evaluation_describes_itself(tiny_folders, demo_folders):
     import json
 
     config = EvaluateConfig(
         model=str(tiny_folders["dinov2"]), data=(str(demo_folders / "train"),), test=str(demo_folders / "held-out"),
         device="cpu", epochs=10, layers=(-2, -1),
     )  # fmt: skip
-    heard = []
-    result = ev.evaluate(config, progress=lambda done, of, what: heard.append(what))
+    stages = []
+    result = ev.evaluate(config, progress=lambda done, of, what: stages.append(what))
     assert (result["train"], result["test"], result["size"], result["layers"]) == (18, 9, 70, [2, 3])
     assert set(result["knn"]) == {"10", "20"}
     for found in (result["knn"]["10"], result["linear"]):
         assert found["n"] == 9
         assert len(found["per_class"]) == 3
     assert result["linear"]["lr"] in protocols.LEARNING_RATES
-    assert "encoding" in heard
+    assert "encoding" in stages
     assert json.loads(json.dumps(result)) == result
     split = ev.evaluate(replace(config, test="", linear=False))
     assert (split["train"], split["test"]) == (15, 3)
     assert "linear" not in split
 
 
-def test_what_cannot_be_evaluated_is_said_in_a_sentence(tiny_folders, demo_folders):
+def test_refuses_data_that_cannot_be_evaluated(tiny_folders, demo_folders):
     model, train = str(tiny_folders["dinov2"]), demo_folders / "train"
 
     def evaluate(data, **settings):
@@ -250,3 +250,14 @@ def test_what_cannot_be_evaluated_is_said_in_a_sentence(tiny_folders, demo_folde
         evaluate(train)
     with pytest.raises(ConfigError, match="temperature"):
         EvaluateConfig(temperature=0.0)
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 12), (11, 12), (12, 12), (500, 1000)])
+def test_the_interval_of_an_accuracy_is_wilson_s(right, count):
+    from scipy.stats import binomtest
+
+    expected = binomtest(right, count).proportion_ci(0.95, method="wilson")
+    assert wilson_interval(right, count) == pytest.approx((expected.low, expected.high), abs=1e-5)
+    labels = (np.arange(count) >= right).astype(int)
+    found = scores(np.tile([1.0, 0.0], (count, 1)), labels, ("a", "b"))
+    assert found["top1_interval"] == pytest.approx([expected.low, expected.high], abs=1e-5)

@@ -20,7 +20,7 @@ from training.config.tasks import FinetuneConfig
 from training.data.demo import demo
 from training.data.sources import find
 from training.engine.epochs import EpochLoop
-from training.finetune import finetune, predict, resume
+from training.finetune import HEAD_FIRST, finetune, predict, resume
 from training.runs.run import Run, RunError
 
 METHODS = ("linear", "lora", "full")
@@ -79,7 +79,7 @@ def test_the_export_is_what_was_trained_and_opens_everywhere(family, method, con
     if method == "linear" and family != "vit":  # whose position embeddings were brought to the size
         assert backbone.weights_id == dinoviz.load(tiny_folders[family], device="cpu").weights_id
     assert run.status()["state"] == "finished"
-    assert [record["epoch"] for record in run.metrics()] == [1, 2, 3]
+    assert [record["epoch"] for record in run.metrics()] == ([1, 2, 3] if method == "linear" else [0, 1, 2, 3])
 
 
 def model_of(config: FinetuneConfig, network=None, pictures=None):
@@ -152,7 +152,7 @@ def test_a_stopped_run_resumes_bit_for_bit(method, config, tmp_path):
 
     assert finetune(config, stopped, stop_in_the_second_epoch) is None
     assert stopped.status()["state"] == "stopped"
-    assert [record["epoch"] for record in stopped.metrics()] == [1]
+    assert [record["epoch"] for record in stopped.metrics()][-1] == 1
     stopped.add_metrics({"step": 8, "epoch": 2, "loss": 0.0})  # as if killed before the checkpoint was written
     assert resume(stopped) is not None
     assert without_times(stopped) == without_times(whole)
@@ -234,6 +234,29 @@ def test_a_run_of_all_epochs_does_not_report_early_stopping(config, tmp_path):
     run = begin(replace(config, patience=1, epochs=1), tmp_path)
     finetune(replace(config, patience=1, epochs=1), run)
     assert "early" not in (run.folder / "log.txt").read_text() + run.status()["message"]
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_linear_head_is_a_candidate_and_is_logged(method, config, tmp_path):
+    """With a learning rate that destroys the features, the head that training started from is exported."""
+    head = replace(config, batch=32, lr=0.0, **HEAD_FIRST)
+    expected = finetune(head, begin(head, tmp_path, "head"))
+    config = replace(config, method=method, lr=0.3, epochs=2)
+    run = begin(config, tmp_path)
+    result = finetune(config, run)
+    first, *others = run.metrics()
+    assert (first["epoch"], first["step"]) == (0, 0)
+    assert all(first["validation_top1"] >= each["validation_top1"] for each in others)
+    assert all(first["validation_loss"] < each["validation_loss"] for each in others)
+    assert result["best"] == {"epoch": 0, "top1": first["validation_top1"], "loss": first["validation_loss"]}
+    assert result["test"]["confusion"] == expected["test"]["confusion"]
+
+
+def test_without_a_linear_head_first_there_is_no_epoch_0(config, tmp_path):
+    config = replace(config, method="full", linear_first=False, epochs=1)
+    run = begin(config, tmp_path)
+    assert finetune(config, run)["best"]["epoch"] == 1
+    assert [record["epoch"] for record in run.metrics()] == [1]
 
 
 def test_balanced_class_weights(config):

@@ -104,7 +104,7 @@ def test_picture_and_depth_of_a_view_stay_together(view):
     assert (np.diff(target[8]) < 0).all() == view.flip
 
 
-def test_depth_that_is_not_known_is_not_mixed_with_what_is():
+def test_unknown_depth_is_not_averaged():
     picture, depth = ramp()
     depth[10:30, 20:40] = 0
     grid = PatchGrid.fit(picture.size, 56, 14)
@@ -125,7 +125,7 @@ def test_views_are_a_matter_of_the_seed_and_the_picture():
 
 @pytest.fixture(scope="module")
 def rooms(tmp_path_factory):
-    """Ten pictures whose depth can be seen: the brighter, the farther; 2 to 8 m, with a hole in each."""
+    """Ten pictures whose depth is visible: brighter is farther; 2 to 8 m, with a hole in each."""
     root = tmp_path_factory.mktemp("rooms")
     (root / "rgb").mkdir()
     (root / "depth").mkdir()
@@ -179,7 +179,7 @@ def test_a_probe_learns_depth_and_opens_again(head, config, rooms, tmp_path):
     assert np.mean(errors[True]) == pytest.approx(about["metrics"]["test"]["median_scaled"]["rmse"], abs=1e-6)
 
 
-def test_the_header_tells_what_it_is(config, tmp_path):
+def test_the_header_describes_the_probe(config, tmp_path):
     config = replace(config, epochs=1, held_out=1, seed=7)
     about = pb.probe(config, started(config, tmp_path))
     assert {key: about[key] for key in ("head", "layers", "channels", "resolution", "depth", "bins", "upsample")} == {
@@ -245,26 +245,26 @@ def test_a_stopped_run_resumes_bit_for_bit(moment, config, tmp_path):
     config = replace(config, head="conv", members=2, dropout=0.2, crops=1, epochs=4, metric=0.3)
     straight, broken = started(config, tmp_path, "straight"), started(config, tmp_path, "broken")
     pb.probe(config, straight)
-    seen = []
+    stages = []
 
     def stop(done: int, of: int, what: str) -> None:
-        seen.append(what)
-        if seen.count(moment) == 2:
+        stages.append(what)
+        if stages.count(moment) == 2:
             broken.request_stop()
 
     assert pb.probe(config, broken, stop) is None
     assert broken.status()["state"] == "stopped"
     assert not broken.export_folder.exists()
-    encoded = seen.count("encoding")
+    encoded = stages.count("encoding")
     if moment == "encoding":  # as if it was killed amid writing
-        encoded += 1  # the picture that was under way is in the file when the request is heard
+        encoded += 1  # the picture in progress is in the file before the stop
         with (broken.folder / "features" / "train.bin").open("ab") as data:
             data.write(b"half a pict")
         with (broken.folder / "features" / "train.jsonl").open("a") as lines:
             lines.write('[{"at": 12, "gri')
-    seen.clear()
-    pb.resume(broken, lambda done, of, what: seen.append(what))
-    assert encoded + seen.count("encoding") == 10  # nothing is encoded again
+    stages.clear()
+    pb.resume(broken, lambda done, of, what: stages.append(what))
+    assert encoded + stages.count("encoding") == 10  # nothing is encoded again
     assert_same(straight, broken)
     with pytest.raises(RunError, match="broken"):
         pb.resume(broken)

@@ -66,8 +66,8 @@ def log(run: Run) -> str:
 def test_the_losses_are_those_of_one_process_with_the_joint_batch(kind, images, tmp_path):
     config = settings(images, validation=str(images), epochs=5.0, **KINDS[kind])
     process = two("pretrain", "--config", file_of(config, tmp_path), "--name", "two", home=tmp_path)
-    said = process.communicate(timeout=180)[0]
-    assert process.returncode == 0, said
+    output = process.communicate(timeout=180)[0]
+    assert process.returncode == 0, output
     together, alone = Run(tmp_path / "two"), begin(config, tmp_path, "one")
     pretrain(config, alone)
     assert "float32 on 2 x cpu" in log(together)
@@ -79,7 +79,7 @@ def test_the_losses_are_those_of_one_process_with_the_joint_batch(kind, images, 
                 # The last digits of float32, which Adam makes more of where gradients are tiny.
                 assert a[name] == pytest.approx(b[name], abs=1e-5), (a["step"], name)
     assert [log(run).count("finished") for run in (together, alone)] == [1, 1]  # one process writes
-    assert said.count("training: the run is") == said.count("training: two is finished") == 1
+    assert output.count("training: the run is") == output.count("training: two is finished") == 1
 
 
 def test_a_stop_file_ends_both_and_both_go_on(images, tmp_path):
@@ -92,8 +92,8 @@ def test_a_stop_file_ends_both_and_both_go_on(images, tmp_path):
         assert time.monotonic() < end
         time.sleep(0.05)
     run.request_stop()
-    said = process.communicate(timeout=60)[0]
-    assert process.returncode == 0, said
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 0, output
     step = run.checkpoint().step
     assert (run.status()["state"], run.status()["step"]) == ("stopped", step)
     assert [record["step"] for record in losses(run)] == list(range(1, step + 1))
@@ -103,27 +103,27 @@ def test_a_stop_file_ends_both_and_both_go_on(images, tmp_path):
         assert time.monotonic() < end + 120
         time.sleep(0.05)
     run.request_stop()
-    said = process.communicate(timeout=60)[0]
-    assert process.returncode == 0, said
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 0, output
     assert [record["step"] for record in losses(run)] == list(range(1, run.checkpoint().step + 1))
 
 
-def test_what_cannot_be_ends_both(images, tmp_path):
+def test_an_error_ends_both_processes(images, tmp_path):
     """Nobody is left waiting for the other; the sentence is among what the launcher says."""
     config = settings(images, batch=15)
     process = two("pretrain", "--config", file_of(config, tmp_path), "--name", "two", home=tmp_path)
-    said = process.communicate(timeout=120)[0]
+    output = process.communicate(timeout=120)[0]
     assert process.returncode != 0
     message = "batch (15) must be a multiple of accumulate (1) times the number of processes (2)."
-    assert f"training: {message}" in said
+    assert f"training: {message}" in output
     status = json.loads((tmp_path / "two" / "status.json").read_text())
     assert (status["state"], status["message"]) == ("failed", message)
 
 
 def test_without_a_name_both_work_on_one_run(images, tmp_path):
     process = two("pretrain", "--config", file_of(settings(images, epochs=0.5), tmp_path), home=tmp_path / "runs")
-    said = process.communicate(timeout=120)[0]
-    assert process.returncode == 0, said
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, output
     (folder,) = (tmp_path / "runs").iterdir()
     assert Run(folder).status()["state"] == "finished"
     assert torch.isfinite(torch.tensor([record["loss"] for record in losses(Run(folder))])).all()

@@ -32,8 +32,8 @@ def test_losses_and_weights_of_five_steps_are_those_of_the_published_loop():
     for step in range(5):
         crops = [torch.randn(BATCH, 3, 16, 16) for _ in range(2)] + [torch.randn(BATCH, 3, 8, 8) for _ in range(3)]
         ours.crops = _Given([torch.cat(crops[:2]), torch.cat(crops[2:])], augment)
-        seen = ours.step(torch.zeros(BATCH, 3, 16, 16, dtype=torch.uint8), torch.ones(BATCH), step)
-        assert seen.losses["dino"].item() == pytest.approx(theirs.step(crops, step), abs=1e-5)
+        result = ours.step(torch.zeros(BATCH, 3, 16, 16, dtype=torch.uint8), torch.ones(BATCH), step)
+        assert result.losses["dino"].item() == pytest.approx(theirs.step(crops, step), abs=1e-5)
     for mine, its in ((ours.student, theirs.student), (ours.teacher, theirs.teacher)):
         wanted = {
             **its.backbone.state_dict(prefix="backbone."),
@@ -42,7 +42,7 @@ def test_losses_and_weights_of_five_steps_are_those_of_the_published_loop():
         }
         assert wanted.keys() == mine.state_dict().keys()
         for name, value in mine.state_dict().items():
-            if not name.endswith("mask_token"):  # never seen: the script lets it decay, here it stands still
+            if not name.endswith("mask_token"):  # not used: the script lets it decay, here it does not change
                 # Adam divides by the gradient's size: where that is all rounding, so is the step, of at most the rate.
                 torch.testing.assert_close(value, wanted[name], atol=1e-4, rtol=1e-3, msg=name)
     torch.testing.assert_close(ours.dino.centring.centre, theirs.loss.centre[0], atol=1e-5, rtol=1e-4)
@@ -61,7 +61,7 @@ class _Given:
         return self.crops
 
 
-def test_its_crops_are_those_that_were_asked_for(astronaut, tmp_path):
+def test_crops_have_the_configured_sizes(astronaut, tmp_path):
     file = tmp_path / "astronaut.png"
     astronaut.resize((80, 60)).save(file)
     data = Crops([file], dataclasses.replace(CONFIG, jitter=1.0, grey=0.5, blur=(1.0, 1.0, 1.0), solarise=1.0))

@@ -77,7 +77,7 @@ def test_a_crash_between_metrics_and_checkpoint_leaves_no_record_twice(images, t
     assert_same(run, whole(config, tmp_path))
 
 
-def test_a_damaged_and_a_half_written_checkpoint_are_passed_over(images, tmp_path):
+def test_damaged_and_partial_checkpoints_are_skipped(images, tmp_path):
     config = settings(images, checkpoint_minutes=0.0)
     run = begin(config, tmp_path)
     with pytest.raises(Crash):
@@ -86,9 +86,9 @@ def test_a_damaged_and_a_half_written_checkpoint_are_passed_over(images, tmp_pat
     with (newest / "student.safetensors").open("rb+") as file:
         file.truncate(100)
     shutil.copytree(newest, newest.with_name("step-00000007.part"))
-    said = []
-    resume(run, lambda record: said.append(record["step"]))
-    assert said[0] == 6
+    output = []
+    resume(run, lambda record: output.append(record["step"]))
+    assert output[0] == 6
     assert "The checkpoint step-00000006 is passed over: student.safetensors has 100 bytes" in log(run)
     assert_same(run, whole(config, tmp_path))
     assert sorted(p.name for p in newest.parent.iterdir()) == ["step-00000007", "step-00000008"]
@@ -116,7 +116,7 @@ def log(run: Run) -> str:
     return (run.folder / "log.txt").read_text()
 
 
-def test_a_stop_ends_with_a_checkpoint_and_goes_on(images, tmp_path):
+def test_a_stopped_run_resumes_from_its_checkpoint(images, tmp_path):
     config = settings(images, checkpoint_minutes=60.0)
     run = begin(config, tmp_path)
     pretrain(config, run, lambda record: run.request_stop() if record["step"] == 3 else None)
@@ -187,20 +187,18 @@ def test_a_full_disk_is_one_sentence_and_keeps_the_last_good_checkpoint(images, 
         sync(file)
 
     monkeypatch.setattr(checkpoints, "_sync_file", full)
-    with pytest.raises(RunError) as told:
+    with pytest.raises(RunError) as raised:
         pretrain(config, run)
-    message = (
-        "The checkpoint of step 4 of run a cannot be written (No space left on device); the last good one is that of "
-        "step 3."
-    )
-    assert str(told.value) == run.status()["message"] == message
+    assert str(raised.value) == run.status()["message"]
+    for words in ("step 4 of run a", "No space left on device", "step 3."):
+        assert words in str(raised.value)
     assert (run.status()["state"], run.checkpoint().step) == ("failed", 3)
     monkeypatch.undo()
     resume(run)
     assert_same(run, whole(config, tmp_path))
 
 
-def test_numbers_that_are_none_do_not_replace_a_good_checkpoint(images, tmp_path):
+def test_infinite_losses_do_not_replace_a_good_checkpoint(images, tmp_path):
     """Between two records too, where nobody has looked yet."""
     config = settings(images, checkpoint_minutes=0.0, log_every=5, lr=1e6, clip=0.0, warmup_epochs=0.0, epochs=20.0)
     run = begin(config, tmp_path)
@@ -222,7 +220,7 @@ def stopped(images: Path, root: Path) -> Run:
     return run
 
 
-def test_a_run_goes_on_with_what_it_began_with(images, tmp_path):
+def test_does_not_resume_with_other_settings(images, tmp_path):
     run = stopped(images, tmp_path)
     path = run.folder / "config.json"
     before = path.read_text()
@@ -238,7 +236,7 @@ def test_a_run_goes_on_with_what_it_began_with(images, tmp_path):
     assert run.status()["state"] == "finished"
 
 
-def test_a_run_goes_on_with_the_images_it_began_with(images, tmp_path):
+def test_does_not_resume_with_other_images(images, tmp_path):
     folder = tmp_path / "images"
     shutil.copytree(images, folder)
     run = stopped(folder, tmp_path)
@@ -293,9 +291,9 @@ def kill_when(condition, process: subprocess.Popen) -> None:
 
 
 def ends_well(process: subprocess.Popen) -> str:
-    said = process.communicate(timeout=120)[0]
-    assert process.returncode == 0, said
-    return said
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, output
+    return output
 
 
 def config_file(config: PretrainConfig, folder: Path) -> Path:
@@ -311,7 +309,7 @@ def records(run: Run) -> int:
     return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
-def test_killed_at_a_random_step_the_command_line_goes_on(images, tmp_path):
+def test_the_command_line_resumes_after_a_kill(images, tmp_path):
     config = settings(images, checkpoint_minutes=0.0, epochs=5.0)
     kill_at = random.Random(SEED).randint(2, 18)
     home = tmp_path / "runs"
@@ -319,8 +317,8 @@ def test_killed_at_a_random_step_the_command_line_goes_on(images, tmp_path):
     run = Run(home / "a")
     kill_when(lambda: records(run) >= kill_at, process)
     assert run.status()["state"] == "died"
-    said = ends_well(python("resume", "a", home=home))
-    assert "training: a is finished at step 20 of 20" in said
+    output = ends_well(python("resume", "a", home=home))
+    assert "training: a is finished at step 20 of 20" in output
     assert f"resumed at step {run_resumed_at(run)} of 20" in log(run)
     assert_same(run, whole(config, tmp_path))
 
@@ -355,7 +353,7 @@ def test_killed_again_and_again_with_everything_on(seed, images, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["stop", signal.SIGTERM, signal.SIGINT])
-def test_the_command_line_stops_cleanly_and_goes_on(how, images, tmp_path):
+def test_the_command_line_stops_and_resumes(how, images, tmp_path):
     config = settings(images, epochs=200.0)
     home = tmp_path / "runs"
     run = Run(home / "a")
@@ -383,9 +381,9 @@ def test_ctrl_c_in_a_terminal_reaches_all_processes_and_ends_cleanly(workers, im
     process = python("pretrain", "--config", config_file(config, tmp_path), "--name", "a", home=tmp_path, group=True)
     wait_for(lambda: records(run) >= 3, process)
     os.killpg(process.pid, signal.SIGINT)
-    said = ends_well(process)
-    assert "training: a is stopped at step" in said
-    assert "Traceback" not in said
+    output = ends_well(process)
+    assert "training: a is stopped at step" in output
+    assert "Traceback" not in output
     assert run.checkpoint().step == run.status()["step"]
 
 
@@ -398,12 +396,12 @@ def test_a_disk_that_is_really_full(images, tmp_path):
         process = python("pretrain", "--config", config_file(config, tmp_path), "--name", "a", home=home)
         wait_for(lambda: run.checkpoint() is not None and run.status()["step"] >= 2, process)
         filler = fill(home)
-        said = process.communicate(timeout=60)[0]
+        output = process.communicate(timeout=60)[0]
         assert process.returncode == 2
-        assert "Traceback" not in said
-        assert said.splitlines()[-1].startswith("training: ")
-        assert said.splitlines()[-1].count("No space left on device") == 1
-        assert "os error" not in said
+        assert "Traceback" not in output
+        assert output.splitlines()[-1].startswith("training: ")
+        assert output.splitlines()[-1].count("No space left on device") == 1
+        assert "os error" not in output
         filler.unlink()
         step = run.checkpoint().step
         assert step >= 1

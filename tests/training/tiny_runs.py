@@ -1,4 +1,4 @@
-"""What the tests of training share: runs of milliseconds a step, small folders of images, small disks, refusals."""
+"""Shared by the tests of training: runs of milliseconds a step, small folders of images, small disks, errors."""
 
 import subprocess
 from collections.abc import Callable, Iterator
@@ -36,7 +36,7 @@ def _demo(part: str = "train") -> Pictures:
 
 
 def refused(kind: type[Exception], do: Callable, *args, **kwargs) -> str:
-    """What the person is told, with the checks that hold for every refusal: one sentence, on one line."""
+    """The message of an error, which must be one line that ends with a full stop."""
     with pytest.raises(kind) as raised:
         do(*args, **kwargs)
     text = str(raised.value)
@@ -86,7 +86,7 @@ def write_classes(root: Path, train: int, held_out: int) -> Path:
 
 
 def write_images(folder: Path, count: int, *, classes: bool = False) -> Path:
-    """Images of the demo, as far apart as can be, 18 of them different; in folders of their classes if asked for."""
+    """Images of the demo, evenly spaced, 18 of them different; in folders of their classes with `classes`."""
     pictures = _demo()
     for i in range(count):
         index = i * (len(pictures) // count)
@@ -121,7 +121,7 @@ def tensors(run: Run) -> dict[str, torch.Tensor]:
 
 
 def assert_same(run: Run, other: Run) -> None:
-    """The same course to the last bit: every record, and student, teacher, optimiser, centres and counts."""
+    """Bit-equal runs: every record, and student, teacher, optimiser, centres and counts."""
     assert without_machine(run) == without_machine(other)
     mine, theirs = tensors(run), tensors(other)
     assert mine.keys() == theirs.keys()

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from training.config.tasks import FinetuneConfig
-from training.data.dataset import Decoded, Pictures, batches
+from training.data.dataset import Decoded, Pictures, batches, decoding_workers
 from training.data.transforms import centre_squares, random_crops
 from training.engine.precision import autocast
 from training.engine.vit import blocks, parameter_groups
@@ -118,7 +118,7 @@ class Network:
 
     def inputs(self, order: Sequence[Sequence[int]], generator: torch.Generator) -> Iterator[torch.Tensor]:
         """Normalised random crops (B, 3, size, size) for each list of indices."""
-        for images, aspects in batches(self._train, order, workers=self.config.workers):
+        for images, aspects in batches(self._train, order, workers=decoding_workers(self.config.workers)):
             images = images.to(self._device, non_blocking=True)
             crops = random_crops(images, aspects, self._validation.size, generator, self.config.scale, self.config.flip)
             yield self._prepare(crops)

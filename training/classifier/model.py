@@ -63,7 +63,7 @@ def build(backbone: Backbone, classes: Sequence[str], size: int, drop_path: floa
     for i, block in enumerate(layers if drop_path else ()):
         if not hasattr(block, "drop_path"):
             raise ConfigError(f"drop_path is not supported in {backbone.family!r} models: set it to 0.")
-        block.drop_path = DropPath(drop_path * i / max(1, len(layers) - 1))
+        block.drop_path = DropPath(drop_path * i / max(1, len(layers) - 1)).eval()  # as the rest of the model
     mask_token = getattr(model.base_model.embeddings, "mask_token", None)
     if mask_token is not None:
         mask_token.requires_grad_(False)  # fine-tuning does not mask

@@ -45,7 +45,7 @@ class PretrainConfig(Config):
     )
     workers: int = setting(
         -1,
-        "worker processes that decode images that do not fit in memory; -1: one less than the cores",
+        "worker processes that decode images that do not fit in memory; -1: a machine's cores, less one",
         group="data",
         low=-1,
         high=64,

@@ -63,7 +63,11 @@ class FinetuneConfig(Config):
     )
     memory_gb: float = setting(2.0, "memory for decoded images", group="data", low=0)
     workers: int = setting(
-        0, "worker processes that decode images that do not fit in memory", group="data", low=0, high=64
+        -1,
+        "worker processes that decode images that do not fit in memory; -1: a machine's cores, less one",
+        group="data",
+        low=-1,
+        high=64,
     )
     max_broken: float = setting(0.03, "largest share of unreadable images", group="data", low=0, high=1)
 

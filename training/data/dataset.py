@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import chain
 
 import numpy as np
 import torch
@@ -14,6 +18,9 @@ from PIL import Image
 from dinoviz.images import ImageError
 from training.data.demo import demo, demo_probes
 from training.data.sources import DataError, Pictures, find
+from training.engine import distributed
+
+PREFETCHED = 2  # batches per worker, at most
 
 __all__ = ["DataError", "Decoded", "Pictures", "batches", "cores", "demo", "demo_probes", "find", "split"]
 
@@ -199,6 +206,28 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def decoding_workers(workers: int) -> int:
+    """The number of worker processes; -1 shares the cores, less one, among the processes of this machine."""
+    return workers if workers >= 0 else max(1, (cores() - 1) // distributed.local_processes())
+
+
+def shared_memory() -> float:
+    """Free bytes of the shared memory for batches from workers, as a share of one process; infinity if unbounded."""
+    with suppress(OSError):
+        return shutil.disk_usage("/dev/shm").free / distributed.local_processes()
+    return math.inf
+
+
+def prefetching(workers: int, batch_bytes: int, free: float) -> tuple[int, int | None]:
+    """Workers, and batches that each prefetches, so that these take at most half of the free shared memory.
+
+    Docker's default is 64 MB, beyond which a worker dies. Without workers, the process decodes itself.
+    """
+    batches = int(min(free / 2 / batch_bytes, PREFETCHED * workers))
+    workers = min(workers, batches)
+    return (workers, batches // workers) if workers else (0, None)
+
+
 class _Stream(torch.utils.data.Dataset):
     """Whole batches for a DataLoader. Errors are returned, because raised in a worker they arrive as a traceback."""
 
@@ -222,16 +251,22 @@ def batches(
     """Yields (B, 3, S, S) uint8 and aspects (B,) float32 for each list of indices in `order`.
 
     The batches do not depend on the number of workers, and no global random state is used.
-    workers: processes that decode ahead if `decoded` is not cached.
+    workers: processes that decode ahead if `decoded` is not cached; fewer where shared memory is small.
     Raises DataError if too many pictures are broken, or if a worker is killed.
     """
     if decoded.cached:
         yield from map(decoded.batch, order)
         return
+    order = iter(order)
+    first = next(order, None)
+    if first is None:
+        return
+    workers, prefetch = prefetching(workers, len(first) * 3 * decoded.size**2, shared_memory())
     loader = torch.utils.data.DataLoader(
         _Stream(decoded),
-        batch_sampler=order,
+        batch_sampler=chain([first], order),
         num_workers=workers,
+        prefetch_factor=prefetch,
         collate_fn=_as_is,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # or the loader would draw a seed from the global one

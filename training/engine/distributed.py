@@ -5,13 +5,40 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 import torch.distributed as dist
+
+from training.config.base import ConfigError
+
+# What an accelerate configuration can ask for and training does not support: environment variable, values, name.
+UNSUPPORTED = (
+    ("ACCELERATE_USE_FSDP", ("true", "1"), "FSDP"),
+    ("ACCELERATE_USE_DEEPSPEED", ("true", "1"), "DeepSpeed"),
+    ("ACCELERATE_USE_MEGATRON_LM", ("true", "1"), "Megatron-LM"),
+    ("ACCELERATE_MIXED_PRECISION", ("fp16", "fp8"), "mixed precision in fp16 or fp8"),
+)
 
 
 def processes() -> int:
     """The number of processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def local_processes() -> int:
+    """The number of processes on this machine, by what their launcher states."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or processes()))
+
+
+def check_launch() -> None:
+    """Raise ConfigError if `accelerate launch` was configured for something that training does not support."""
+    for variable, values, name in UNSUPPORTED:
+        if os.environ.get(variable, "").lower() in values:
+            raise ConfigError(
+                f"accelerate is configured for {name}, which is not supported: use plain data parallelism (DDP) and "
+                "the setting precision."
+            )
 
 
 def state():

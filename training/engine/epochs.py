@@ -76,6 +76,7 @@ class EpochLoop:
     """Fits a model epoch by epoch and keeps the best weights; without a run, nothing is written.
 
     digest: of images and model, so that a run does not resume with others.
+    start_counts: the weights at the start are the first candidate for the best, as epoch 0; they are trained already.
     epoch: epochs that are done. best: number and validation metrics of the best epoch.
     """
 
@@ -84,6 +85,7 @@ class EpochLoop:
     stop_requested: Callable[[], bool]
     progress: Progress
     digest: str = ""
+    start_counts: bool = False
     epoch: int = 0
     best: dict = field(default_factory=dict)
     best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -103,20 +105,28 @@ class EpochLoop:
         Raises Stopped before the next step when a stop is requested, and the fitting's error when the loss diverges.
         """
         self._started, self._first = time.monotonic(), self.step
+        if self.start_counts and self.epoch == 0:
+            metrics = self.fitting.validate()
+            self._keep_if_best(metrics)
+            if self.run is not None:
+                self.run.add_metrics({"step": 0, "epoch": 0, **_validation(metrics)})
         while self.epoch < self.fitting.epochs and self.epoch - self.best.get("epoch", 0) < self.fitting.patience:
             started = time.monotonic()
             loss = self._train_epoch()
             self.epoch += 1
             metrics = self.fitting.validate()
-            if not self.best or self.fitting.is_better(metrics, self.best):
-                self.best = {"epoch": self.epoch, **metrics}
-                self.best_weights = {name: value.detach().clone() for name, value in self.fitting.weights().items()}
+            self._keep_if_best(metrics)
             if self.run is not None:
                 self._record(loss, metrics, time.monotonic() - started)
                 self._save()
         self.fitting.load_weights(self.best_weights)
         if self.run is not None and self.stopped_early:
             self.run.log(self.stopped_early)
+
+    def _keep_if_best(self, metrics: dict) -> None:
+        if not self.best or self.fitting.is_better(metrics, self.best):
+            self.best = {"epoch": self.epoch, **metrics}
+            self.best_weights = {name: value.detach().clone() for name, value in self.fitting.weights().items()}
 
     @property
     def stopped_early(self) -> str:
@@ -151,10 +161,9 @@ class EpochLoop:
             self.run.set_status("running", step=done, steps=self.steps, eta=eta)
 
     def _record(self, loss: float, metrics: dict, seconds: float) -> None:
-        validation = {f"validation_{name}": value for name, value in metrics.items()}
         lr = self.fitting.optimizer.param_groups[-1]["lr"]
-        record = {"step": self.step, "epoch": self.epoch, "loss": loss, **validation, "lr": lr, "seconds": seconds}
-        self.run.add_metrics(record)
+        record = {"step": self.step, "epoch": self.epoch, "loss": loss, **_validation(metrics), "lr": lr}
+        self.run.add_metrics(record | {"seconds": seconds})
 
     def _save(self) -> None:
         """Write a checkpoint after a whole epoch."""
@@ -168,7 +177,7 @@ class EpochLoop:
         Raises RunError if images or model have changed since the checkpoint was written.
         """
         if checkpoint is None:
-            self.run.truncate_metrics(0)  # of an epoch that was killed before its checkpoint was written
+            self.run.truncate_metrics(-1)  # of an epoch that was killed before its checkpoint was written
             return
         if checkpoint.state["data"] != self.digest:
             raise RunError(f"The images or the model of run {self.run.name} have changed; start a new run.")
@@ -179,3 +188,8 @@ class EpochLoop:
         self.epoch, self.best = checkpoint.state["epoch"], checkpoint.state["best"]
         self.run.truncate_metrics(self.step)
         self.run.log(f"Resumed after epoch {self.epoch}.")
+
+
+def _validation(metrics: dict) -> dict:
+    """The metrics with the names that they have in a record."""
+    return {f"validation_{name}": value for name, value in metrics.items()}

@@ -14,7 +14,7 @@ from PIL import Image
 from dinoviz.images import ImageError
 from tests.training.tiny_runs import refused
 from training.data import zips
-from training.data.dataset import DataError, Decoded, Pictures, batches, find, split
+from training.data.dataset import DataError, Decoded, Pictures, batches, find, prefetching, split
 from training.data.demo import DEMO_SIZE, demo
 
 UNREADABLE = "this is not an image that can be read (PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF and PNM are)"
@@ -333,7 +333,7 @@ def test_pictures_that_fit_in_memory_are_decoded_once(tmp_path, crops):
     assert torch.equal(torch.stack([row for row, _, _ in decoded.__getitems__([1, 0])]), decoded.images[[1, 0]])
 
 
-def test_memory_decides_what_is_cached():
+def test_images_are_cached_if_they_fit_in_memory():
     pictures = demo("held-out")
     needed = len(pictures) * 3 * 8 * 8
     assert Decoded(pictures, 8, memory=needed).cached
@@ -440,3 +440,31 @@ def test_streamed_pictures_can_be_pickled(classes):
     streamed = Decoded(find(classes), 8, memory=0, progress=lambda n, of: None)
     sent = pickle.loads(pickle.dumps(streamed))
     assert torch.equal(sent[0][0], streamed[0][0])
+
+
+MB = 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("workers", "batch", "free", "expected"),
+    [
+        (15, 7 * MB, 64 * MB, (4, 1)),  # Docker's 64 MB, of which a half is used
+        (15, 7 * MB, 8000 * MB, (15, 2)),
+        (3, 7 * MB, 64 * MB, (3, 1)),
+        (2, 7 * MB, 64 * MB, (2, 2)),
+        (4, 40 * MB, 64 * MB, (0, None)),  # decoded in the process itself
+        (0, 7 * MB, 64 * MB, (0, None)),
+    ],
+)
+def test_prefetched_batches_fit_in_half_of_the_shared_memory(workers, batch, free, expected):
+    assert prefetching(workers, batch, free) == expected
+
+
+def test_a_small_shared_memory_changes_no_batch(tmp_path, crops, monkeypatch):
+    decoded = Decoded(find(flat(tmp_path, crops[:6])), 16, memory=0)
+    order = [[0, 1], [2, 3], [4, 5]]
+    wide = [pixels for pixels, _ in batches(decoded, order, workers=2)]
+    monkeypatch.setattr("training.data.dataset.shared_memory", lambda: 1000)
+    monkeypatch.setattr(torch.multiprocessing, "Process", None)  # no worker may be started
+    narrow = [pixels for pixels, _ in batches(decoded, iter(order), workers=2)]
+    assert all(torch.equal(one, other) for one, other in zip(wide, narrow, strict=True))

@@ -18,7 +18,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_counts_sizes_classes_and_what_is_broken(folder):
+def test_counts_sizes_classes_and_broken_images(folder):
     (folder / "dogs" / "00.png").write_text("no picture")
     found = preview(find(folder))
     assert (found.count, found.looked, found.classes) == (30, 30, {"cats": 20, "dogs": 10})
@@ -32,14 +32,14 @@ def test_counts_sizes_classes_and_what_is_broken(folder):
     assert all(max(picture.size) == THUMBNAIL for picture, _ in found.thumbnails)
 
 
-def test_of_many_some_are_looked_at_from_all_over(folder):
+def test_a_sample_of_many_is_evenly_spaced(folder):
     found = preview(find(folder), most=5)
     assert (found.count, found.looked) == (30, 5)
     assert found.sizes[0][1] < 45
     assert found.sizes[-1][1] > 64
 
 
-def test_without_classes_pictures_are_called_by_their_names(folder):
+def test_without_classes_thumbnails_have_file_names(folder):
     found = preview(find(folder / "dogs"))
     assert found.classes == {}
     assert found.thumbnails[0][1] == "00.png"

@@ -39,16 +39,16 @@ def zipped(path: Path, files: dict[str, bytes], packing: int = zipfile.ZIP_DEFLA
 
 
 def lying(path: Path, size: int) -> Path:
-    """The same zip file, but its only member is said to have `size` bytes."""
+    """The same zip file, but its directory states `size` bytes for its only member."""
     with zipfile.ZipFile(path) as archive:
         (info,) = archive.infolist()
-    told = SIZES.pack(info.compress_size, info.file_size), SIZES.pack(info.compress_size, size)
-    path.write_bytes(path.read_bytes().replace(*told))
+    sizes = SIZES.pack(info.compress_size, info.file_size), SIZES.pack(info.compress_size, size)
+    path.write_bytes(path.read_bytes().replace(*sizes))
     return path
 
 
 @pytest.mark.parametrize("packing", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_a_file_that_is_larger_than_the_table_says_is_no_picture(tmp_path, png, packing):
+def test_a_file_larger_than_stated_is_broken(tmp_path, png, packing):
     honest = zipped(tmp_path / "a.zip", {"a.png": png}, packing)
     assert find(honest).open(0).size == (40, 30)
     # That many bytes are a picture still, for Pillow does not ask for the last ones.
@@ -56,7 +56,7 @@ def test_a_file_that_is_larger_than_the_table_says_is_no_picture(tmp_path, png, 
         find(lying(zipped(tmp_path / "b.zip", {"a.png": png}, packing), len(png) - 4)).open(0)
 
 
-def test_what_a_lying_file_would_grow_to_is_never_in_memory(tmp_path):
+def test_a_file_larger_than_stated_is_not_decompressed(tmp_path):
     path = lying(zipped(tmp_path / "a.zip", {"a.png": bytes(100_000_000)}), 1000)
     (where,) = find(path).where
     tracemalloc.start()
@@ -78,7 +78,7 @@ def test_files_that_lie_over_each_other_are_refused(tmp_path, png):
     assert "overlap" in refusal(find, path)
 
 
-def test_a_way_of_packing_that_is_unknown_is_told(tmp_path, png):
+def test_refuses_unknown_compression(tmp_path, png):
     path = zipped(tmp_path / "a.zip", {"a.png": png})
     path.write_bytes(path.read_bytes().replace(b"\x14\0\0\0\x08\0", b"\x14\0\0\0\x63\0"))
     with pytest.raises(ImageError, match="compression"):
@@ -98,7 +98,7 @@ def test_a_table_that_fills_the_memory_is_not_read(tmp_path, png, monkeypatch):
     assert "MB" in refusal(find, path)
 
 
-def test_threads_wait_for_memory_and_who_needs_more_than_all_gets_all():
+def test_threads_wait_for_memory():
     memory, used, most = Memory(6), [], []
 
     def work(needed: int) -> None:
@@ -114,7 +114,7 @@ def test_threads_wait_for_memory_and_who_needs_more_than_all_gets_all():
     assert len(most) == 80
 
 
-def test_what_is_no_file_is_not_opened(tmp_path, png):
+def test_only_regular_files_are_opened(tmp_path, png):
     (tmp_path / "a.png").write_bytes(png)
     os.mkfifo(tmp_path / "b.png")
     assert [name for name, _ in Decoded(find(tmp_path), 16).broken] == ["b.png"]

@@ -96,7 +96,7 @@ def test_a_published_head_teaches_at_the_size_that_it_was_trained_at(pictures, d
     np.testing.assert_array_equal(teacher.predict(picture), expected)
 
 
-def test_what_is_there_is_not_asked_for_again(pictures, teacher, tmp_path):
+def test_existing_depth_is_not_predicted_again(pictures, teacher, tmp_path):
     def stop(done, of, what):
         if done == 5:
             raise Stopped
@@ -104,10 +104,10 @@ def test_what_is_there_is_not_asked_for_again(pictures, teacher, tmp_path):
     with pytest.raises(Stopped):
         distil.pairs_from_teacher(images(pictures), teacher, tmp_path, stop)
     assert len(find_pairs(tmp_path)) == 5
-    asked = []
-    counting = replace(teacher, predict=lambda picture: asked.append(picture) or teacher.predict(picture))
+    predicted = []
+    counting = replace(teacher, predict=lambda picture: predicted.append(picture) or teacher.predict(picture))
     pairs = distil.pairs_from_teacher(images(pictures), counting, tmp_path)
-    assert (len(pairs), len(asked)) == (16, 11)
+    assert (len(pairs), len(predicted)) == (16, 11)
     other = replace(teacher, name="another")
     assert str(teacher) in refused(DinovizError, distil.pairs_from_teacher, images(pictures), other, tmp_path)
 

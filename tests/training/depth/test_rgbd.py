@@ -106,7 +106,7 @@ def test_nan_and_infinity_are_unknown(folder):
 
 
 @pytest.mark.parametrize(
-    ("depth", "suffix", "said"),
+    ("depth", "suffix", "words"),
     [
         ((1000 * METRES).astype(np.uint16)[:20], ".png", "a.png has 40 x 20 pixels, its picture 40 x 30"),
         (METRES[:, :20], ".npy", "a.npy has 20 x 30 pixels, its picture 40 x 30"),
@@ -122,9 +122,9 @@ def test_nan_and_infinity_are_unknown(folder):
         (np.full((30, 40), None), ".npy", "this is not an array that can be read"),  # needs a pickle
     ],
 )  # fmt: skip
-def test_what_is_no_depth_is_said_in_a_sentence(depth, suffix, said, folder):
+def test_refuses_invalid_depth(depth, suffix, words, folder):
     pair = folder("a", depth, suffix)
-    with pytest.raises(DinovizError, match=said) as refused:
+    with pytest.raises(DinovizError, match=words) as refused:
         pair.open()
     assert str(refused.value).count(". ") == 0
 

@@ -14,7 +14,7 @@ def masks_of(seed: int, images=16, shape=(12, 12), probability=0.5, ratio=(0.1, 
 
 
 @pytest.mark.parametrize("shape", GRIDS)
-def test_never_more_patches_than_asked(shape):
+def test_never_more_patches_than_requested(shape):
     rng = np.random.default_rng(0)
     for patches in range(shape[0] * shape[1] + 1):
         for _ in range(5):
@@ -25,13 +25,13 @@ def test_never_more_patches_than_asked(shape):
 
 
 @pytest.mark.parametrize("shape", [(12, 12), (6, 9), (14, 14)])
-def test_nearly_as_many_as_asked(shape):
+def test_nearly_as_many_patches_as_requested(shape):
     """A share of them; the published algorithm, too, gives up after ten tries that do not fit."""
     rng = np.random.default_rng(1)
-    asked = rng.integers(4, shape[0] * shape[1] // 2, 300)
-    got = np.array([block_mask(shape, int(n), rng).sum() for n in asked])
-    assert (asked - got).mean() < 0.5
-    assert (asked == got).mean() > 0.8
+    requested = rng.integers(4, shape[0] * shape[1] // 2, 300)
+    found = np.array([block_mask(shape, int(n), rng).sum() for n in requested])
+    assert (requested - found).mean() < 0.5
+    assert (requested == found).mean() > 0.8
 
 
 @pytest.mark.parametrize("probability", [0, 0.25, 0.5, 1])

@@ -42,7 +42,7 @@ def test_the_teacher_sees_two_and_the_student_all(picture):
     assert crops(picture, dataclasses.replace(CONFIG, local_crops=0)).locals == ()
 
 
-def test_boxes_cover_the_share_that_was_asked_for(picture):
+def test_boxes_cover_the_configured_share(picture):
     config = dataclasses.replace(CONFIG, global_scale=(0.4, 0.6), local_scale=(0.05, 0.1))
     for seed in range(5):
         made = crops(picture, config, seed)
@@ -53,7 +53,7 @@ def test_boxes_cover_the_share_that_was_asked_for(picture):
                 assert low - 1e-5 < (right - left) * (bottom - top) / picture.width / picture.height < high + 1e-5
 
 
-def test_colours_are_what_the_student_would_be_given(picture):
+def test_pixels_are_the_student_s_input(picture):
     config = dataclasses.replace(CONFIG, grey=1.0)
     for crop in crops(picture, config).globals:
         assert (np.ptp(crop.pixels, axis=2) == 0).all()
@@ -90,7 +90,7 @@ def test_the_patches_of_a_model_to_start_from_are_masked(picture, tiny_folders):
         crops(picture, dataclasses.replace(config, global_size=64))
 
 
-def test_boxes_are_drawn_by_who_sees_them(picture):
+def test_boxes_have_the_colours_of_global_and_local_crops(picture):
     made = crops(picture, CONFIG)
     shown = np.asarray(drawn(picture, made)).astype(int)
     assert shown.shape == np.asarray(picture).shape

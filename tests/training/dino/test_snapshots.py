@@ -1,4 +1,4 @@
-"""What is seen of a teacher while it learns: k-NN as evaluated by itself, and snapshots that show something."""
+"""Evaluation during training: k-NN equals the stand-alone evaluation, and snapshots show structure."""
 
 from pathlib import Path
 
@@ -49,22 +49,22 @@ def features(backbone, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(rows), pictures.labels
 
 
-def test_knn_of_the_run_is_that_of_features_found_by_themselves(run, images, held_out):
+def test_knn_of_the_run_equals_knn_of_embedded_features(run, images, held_out):
     backbone = dinoviz.load(run.folder, device="cpu", dtype=torch.float32)
-    (known, labels), (asked, truth) = features(backbone, images), features(backbone, held_out)
-    wanted = knn(known, labels, asked, truth, k=20, temperature=0.07, classes=18)
+    (keys, labels), (queries, truth) = features(backbone, images), features(backbone, held_out)
+    wanted = knn(keys, labels, queries, truth, k=20, temperature=0.07, classes=18)
     assert 0 < wanted < 1
     assert run.metrics()[-1] == {"step": 16, "epoch": 4.0, "knn": pytest.approx(wanted, abs=1e-9)}
 
 
-def test_held_out_images_of_other_classes_find_their_neighbours_among_themselves(run, images, held_out, tmp_path):
+def test_held_out_images_of_other_classes_use_leave_one_out(run, images, held_out, tmp_path):
     for name in ("brick", "camera"):
         (tmp_path / name).symlink_to(held_out / name)
     (tmp_path / "others").symlink_to(held_out / "coins")
     backbone = dinoviz.load(run.folder, device="cpu", dtype=torch.float32)
     neighbours = monitor.Neighbours(Decoded(find(images), 32), Decoded(find(tmp_path), 32), 16, seed=0)
-    asked, truth = features(backbone, tmp_path)
-    wanted = knn_leave_one_out(asked, truth, k=20, temperature=0.07, classes=3)
+    queries, truth = features(backbone, tmp_path)
+    wanted = knn_leave_one_out(queries, truth, k=20, temperature=0.07, classes=3)
     assert neighbours.accuracy(backbone) == pytest.approx(wanted, abs=1e-9)
 
 
@@ -120,8 +120,8 @@ def test_probe_images_may_be_ones_own(images, tmp_path, astronaut):
     assert arrays(run, 0).keys() == {"attention_0", "pca_0"}
 
 
-def test_a_look_leaves_the_run_alone(images, held_out, tmp_path):
-    """The losses are those of a run that nobody looks at."""
+def test_an_evaluation_does_not_change_the_run(images, held_out, tmp_path):
+    """The losses equal those of a run without evaluation."""
     found = []
     for every in (0.0, 0.25):
         config = settings(images, validation=str(held_out), epochs=1.0, knn_every=every, snapshot_every=every)
@@ -131,7 +131,7 @@ def test_a_look_leaves_the_run_alone(images, held_out, tmp_path):
     assert found[0] == found[1]
 
 
-def test_each_snapshot_can_be_looked_through_later(run, images):
+def test_dinoviz_opens_each_snapshot(run, images):
     """The network of the last snapshot is the exported one, in half precision; that of the first is another."""
     networks = run.networks(snapshots=True)
     assert [folder.name for folder in networks] == [run.folder.name, *(f"step-{step:08}" for step in (0, 6, 12, 16))]
@@ -146,7 +146,7 @@ def test_the_probes_themselves_lie_beside_the_snapshots(run):
 
 
 def test_a_share_of_labelled_data_is_kept_out_for_knn(tmp_path):
-    """The neighbours are the images that are trained on; those asked for are none of them."""
+    """The neighbours are training images, which do not include the queries."""
     folder = tmp_path / "labelled"
     for name in ("a", "b"):
         write_images(folder / name, 12)

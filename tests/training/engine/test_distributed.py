@@ -116,7 +116,7 @@ def compare(found: list[dict], wanted: dict, *parts: str) -> None:
             np.testing.assert_allclose(one[name], wanted[name], **EXACT, err_msg=name)
 
 
-def test_there_are_two_processes_and_what_they_tell_is_left_alone(of_processes):
+def test_there_are_two_processes_and_arguments_are_not_modified(of_processes):
     for rank, found in enumerate(of_processes):
         assert found["processes"] == PROCESSES
         assert (found["not changed"] == rank).all()
@@ -143,7 +143,7 @@ def test_losses_and_averaged_gradients_are_those_of_the_joint_batch(of_processes
     compare(of_processes, alone, f" {loss}")
 
 
-def test_one_process_gets_back_what_it_gave():
+def test_one_process_gets_its_arguments_back():
     values = torch.arange(3.0)
     for function in (distributed.total, distributed.mean, distributed.largest, distributed.gathered):
         assert function(values) is values or torch.equal(function(values), values)

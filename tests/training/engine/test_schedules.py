@@ -53,7 +53,7 @@ def test_after_the_last_step_the_end_holds():
 @settings(deadline=None)  # the machine may be busy
 @given(st.integers(0, 300), st.integers(0, 300), st.integers(0, 300), st.floats(0, 1), st.floats(0, 1))
 def test_no_value_leaves_the_range(step, steps, warmup, start, end):
-    """Whatever the lengths, a learning rate is never negative and never above the one that was asked for."""
+    """For all lengths, the learning rate is between 0 and the peak."""
     value = cosine(step, steps, start, end, warmup)
     assert -1e-12 <= value <= max(start, end) + 1e-12
     assert min(start, end) - 1e-12 <= linear(step, steps, start, end) <= max(start, end) + 1e-12

@@ -109,7 +109,7 @@ def test_the_log_has_the_time_on_each_line(run):
     assert all(re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00 ", line) for line in lines)
 
 
-def test_metrics_come_back_and_what_is_not_finite_is_null(run):
+def test_metrics_are_read_back_and_infinities_are_null(run):
     run.add_metrics({"step": 1, "loss": np.float32(0.5), "gradient": float("nan"), "dino": torch.tensor(2.0)})
     run.add_metrics({"step": np.int64(2), "loss": float("inf"), "alarm": "The teacher collapsed."})
     assert run.metrics() == [
@@ -187,7 +187,7 @@ def test_a_process_id_that_is_used_again_is_another_process(run):
     assert run.status()["state"] == "running"
 
 
-def test_a_queued_run_whose_app_is_gone_is_stopped():
+def test_a_queued_run_whose_app_exited_is_stopped():
     run = Run.create("a", "pretrain", {}, state="queued")
     assert (run.status()["state"], run.at_work()) == ("queued", False)
     with subprocess.Popen([sys.executable, "-c", ""]) as app:

@@ -231,10 +231,10 @@ def test_what_is_wrong_is_said_where_the_run_is(run, ask, home):
     (run.folder / "status.json").write_text('{"state": "running", "step": "<b>many</b>"}')
     assert (
         label(run)
-        == "✗ bad (cannot be read: status.json: step is a whole number from 0 to 1000000000000, not '<b>many</b>')"
+        == "✗ bad (cannot be read: status.json: step must be a whole number from 0 to 1000000000000, not '<b>many</b>')"
     )
     text = shown(ask, str(run.folder))
-    assert "step is a whole number" in text
+    assert "step must be a whole number" in text
     assert "<b>many" not in text
     run.set_status("finished")
     config = json.loads((run.folder / "config.json").read_text())

