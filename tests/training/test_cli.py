@@ -220,7 +220,7 @@ def test_names_of_now_are_never_taken(home, capsys, tiny, monkeypatch):
         (["two", "--what"], "unrecognized arguments: --what"),
         (["two", "--name", "a/b"], "'a/b' cannot be a run's name"),
         (["two", "--batch", 2, "--name", "taken"], "already a run taken"),
-        (["two", "--batch", 2, "--start", "nothing"], "There is no model 'nothing'. Known are embedded, "),
+        (["two", "--batch", 2, "--start", "nothing"], "There is no model 'nothing'. "),
         (["two", "--batch", 2, "--preset", "adapt"], "freeze_layers (6) would keep random weights as they are: name a"),
         (["two", "--batch", 2, "--probe-images", "gone.png"], "gone.png"),
         (["two", "--batch", 2, "--save-config", "nowhere/a.json"], "nowhere/a.json cannot be written"),
