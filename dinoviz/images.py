@@ -65,19 +65,11 @@ def open_image(
         name = name or "The image"
         return _to_rgb(source, name, max_pixels)
     if isinstance(source, bytes | bytearray | memoryview):
-        stream: IO[bytes]
-        name, stream, size = name or "The image", io.BytesIO(source), len(source)
+        name, size = name or "The image", len(source)
+        stream: IO[bytes] = io.BytesIO(source)
     elif isinstance(source, str | os.PathLike):
-        path = Path(source)
-        name = name or path.name
-        try:
-            if path.is_dir():
-                raise ImageError(f"{name}: this is a folder, not an image.")
-            if not path.is_file():
-                raise ImageError(f"{name}: there is no such file.")
-            stream, size = path.open("rb"), path.stat().st_size
-        except OSError as error:
-            raise ImageError(f"{name}: the file cannot be opened ({error.strerror}).") from None
+        name = name or Path(source).name
+        stream, size = _open_file(Path(source), name)
     else:
         raise ImageError(f"An image must be a path, bytes, a PIL image or an array, not {type(source).__name__}.")
     with stream:
@@ -97,6 +89,18 @@ def open_image(
             _check_size(image.size, name, max_pixels)
             image.draft(None, (side, side))
         return _to_rgb(image, name, max_pixels)
+
+
+def _open_file(path: Path, name: str) -> tuple[IO[bytes], int]:
+    """A stream and the size of a file. Raises ImageError unless it is a file that can be opened."""
+    try:
+        if path.is_dir():
+            raise ImageError(f"{name}: this is a folder, not an image.")
+        if not path.is_file():
+            raise ImageError(f"{name}: there is no such file.")
+        return path.open("rb"), path.stat().st_size
+    except OSError as error:
+        raise ImageError(f"{name}: the file cannot be opened ({error.strerror}).") from None
 
 
 def decode_bytes(path: str | os.PathLike) -> int:

@@ -31,6 +31,7 @@ from dinoviz import video
 from dinoviz.features import Features, part_layer
 from dinoviz.grid import PatchGrid
 from dinoviz.images import open_image
+from dinoviz.video.label_propagation import propagate_labels
 from tests import published
 from tests.benchmarks.encode import _peak
 from tests.benchmarks.pca_stability import data_folder
@@ -145,7 +146,7 @@ def speed(backbone, sequence: Path, resolution: int) -> None:
         "plain": lambda: published.step(
             patches[8].flatten(0, 1), patches[:8].flatten(1, 2), labels.flatten(1, 2), near
         ),
-        "dinoviz": lambda: video.propagate_labels(patches[8], patches[:8], labels, **settings).flatten(0, 1),
+        "dinoviz": lambda: propagate_labels(patches[8], patches[:8], labels, **settings).flatten(0, 1),
     }  # fmt: skip
     differs = (runs["plain"]() - runs["dinoviz"]()).abs().amax(1)
     print(f"propagation alone, {h} x {w} patches; {int((differs > 1e-4).sum())} labels differ by over 1e-4 (ties)")

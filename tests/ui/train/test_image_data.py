@@ -637,7 +637,7 @@ def test_what_is_no_teacher_is_told(runs, root, tmp_path, tiny_folders, bench):
         told_of = refused(DinovizError, teacher_of, bench, source, typed)
         assert told in told_of, typed
         assert len(told_of) < 400
-    assert "no depth probe that can be read" in refused(ProbeError, teacher_of, bench, source, "no.safetensors")
+    assert "cannot be opened as a depth probe" in refused(ProbeError, teacher_of, bench, source, "no.safetensors")
     without = Source(DEMO)
     assert "are not open to this page" in refused(DinovizError, teacher_of, bench, without, "p.safetensors")
 
