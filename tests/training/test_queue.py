@@ -176,7 +176,7 @@ def test_an_app_that_is_killed_takes_its_runs_along_but_those_to_keep(app, tmp_p
     app.wait()
     wait(lambda: state(ends) in ENDED, 20)
     assert (state(ends), ends.status()["step"]) == ("stopped", ends.checkpoint().step)
-    assert "Stopped, for the app that started it is gone." in log(ends)
+    assert "app exited" in log(ends)
     assert state(waits) == "stopped"
     step = stays.status()["step"]
     with closing(Jobs(tmp_path / "runs")) as jobs:

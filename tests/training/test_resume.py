@@ -89,7 +89,7 @@ def test_damaged_and_partial_checkpoints_are_skipped(images, tmp_path):
     output = []
     resume(run, lambda record: output.append(record["step"]))
     assert output[0] == 6
-    assert "The checkpoint step-00000006 is passed over: student.safetensors has 100 bytes" in log(run)
+    assert any("step-00000006" in line and "100 bytes" in line for line in log(run).splitlines())
     assert_same(run, whole(config, tmp_path))
     assert sorted(p.name for p in newest.parent.iterdir()) == ["step-00000007", "step-00000008"]
 
