@@ -14,9 +14,8 @@ from dinoviz.attention import MEAN
 from dinoviz.cache import OnceCache
 from dinoviz.compare import Agreement
 from dinoviz.errors import DinovizError, check_share
-from dinoviz.segment.prompts import parse
+from dinoviz.segment.prompts import mask_of, parse
 from dinoviz.segment.segmentation import Segmentation
-from dinoviz.ui.segment import state as segment_state
 from dinoviz.ui.workbench import Look
 
 SIDES = ("A", "B")
@@ -44,12 +43,6 @@ class Choice:
             if getattr(self, name) not in known:
                 raise DinovizError(f"There is no {name} {getattr(self, name)!r}; there are {', '.join(known)}.")
         check_share("opacity", self.opacity)
-
-    @property
-    def marking(self) -> segment_state.Choice:
-        """How what is marked becomes a mask, and how that is shown: as the Segment tab begins."""
-        view = segment_state.RAW if self.raw else segment_state.OVERLAY
-        return segment_state.Choice(view=view, opacity=self.opacity)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,10 +79,9 @@ class Panel:
         marks = parse(self.marks, self.look.picture.size)
         if not len(marks):
             return None
-        marking = self.choice.marking
 
         def make() -> tuple[Segmentation | None]:
-            return (segment_state.mark(self.look.features, self.look.picture.shown, marks, marking),)
+            return (mask_of(marks, self.look.features, self.look.picture.shown),)
 
         return self.kept.get(("marked", self.look.key, json.dumps(self.marks)), make)[0]
 

@@ -11,7 +11,7 @@ from PIL import Image
 from dinoviz import compare, render
 from dinoviz.cache import OnceCache
 from dinoviz.ui.compare.state import ATTENTION, COMMON, OWN, PCA, SEGMENTATION, SIDES, Choice, Pair, Panel, panel
-from dinoviz.ui.segment.views import MEANING, draw, layers_in_words
+from dinoviz.ui.mask_views import OVERLAY, RAW, SCORE_MEANING, draw, layers_in_words
 from dinoviz.ui.shared import colour_bar, jpeg_file, note, through
 from dinoviz.ui.workbench import Look
 
@@ -46,7 +46,8 @@ def _picture(side: Panel, scale: tuple[float, float] | None, colours: np.ndarray
     """scale: of both, or None for its own. colours: of both, or None for its own."""
     look, choice = side.look, side.choice
     if choice.view == SEGMENTATION:
-        return draw(look.picture.shown, look.features, side.found, choice.marking)
+        view = RAW if choice.raw else OVERLAY
+        return draw(look.picture.shown, look.features, side.found, view, choice.opacity)
     values = side.density if choice.view == ATTENTION else side.own_colours if colours is None else colours
     return render.map_picture(
         look.picture.shown, look.features.grid, values, raw=choice.raw, opacity=choice.opacity, scale=scale
@@ -60,7 +61,7 @@ def _caption(side: Panel, scale: tuple[float, float] | None) -> str:
         if side.found is None:
             return text
         text += f"<br>the mask covers {side.found.mask.mean():.1%} of the picture"
-        return text + (f"<br>{colour_bar((0, 1), 'viridis', MEANING)}" if choice.raw else "")
+        return text + (f"<br>{colour_bar((0, 1), 'viridis', SCORE_MEANING)}" if choice.raw else "")
     text = through(look, side.layer + 1)
     if choice.view == PCA:
         return text
