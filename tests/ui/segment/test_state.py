@@ -1,5 +1,8 @@
 """The Segment tab's computing: masks of marks, concepts, results, captions, files; targets stay small."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
@@ -8,8 +11,9 @@ from dinoviz import segment
 from dinoviz.errors import DinovizError, Stopped
 from dinoviz.segment.prompts import parse
 from dinoviz.ui.segment import state as segment_state
+from dinoviz.ui.segment.api import encoded_search
 from dinoviz.ui.segment.exports import results, written_masks, zipped
-from dinoviz.ui.segment.state import ALL, Choice, Search
+from dinoviz.ui.segment.state import ALL, Choice, Query, Search
 from dinoviz.ui.segment.targets import MAX_TARGETS, Refused, Target, Targets, checked
 from dinoviz.ui.segment.views import ONLY_BACKGROUND, START, gallery_caption, marks_in_words, reference_caption
 
@@ -228,6 +232,25 @@ def test_files_hold_every_picture_at_full_size(store, look, found, tmp_path):
 def test_unknown_contents_of_the_zip_are_refused(store, look, contents, named):
     with pytest.raises(DinovizError, match=named):
         zipped(search(store, look), [], contents)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"marks": "[]"},
+        {"marks": "{"},
+        {"marks": json.dumps([{**ON, "x": 9999}])},
+        {"corrections": '{"3": []}'},
+        {"image": None},
+    ],
+)
+def test_a_wrong_argument_of_the_endpoint_is_refused(bench, store, files, wrong):
+    arguments = {"image": files["flower"], "marks": json.dumps([ON]), "targets": [files["cat"]], "corrections": "{}"}
+    query = Query(**{"model": MODEL, "resolution": RESOLUTION, "choice": Choice(), **arguments})
+    search, refused = encoded_search(bench, store, query)
+    assert (len(search.targets), refused) == (1, [])
+    with pytest.raises(DinovizError):
+        encoded_search(bench, store, replace(query, **wrong))
 
 
 def test_nothing_marked_gives_no_files(store, look):
