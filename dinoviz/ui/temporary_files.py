@@ -153,12 +153,12 @@ class TemporaryFiles:
             size: bytes that the client declared.
         """
         with self._lock:
-            kept = sum(known.size for known in self._known.values() if known.client == client)
+            present = sum(known.size for known in self._known.values() if known.client == client)
             coming = self._coming.get(client, 0)
-            if kept + coming + size > self.client:
+            if present + coming + size > self.client:
                 raise TooMuch(
                     f"Uploads of one visitor may have at most {self.client / 1e6:.0f} MB; yours have "
-                    f"{(kept + coming) / 1e6:.0f} MB already, which are removed after a while."
+                    f"{(present + coming) / 1e6:.0f} MB already, which are removed after a while."
                 )
             if sum(self._coming.values()) + size > self.total:
                 raise TooMuch("Too many uploads at once: try again in a minute.")

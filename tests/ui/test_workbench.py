@@ -23,8 +23,9 @@ from dinoviz.ui import access, pca_tab, shared, workbench
 from dinoviz.ui import image_bar as bar
 from dinoviz.ui.access import Settings
 from dinoviz.ui.jobs import Job
+from dinoviz.ui.pictures import Picture
 from dinoviz.ui.segment.targets import Targets
-from dinoviz.ui.workbench import Picture, Workbench
+from dinoviz.ui.workbench import Workbench
 from tests.ui.conftest import PATIENCE
 
 ROOMY = 1 << 30

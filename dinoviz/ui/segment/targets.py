@@ -18,7 +18,8 @@ from dinoviz.features import Features, LayerTokens
 from dinoviz.grid import PatchGrid
 from dinoviz.images import open_image
 from dinoviz.ui.jobs import Job
-from dinoviz.ui.workbench import Workbench, file_key
+from dinoviz.ui.pictures import file_key
+from dinoviz.ui.workbench import Workbench
 
 MAX_TARGETS = 500
 THUMB = 260  # the long side in the gallery
@@ -78,7 +79,9 @@ class Targets:
         # Its own cache: each click makes some, and must not push out an attention rollout.
         self.derived = OnceCache(MASKS_AND_CONCEPTS)
         self._turns: OnceCache[threading.Lock] = OnceCache(SESSIONS)
-        self._kept: OnceCache[Target | Refused] = OnceCache(bench.settings.cache_bytes // 2, lambda kept: kept.nbytes)
+        self._cache: OnceCache[Target | Refused] = OnceCache(
+            bench.settings.cache_bytes // 2, lambda target: target.nbytes
+        )
 
     def turn(self, session: str) -> threading.Lock:
         """A lock for work of which one session may do only one at a time."""
@@ -87,7 +90,7 @@ class Targets:
     def peek(self, path: str, model: str, resolution: str) -> Target | Refused | None:
         """The target if it is encoded, else None; never decodes, loads or encodes."""
         backbone = self.bench.loaded(model)
-        return backbone and self._kept.peek((file_key(path), backbone.key, int(resolution)))
+        return backbone and self._cache.peek((file_key(path), backbone.key, int(resolution)))
 
     def get(
         self, path: str, model: str, resolution: str, on_block: Callable[[int, int], None] | None = None
@@ -102,7 +105,7 @@ class Targets:
             except DinovizError as error:
                 return Refused(path, Path(path).name, str(error))
 
-        return self._kept.get(key, make)
+        return self._cache.get(key, make)
 
     def _encode(self, path: str, backbone, resolution: int, on_block) -> Target:
         picture = self.bench.picture(path)

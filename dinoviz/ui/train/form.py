@@ -81,8 +81,8 @@ class Form:
         try:
             numbers = tuple(kind(word) for word in words)
         except (TypeError, ValueError, OverflowError):
-            wanted = "numbers with spaces between them" if several else "a number"
-            raise ConfigError(f"{name.replace('_', ' ')} needs {wanted}, not {shortened(value)}.") from None
+            expected = "numbers with spaces between them" if several else "a number"
+            raise ConfigError(f"{name.replace('_', ' ')} needs {expected}, not {shortened(value)}.") from None
         return numbers if several else numbers[0]
 
     def _shown(self, name: str, value: Any) -> Any:

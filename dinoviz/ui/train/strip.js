@@ -136,11 +136,11 @@ function take() {
     run = props.run
     length = all.length
     const paths = [...all.flatMap(frame => [...frame.attention, ...frame.pca]), ...(props.probes ?? [])]
-    const wanted = new Set(paths)
-    wanted.forEach(keep)
+    const present = new Set(paths)
+    present.forEach(keep)
     if (following && !playing) go(all.length - 1)
     else { at = Math.min(at, Math.max(0, all.length - 1)); render() }
-    for (const path of images.keys()) if (!wanted.has(path)) images.delete(path)
+    for (const path of images.keys()) if (!present.has(path)) images.delete(path)
 }
 
 slider.addEventListener('input', () => { stop(); go(Number(slider.value)) })

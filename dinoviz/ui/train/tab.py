@@ -92,7 +92,7 @@ class Handlers:
     def start(self, token: str, *values):
         """Queue the run, and show it."""
         with user_errors():
-            if self.public and not token:  # nobody could see such a run
+            if self.public and not token:  # no browser could see such a run
                 raise DataError("The page has no token of this browser yet: reload it.")
             self.check_room(token)
             request = self.reader.read(*values)

@@ -207,7 +207,7 @@ def test_each_file_once_and_not_too_many():
 
 def test_the_memory_of_targets_is_bounded(bench, files, monkeypatch):
     small = Targets(bench)
-    monkeypatch.setattr(small._kept, "bound", 1)
+    monkeypatch.setattr(small._cache, "bound", 1)
     for name in ("flower", "cat"):
         small.get(files[name], MODEL, RESOLUTION)
     assert small.peek(files["flower"], MODEL, RESOLUTION) is None
