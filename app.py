@@ -28,7 +28,7 @@ def main() -> None:
         train=not public or os.environ.get("DINOVIZ_TRAIN") == "1",
         data_roots=() if public else tuple(map(Path, options.data or _folders_in("DINOVIZ_FOLDERS") or ["."])),
     )
-    # Ends as Ctrl-C does: what was started here is ended too.
+    # End as after Ctrl-C, with the runs that were started here.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     page = build(settings)
     allowed = door.hosts(
@@ -48,24 +48,24 @@ def main() -> None:
             **launch_options(),
         )
     except OSError as error:
-        if "port" not in str(error):  # gradio's own error has no number
+        if "port" not in str(error):  # Gradio's error has no errno
             raise
         raise DinovizError("There is no free port from 7860 on: choose another with --port.") from None
 
 
 def _check_address(host: str, port: int | None) -> None:
-    """Raises DinovizError where nothing can listen; Gradio says so after a minute, or never."""
+    """Raises DinovizError if the address cannot be listened on; Gradio reports that after a minute, or never."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as listener:
-            if os.name == "posix":  # as the server does, or the port of one that has just ended would seem taken
+            if os.name == "posix":  # as the server does; otherwise the port of an app that has just ended seems in use
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
     except socket.gaierror:
-        raise DinovizError(f"--host {host}: there is no such address; 127.0.0.1 and 0.0.0.0 are usual.") from None
+        raise DinovizError(f"--host {host}: there is no such address; use 127.0.0.1 or 0.0.0.0.") from None
     except (OSError, UnicodeError) as error:
         where = f"{host}:{port}" if port else host
-        why = getattr(error, "strerror", None) or "this is no address"
+        why = getattr(error, "strerror", None) or "not an address"
         raise DinovizError(f"The page cannot be served at {where}: {why}; choose another --port or --host.") from None
 
 
@@ -74,7 +74,7 @@ def _folders_in(variable: str) -> list[str]:
 
 
 def _has_screen() -> bool:
-    """Whether there is a browser to open a page in, not a terminal that a text browser would take over."""
+    """Whether there is a graphical browser; a text browser would take over the terminal."""
     return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
@@ -86,22 +86,22 @@ def _port(text: str) -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--host", help="address to listen on; by default only this machine reaches the page")
+    parser.add_argument("--host", help="address to listen on; by default only this machine can open the page")
     parser.add_argument("--port", type=_port, help="port to listen on; by default the first free one from 7860")
     parser.add_argument("--share", action="store_true", help="make a public link through Gradio's tunnel")
     parser.add_argument(
         "--data",
         action="append",
         metavar="FOLDER",
-        help="pictures below this folder may be trained on, from the page; by default those below the folder that the "
-        "app is started in, and none on a public page; may be given several times ($DINOVIZ_FOLDERS)",
+        help="folder whose pictures the page may train on; by default the folder that the app is started in, and none "
+        "on a public page; may be given several times ($DINOVIZ_FOLDERS)",
     )
     parser.add_argument(
         "--allowed-host",
         action="append",
         metavar="NAME",
-        help="a name that the page may be asked for by, beside its own: that of a proxy in front of it, or of a site "
-        "that calls it; may be given several times ($DINOVIZ_ALLOWED_HOSTS, with commas)",
+        help="another host name under which the page is served, as of a proxy in front of it, or of a site that calls "
+        "it; may be given several times ($DINOVIZ_ALLOWED_HOSTS, with commas)",
     )
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
     parser.add_argument(

@@ -9,12 +9,15 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from dinoviz.errors import DinovizError
+from dinoviz.features import Features
+from dinoviz.segment.segmentation import THRESHOLD, Segmentation, from_points
 
 MAX_TEXT = 8_000_000  # characters; hours of drawing have less
 MAX_PICTURES = 1000
@@ -108,6 +111,39 @@ class Marks:
     def _draw_on(self, canvas: np.ndarray) -> None:
         for stroke in self.strokes:
             _draw(canvas, stroke.points, stroke.radius, int(not stroke.erase))
+
+
+def mask_of(
+    marks: Marks,
+    features: Features,
+    picture: Image.Image,
+    *,
+    all_instances: bool = False,
+    threshold: float | None = None,
+    refine: bool = True,
+    smallest: float = 0.001,
+) -> Segmentation | None:
+    """The mask of what is marked: `from_points` of the clicks, then the strokes over it, which stay as drawn.
+
+    Args:
+        marks: in pixels of the uploaded picture.
+        features: of the uploaded picture.
+        picture: the upload or a copy of another size; the mask has its size.
+        all_instances: as `from_points` takes it, and so are the next three.
+
+    Returns:
+        None without a positive click or a brush stroke.
+    """
+    marks = marks.scaled(features.grid.image_size, picture.size)
+    features = replace(features, grid=replace(features.grid, image_size=picture.size))
+    if marks.labels.any():
+        cut = {"threshold": threshold, "refine": refine, "smallest": smallest}
+        found = from_points(features, marks.points, marks.labels, picture, all_instances=all_instances, **cut)
+        return replace(found, mask=marks.paint(found.mask))
+    if all(stroke.erase for stroke in marks.strokes):
+        return None
+    mask = marks.paint(np.zeros(picture.size[::-1], dtype=bool))
+    return Segmentation(mask.astype(np.float32), mask, features.grid.to_patches(mask), THRESHOLD, True, 1.0)
 
 
 def parse(text: str | Sequence | None, size: tuple[int, int]) -> Marks:

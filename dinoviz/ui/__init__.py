@@ -1,4 +1,4 @@
-"""The page: the bar on top, one tab a view. Wiring only; this is the one place that imports gradio."""
+"""The page: the bar on top, and a tab for each view. Only this package imports gradio."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def build(settings: Settings) -> Page:
         with parts["train"]:
             jobs = train_tab.build(page, bench, shared, which, parts["train"], notice, probe)
     if jobs:
-        atexit.register(jobs.close)  # no process of a run outlives the app unless it was asked to
+        atexit.register(jobs.close)  # no run outlives the app, except where the user asked for it
     page.queue(default_concurrency_limit=8)
     files.share_all()
     bench.warm_up(bar.example_files()[0], bar.DEFAULT_RESOLUTION)
@@ -55,7 +55,7 @@ def build(settings: Settings) -> Page:
 
 
 def launch_options() -> dict:
-    """What `launch` needs so that the page looks right and asks no other host for anything."""
+    """Options of `launch`: the theme, and that the page sends no request to another host."""
     fonts = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
     theme = gr.themes.Default(
         primary_hue="amber", neutral_hue="slate", font=fonts, font_mono=["ui-monospace", "monospace"]
@@ -65,7 +65,7 @@ def launch_options() -> dict:
         "js": attention_tab.ARROW_KEYS,
         "css_paths": [ASSETS / "dinoviz.css"],
         "allowed_paths": [live_figure.script_path()],
-        "ssr_mode": False,  # a Node server in front would answer for the door
+        "ssr_mode": False,  # with it, a Node server would be in front of the middleware
         "max_file_size": "100mb",
         "run_history": False,
         "footer_links": ["api", "settings"],

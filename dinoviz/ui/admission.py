@@ -1,4 +1,4 @@
-"""Who may use memory now: work waits for its turn until its estimate fits beside what is running."""
+"""Admission by memory: work waits in a queue until its estimate fits beside the work that is running."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from dinoviz.errors import DinovizError
 
-POLL = 0.2  # seconds between two words while waiting: how soon one who was stopped leaves the queue
-# Places that each further one of the same owner is put back: a page has fewer pictures under way at once.
+POLL = 0.2  # seconds between two reports while waiting, after which a stopped job leaves the queue
+# Places by which work is put back for each other one of its owner: a page has fewer pictures under way at once.
 LATER = 8
-# After less, the C library's free memory is left for the next one, who needs as much.
+# Less free memory stays with the C library, for the next work of that size.
 WORTH_GIVING_BACK = 64 << 20
 
 
@@ -24,16 +24,19 @@ WORTH_GIVING_BACK = 64 << 20
 class _Turn:
     owner: Hashable
     estimate: int
-    place: int  # in the line, counted over all that ever came
+    place: int  # in the queue, counted from the first work ever
 
 
 class Admission:
-    """One queue for work that takes much memory; safe under threads.
+    """A queue for work that takes much memory; thread-safe.
 
-    budget: bytes that all running work may take together, by its estimates. at_once: how many may run.
-    most_waiting: how many may wait. most_of_one: how many of them may have one owner.
+    First come, first served, except that work is put back LATER places for each other one of its owner.
 
-    First come, first served; but for each that its owner has in it already, work counts as come so many places later.
+    Args:
+        budget: bytes that all running work may take together, by its estimates.
+        at_once: how many may run.
+        most_waiting: how many may wait.
+        most_of_one: how many of one owner may wait.
     """
 
     def __init__(self, budget: int, *, at_once: int = 1, most_waiting: int = 32, most_of_one: int = 8):
@@ -46,23 +49,27 @@ class Admission:
 
     @contextmanager
     def turn(
-        self, estimate: int, owner: Hashable = None, tell: Callable[[str], None] = lambda said: None
+        self, estimate: int, owner: Hashable = None, report: Callable[[str], None] = lambda progress: None
     ) -> Iterator[None]:
-        """Wait for a turn, and have it for the time of the block.
+        """Wait for a turn, and hold it during the block.
 
-        estimate: bytes at the peak of the work. owner: whose work it is; all without a name are one.
-        tell: called with "Busy, place 3" while this waits; what it raises ends the wait.
-        Raises DinovizError if the estimate exceeds the budget, or too many wait already.
+        Args:
+            estimate: bytes at the peak of the work.
+            owner: None counts as one owner too.
+            report: called with "Busy, place 3" while this waits; an exception of it ends the wait.
+
+        Raises:
+            DinovizError: if the estimate exceeds the budget, or too many wait already.
         """
         mine = self._enter(estimate, owner)
         try:
             with self._changed:
                 while not self._begins(mine):
-                    tell(f"Busy, place {self._waiting.index(mine) + 1}")
+                    report(f"Busy, place {self._waiting.index(mine) + 1}")
                     self._changed.wait(POLL)
             yield
         except BaseException as error:
-            # The frames of a pass that was stopped hold all that it had kept, and whoever keeps the error, those.
+            # The frames of a stopped pass hold its tensors for as long as the error is kept.
             traceback.clear_frames(error.__traceback__)
             raise
         finally:
@@ -77,15 +84,15 @@ class Admission:
     def _enter(self, estimate: int, owner: Hashable) -> _Turn:
         if estimate > self.budget:
             raise DinovizError(
-                f"This takes about {estimate / 2**30:.1f} GB of memory, more than the {self.budget / 2**30:.1f} GB "
-                "that one picture may take here: choose a lower resolution or a smaller model."
+                f"This takes about {estimate / 2**30:.1f} GB of memory; one picture may take at most "
+                f"{self.budget / 2**30:.1f} GB: choose a lower resolution or a smaller model."
             )
         with self._changed:
             own = sum(turn.owner == owner for turn in self._waiting)
             if own >= self.most_of_one:
-                raise DinovizError(f"Busy: {own} pictures of yours are waiting, try again when they are done.")
+                raise DinovizError(f"Busy: {own} of your pictures are waiting: try again when they are done.")
             if len(self._waiting) >= self.most_waiting:
-                raise DinovizError(f"Busy: {len(self._waiting)} pictures are waiting, try again in a while.")
+                raise DinovizError(f"Busy: {len(self._waiting)} pictures are waiting: try again in a minute.")
             own += sum(turn.owner == owner for turn in self._running)
             self._came += 1
             mine = _Turn(owner, estimate, self._came + LATER * own)
@@ -97,7 +104,7 @@ class Admission:
             return False
         self._waiting.remove(mine)
         self._running.append(mine)
-        self._changed.notify_all()  # the places of all others, and perhaps the next fits as well
+        self._changed.notify_all()  # the places of all others have changed, and the next may fit as well
         return True
 
     def _fits(self, estimate: int) -> bool:
@@ -106,7 +113,7 @@ class Admission:
 
 
 def give_back() -> None:
-    """Return what was freed to the system; glibc keeps it by itself: 1.2 GB after a ViT-S at 1792 px."""
+    """Return freed memory to the system, which glibc does not by itself: 1.2 GB after a ViT-S at 1792 px."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
         if trim:

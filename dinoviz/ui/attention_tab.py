@@ -38,7 +38,7 @@ from dinoviz.ui.shared import (
     note,
     picture_point,
     stop_shown,
-    told,
+    user_errors,
 )
 from dinoviz.ui.stale_answers import Requests, number
 from dinoviz.ui.workbench import Look, Workbench
@@ -121,7 +121,7 @@ class Handlers:
         Returns:
             the picture with the query, the map over it, all heads on a sheet, and a caption
         """
-        with told():
+        with user_errors():
             return draw(self.bench, self.bench.look(image, model, resolution), ViewSettings(*values))
 
     @takes_settings(ViewSettings)
@@ -132,7 +132,7 @@ class Handlers:
         Returns:
             the zip
         """
-        with told():
+        with user_errors():
             return file(self.bench, self.bench.look(image, model, resolution), ViewSettings(*values))
 
     def draw_all(
@@ -151,7 +151,7 @@ class Handlers:
         look = encoded(self.bench, image, model, resolution, request)
         if look is None:
             return gr.skip()
-        with told():
+        with user_errors():
             settings, updates = ViewSettings(*values), {}
             if drawn.look != look.key:
                 settings, updates = self._fitted(look, settings, drawn)
@@ -194,7 +194,7 @@ class Handlers:
         if job.stopped:
             yield {c.caption: note("Stopped. Choose another map."), c.stop: stop_shown(False)}
             return
-        with told():
+        with user_errors():
             job.result()
         yield {c.stop: stop_shown(False), c.prepared: time.monotonic()}
 
@@ -202,7 +202,7 @@ class Handlers:
         """Draw the statistics of all heads."""
         if drawn.look is None:
             return None
-        with told():
+        with user_errors():
             look = self.bench.peek(image, model, resolution)
             return heads_figure(self.bench, look, drawn.layer) if look and look.key == drawn.look else gr.skip()
 
@@ -237,7 +237,7 @@ class Handlers:
         look, settings = self.bench.peek(image, model, resolution), ViewSettings(*values)
         if look is None or not settings.has_query:
             return gr.skip()
-        with told():
+        with user_errors():
             query = moved_query(look, settings.query, nudge)
         return self._answer(request, stamp, look, replace(settings, query=query))
 
@@ -253,7 +253,7 @@ class Handlers:
         """The answer to a click: query, map and pictures."""
         c = self.controls
         answering = self.requests.click(request.session_hash, stamp, look.key)
-        with told():
+        with user_errors():
             pictures = dict(zip(c.pictures, draw(self.bench, look, settings), strict=True))
             return answering.answer({c.query: settings.query, c.shown: settings.shown}, pictures)
 

@@ -15,7 +15,7 @@ from dinoviz import attention, figures, render
 from dinoviz.attention import MEAN, NORMS, ROLLOUT
 from dinoviz.errors import DinovizError
 from dinoviz.ui.jobs import Job
-from dinoviz.ui.shared import bundle, colour_bar, note, through
+from dinoviz.ui.shared import bundle, colour_bar, model_caption, note
 from dinoviz.ui.workbench import Look, Workbench
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def rollout(bench: Workbench, look: Look, job: Job | None = None) -> np.ndarray:
 
     def report(done: int, layers: int) -> None:
         if job:
-            job.tell("Attention rollout", done / layers)
+            job.report("Attention rollout", done / layers)
 
     return bench.derived(rollout_key(look), lambda: attention.rollout(look.features, report))
 
@@ -168,7 +168,7 @@ def _mass_mask(values: np.ndarray, mass: float) -> np.ndarray | None:
 
 
 def _caption(look: Look, settings: ViewSettings, patch: tuple[int, int] | None, chosen: NamedMap) -> str:
-    text = through(look, None if settings.shown == ROLLOUT else settings.layer)
+    text = model_caption(look, None if settings.shown == ROLLOUT else settings.layer)
     if settings.has_query:
         query = CLS if patch is None else f"patch in row {patch[0] + 1}, column {patch[1] + 1}"
         text += f" · query: {query}"

@@ -1,4 +1,4 @@
-"""What every request passes before Gradio sees it: its host and origin, its size, and where uploads go."""
+"""Middleware in front of Gradio: checks of host, origin and size, and uploads into private folders."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from dinoviz.ui.page import Page
 from dinoviz.ui.temporary_files import TooMuch
 
-# A question to the page: marks, settings and names of files; a picture from the webcam comes in it as a data URL.
+# Of a request: marks, settings and names of files; a picture from the webcam is in it as a data URL.
 MAX_BODY = 16 * 2**20
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 API = "/gradio_api"
@@ -34,10 +34,10 @@ CLOSED = (
 
 @dataclass(frozen=True)
 class Hosts:
-    """The names by which the page may be asked for.
+    """The host names under which the page is served.
 
-    A name that an attacker owns can be made to point at this machine (DNS rebinding): a browser then lets the
-    attacker's page read the answers. An address of digits cannot be rebound.
+    An attacker's name can be made to point at this machine (DNS rebinding), and a browser then lets the attacker's
+    page read the answers. An IP address cannot be rebound.
     """
 
     names: frozenset[str]
@@ -45,7 +45,7 @@ class Hosts:
     shared: Callable[[], str | None] = lambda: None
 
     def allows(self, host: str) -> bool:
-        """host: as in the header, with or without a port."""
+        """Whether a Host header, with or without a port, has one of the names."""
         name = host_name(host)
         if not name:
             return False
@@ -54,10 +54,16 @@ class Hosts:
 
 
 def hosts(host: str, *, on_space: bool, allowed: Iterable[str] = (), shared: Callable[[], str | None]) -> Hosts:
-    """Who may be asked for, when the app listens on `host`.
+    """The host names for an app that listens on `host`.
 
-    On this machine: the loopback names. Beyond it: any address of digits, and this machine's name. On a Space: its
-    host. allowed: more names, for proxies. shared: the host of the share link, once there is one.
+    Always the loopback names; if the app can be reached from other machines, any IP address and this machine's name;
+    on a Space, its host.
+
+    Args:
+        host: the address that the app listens on.
+        on_space: whether it runs on a Hugging Face Space.
+        allowed: more names, for proxies.
+        shared: gives the host of the share link, once there is one.
     """
     names = {*LOOPBACK, *map(host_name, allowed)} - {""}
     reachable = on_space or host not in LOOPBACK
@@ -75,7 +81,7 @@ def _space_host(space: str) -> str:
 
 
 def host_name(host: str) -> str:
-    """The name in a Host header, without its port and in lower case; "" for what is none."""
+    """The name in a Host header in lower case, without its port; "" if it cannot be read."""
     try:
         return (urlsplit(f"//{host.strip()}").hostname or "").rstrip(".")
     except ValueError:
@@ -83,7 +89,7 @@ def host_name(host: str) -> str:
 
 
 def is_address(name: str) -> bool:
-    """Whether it is an IP address."""
+    """Whether the name is an IP address."""
     try:
         ipaddress.ip_address(name)
     except ValueError:
@@ -92,12 +98,12 @@ def is_address(name: str) -> bool:
 
 
 def middleware(page: Page, allowed: Hosts) -> list[Middleware]:
-    """For the `app_kwargs` of `launch`."""
+    """The middleware, for the `app_kwargs` of `launch`."""
     return [Middleware(Door, page=page, allowed=allowed)]
 
 
 class Door:
-    """ASGI middleware: refuses what must not come in, takes uploads, and notices when a page comes and goes."""
+    """ASGI middleware: refuses requests, takes uploads, and records when a page is opened and left."""
 
     def __init__(self, app, page: Page, allowed: Hosts):
         self.app, self.page, self.allowed, self.files = app, page, allowed, page.files
@@ -106,7 +112,7 @@ class Door:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
-        if scope["type"] != "http":  # nothing here speaks websocket
+        if scope["type"] != "http":  # the page uses no websocket
             await send({"type": "websocket.close", "code": 1008})
             return
         request = Request(scope, receive)
@@ -116,7 +122,7 @@ class Door:
         elif _path(request) == f"{API}/upload" and request.method == "POST":
             await (await self._upload(request))(scope, receive, send)
         elif request.method == "POST":
-            await self._question(request, scope, receive, send)
+            await self._post(request, scope, receive, send)
         elif _path(request).startswith(f"{API}/heartbeat/"):
             await self._page_open(_path(request).rpartition("/")[2], scope, receive, send)
         else:
@@ -130,38 +136,38 @@ class Door:
             )
         origin = request.headers.get("origin")
         if request.method not in ("GET", "HEAD", "OPTIONS") and origin is not None:
-            asking = urlsplit(origin).netloc if origin != "null" else ""
-            if not self.allowed.allows(asking):
-                return PlainTextResponse("Another site's page cannot write here.", 403)
+            source = urlsplit(origin).netloc if origin != "null" else ""
+            if not self.allowed.allows(source):
+                return PlainTextResponse("Pages of other sites cannot write here.", 403)
         if _path(request).startswith(CLOSED):
             return PlainTextResponse("There is no such page.", 404)
         return None
 
-    async def _question(self, request: Request, scope, receive, send) -> None:
-        """Hand on a request whose body is small enough; it is counted as it comes, since its length may be a lie."""
+    async def _post(self, request: Request, scope, receive, send) -> None:
+        """Forward a request whose body is small enough, counted in bytes, since the declared length may be wrong."""
         body = bytearray()
         async for chunk in _chunks(request):
             body += chunk
             if len(body) > MAX_BODY:
-                sentence = f"A request holds at most {MAX_BODY >> 20} MB."
+                sentence = f"A request may have at most {MAX_BODY >> 20} MB."
                 await JSONResponse({"detail": sentence}, 413)(scope, receive, send)
                 return
         if request.headers.get("content-type", "").startswith("application/json"):
             try:
                 json.loads(bytes(body) or b"null")
             except (ValueError, RecursionError):
-                await JSONResponse({"detail": "The request is no JSON that can be read."}, 400)(scope, receive, send)
+                await JSONResponse({"detail": "The request is not valid JSON."}, 400)(scope, receive, send)
                 return
-        given = False
+        sent = False
 
-        async def again() -> dict:
-            nonlocal given
-            if given:
+        async def replay() -> dict:
+            nonlocal sent
+            if sent:
                 return await receive()
-            given = True
+            sent = True
             return {"type": "http.request", "body": bytes(body), "more_body": False}
 
-        await self.app(scope, again, send)
+        await self.app(scope, replay, send)
 
     async def _page_open(self, session: str, scope, receive, send) -> None:
         self.files.opened(session)
@@ -171,35 +177,35 @@ class Door:
             self.files.left(session)
 
     async def _upload(self, request: Request) -> Response:
-        """Gradio's own upload, into a folder of its own whose name is a secret, within what the client may keep."""
+        """Take an upload as Gradio does, but into a folder with a secret name, within the client's share of disk."""
         client = request.client.host if request.client else ""
         length = request.headers.get("content-length", "")
         upload_id = request.query_params.get("upload_id")
         most = self.page.max_file_size or float("inf")
         if not length.isdigit():
-            return PlainTextResponse("An upload says how long it is (Content-Length).", 411)
+            return PlainTextResponse("An upload needs a Content-Length.", 411)
         try:
             with self.files.upload(client, int(length)) as folder:
                 paths, waiting, _ = await upload_fn(
                     request, str(folder), most, upload_id, upload_progress=file_upload_statuses if upload_id else None
                 )
-                assert not waiting, "the parts are written into the folder that they stay in"
+                assert not waiting, "uploads are written into their final folder"
                 self.files.uploaded(map(str, paths), client)
                 return JSONResponse([str(path) for path in paths])
         except TooMuch as error:
             return _too_large(str(error))
         except MultiPartException as error:
             large = "maximum allowed size" in error.message
-            sentence = f"A file has at most {most / 2**20:.0f} MB here." if large else "The upload cannot be read."
+            sentence = f"A file may have at most {most / 2**20:.0f} MB." if large else "The upload cannot be read."
             return PlainTextResponse(sentence, 413 if large else 400)
         except HTTPException as error:
             return PlainTextResponse(str(error.detail), error.status_code)
-        except (KeyError, ValueError, TypeError, AttributeError):  # what the parser says of malformed parts
+        except (KeyError, ValueError, TypeError, AttributeError):  # from the parser, for malformed parts
             return PlainTextResponse("The upload cannot be read.", 400)
         except OSError as error:
-            return PlainTextResponse(f"The upload cannot be kept: {error.strerror}.", 507)
+            return PlainTextResponse(f"The upload cannot be stored: {error.strerror}.", 507)
         except ClientDisconnect:
-            return PlainTextResponse("The upload was broken off.", 400)
+            return PlainTextResponse("The upload was interrupted.", 400)
 
 
 def _too_large(sentence: str) -> Response:
@@ -215,6 +221,6 @@ async def _chunks(request: Request):
 
 
 def _path(request: Request) -> str:
-    """The path below the place where the app is mounted, without doubled and trailing slashes."""
+    """The path below the mount point of the app, without doubled and trailing slashes."""
     path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
     return "/" + "/".join(filter(None, path.split("/")))

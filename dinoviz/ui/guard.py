@@ -1,4 +1,4 @@
-"""What every endpoint of the page passes: files that are the session's own, and values of the right type."""
+"""Checks of every value that a client sends: only files of its own session, and only values of the right type."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ MAX_TEXT = 2_000_000  # characters of one value: the marks of a long session
 
 
 class Live:
-    """Of a choice whose list changes: it may be empty, and its handlers check what was chosen."""
+    """Marks a component whose choices change: its value may be empty, and its handlers check it."""
 
 
 Check = Callable[[gr.components.Component, Any], bool]
 
 
 def refusal(sentence: str) -> gr.Error:
-    """An error that is shown and sent as one sentence, without a stack trace in the log."""
+    """An error that is sent as one sentence, without a stack trace in the log."""
     return gr.Error(html.escape(sentence, quote=False), print_exception=False)
 
 
 def own_files(value: Any, own: Callable[[str], str]) -> Any:
-    """The same value; of each file in it only its checked path and its name remain. Raises what `own` raises."""
+    """The value with each file in it reduced to its checked path and its name. Raises what `own` raises."""
     if isinstance(value, list):
         return [own_files(item, own) for item in value]
     if not isinstance(value, dict):
@@ -40,20 +40,20 @@ def own_files(value: Any, own: Callable[[str], str]) -> Any:
     if "path" not in value and "url" not in value:
         return {key: own_files(item, own) for key, item in value.items()}
     path, url, name = value.get("path"), value.get("url"), value.get("orig_name")
-    # A picture of the webcam or the clipboard comes in the request itself.
+    # A picture from the webcam or the clipboard is in the request itself.
     inline = isinstance(url, str) and url.startswith("data:image/")
     if isinstance(path, str) and path and not inline:
         checked = {"path": own(path), "url": None}
     elif inline and not path:
         checked = {"path": None, "url": url}
     else:
-        raise NotYours("A file is given by the path that its upload was answered with.")
+        raise NotYours("A file is given by the path that its upload returned.")
     name = name if isinstance(name, str) else None
     return checked | {"orig_name": name, "meta": {"_type": "gradio.FileData"}}
 
 
 def file_paths(value: Any) -> Iterator[str]:
-    """The paths of all files in what is sent to a page."""
+    """Yield the paths of all files in a value that is sent to a page."""
     if isinstance(value, dict):
         if isinstance(value.get("path"), str):
             yield value["path"]
@@ -65,9 +65,9 @@ def file_paths(value: Any) -> Iterator[str]:
 
 
 def sendable(value: Any) -> Any:
-    """The same value; what is no UTF-8 in its texts, as a file's name may be, is written as an escape.
+    """The value with characters that are not UTF-8 escaped, as a file's name may have them.
 
-    One such name in a list would keep the whole answer from being sent.
+    A single such name would keep the whole answer from being sent.
     """
     if isinstance(value, str):
         return value if value.isascii() else value.encode(errors="backslashreplace").decode()
@@ -80,15 +80,15 @@ def sendable(value: Any) -> Any:
 
 def check_value(block: gr.components.Component, value: Any) -> None:
     """Raises gr.Error unless the value is of the type that the component sends."""
-    if block.stateful:  # the page's own state; what a client sends for it is not used
+    if block.stateful:  # the server's own state; a value that a client sends is not used
         return
     label = getattr(block, "label", None) or type(block).__name__
     if not is_bounded(value):
         raise refusal(f"{label}: the value is too long or too deeply nested.")
-    for kind, (wanted, fits) in CHECKS.items():
+    for kind, (expected, fits) in CHECKS.items():
         if isinstance(block, kind):
             if not fits(block, value):
-                raise refusal(f"{label}: {wanted} is expected, not {short(value)}.")
+                raise refusal(f"{label}: {expected} is expected, not {short(value)}.")
             return
 
 
@@ -107,7 +107,7 @@ def is_bounded(value: Any) -> bool:
 
 
 def takes_click(block_fn: BlockFunction) -> bool:
-    """Whether the handler is told what was clicked."""
+    """Whether the handler has a parameter for what was clicked."""
     if block_fn.fn is None:  # JavaScript alone
         return False
     parameters = inspect.signature(block_fn.fn).parameters.values()
@@ -115,20 +115,20 @@ def takes_click(block_fn: BlockFunction) -> bool:
 
 
 def check_click(data: Any) -> None:
-    """Raises gr.Error unless it is what the page says of a click: an index, or the two of a place in a picture."""
+    """Raises gr.Error unless the data of a click has an index: a number, a text, or the [x, y] of a picture."""
     index = data.get("index") if isinstance(data, dict) and "value" in data else None
     place = isinstance(index, list) and len(index) == 2 and all(map(is_number, index))
     if not (place or isinstance(index, str) or (is_number(index) and index >= 0)):
-        raise refusal("A click says where it was: index, a number or [x, y], and value.")
+        raise refusal("A click needs an index, a number or [x, y], and a value.")
 
 
 def is_number(value: Any) -> bool:
-    """A finite number that arithmetic can be done with."""
+    """Whether it is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def short(value: Any) -> str:
-    """What was given, in a few words."""
+    """The value in a few words, for an error."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return {type(None): "nothing", dict: "an object", list: "a list"}.get(type(value)) or repr(value)[:60]
@@ -147,7 +147,7 @@ def _files(block: gr.File, value: Any) -> bool:
 def _choice(block: gr.Dropdown | gr.Radio, value: Any) -> bool:
     if getattr(block, "multiselect", None):
         return value is None or _texts(value)
-    # Nothing is chosen only where nothing was at first, or where the list may have become empty.
+    # None is a value only where it was the first one, or where the list may have become empty.
     return isinstance(value, str) or (value is None and (block.value is None or isinstance(block, Live)))
 
 
@@ -155,7 +155,7 @@ def _texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
-# What each kind of component sends; the first that fits decides.
+# The expected values of each kind of component, in words and as a check; the first kind that fits decides.
 CHECKS: dict[type, tuple[str, Check]] = {
     gr.File: ("an uploaded file", _files),
     gr.Image: ("an uploaded picture", lambda _, value: _file(value)),

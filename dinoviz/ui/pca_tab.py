@@ -26,7 +26,7 @@ from dinoviz.ui.shared import (
     follow,
     note,
     stop_shown,
-    told,
+    user_errors,
 )
 from dinoviz.ui.workbench import Look, Workbench
 
@@ -89,7 +89,7 @@ class Handlers:
             the map of the picture, those of all pictures, the patches in three components, the explained variance,
             the threshold, and a caption
         """
-        with told():
+        with user_errors():
             found = self._looks(self.bench.look, image, model, resolution, others)
             return draw(self.bench, found.looks, found.errors, ViewSettings(*values))
 
@@ -101,7 +101,7 @@ class Handlers:
         Returns:
             the zip
         """
-        with told():
+        with user_errors():
             looks = self._looks(self.bench.look, image, model, resolution, others).looks
             return file(self.bench, looks, ViewSettings(*values))
 
@@ -120,7 +120,7 @@ class Handlers:
         look = encoded(self.bench, image, model, resolution, request)
         if look is None:
             return gr.skip()
-        with told():
+        with user_errors():
             found = self._looks(self.bench.peek, image, model, resolution, others)
             wanted = tuple(others or []), model, resolution
             if found.missing and tried != wanted:  # the caption goes to the progress of the encoding
@@ -163,7 +163,7 @@ class Handlers:
             caption = note("Stopped. Change the pictures to begin again.")
             yield {c.caption: caption, c.stop: stop_shown(False), c.tried: pending}
             return
-        with told():
+        with user_errors():
             job.result()
         yield {c.stop: stop_shown(False), c.tried: pending, c.prepared: time.monotonic()}
 

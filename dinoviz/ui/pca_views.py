@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 
 from dinoviz import figures, pca, render
 from dinoviz.errors import DinovizError
-from dinoviz.ui.shared import bundle, colour_bar, jpeg_file, note, through
+from dinoviz.ui.shared import bundle, colour_bar, jpeg_file, model_caption, note
 from dinoviz.ui.workbench import Look, Workbench
 
 COMPONENTS = 10
@@ -196,7 +196,7 @@ def _scatter(looks: list[Look], fitted: pca.PatchPCA, settings: ViewSettings) ->
 
 def _caption(looks: list[Look], fitted: pca.PatchPCA, settings: ViewSettings) -> str:
     basis = f"joint basis of {len(looks)} pictures" if len(looks) > 1 else "basis of this picture"
-    text = f"{through(looks[0], settings.layer)} · {basis}"
+    text = f"{model_caption(looks[0], settings.layer)} · {basis}"
     if settings.foreground:
         kept = np.concatenate([k.ravel() for k in fitted.foreground])
         text += f", fitted on the foreground: {kept.sum():,} patches ({kept.mean():.0%}) "

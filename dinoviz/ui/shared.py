@@ -1,4 +1,4 @@
-"""Small parts that every tab uses."""
+"""What every tab uses: options of events, pictures as files, captions, errors, downloads."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ from dinoviz.ui.jobs import Job
 from dinoviz.ui.temporary_files import fresh_folder, session_folder
 from dinoviz.ui.workbench import Look, Workbench
 
-# Of a handler that the page alone calls, and that answers at once. What is asked meanwhile is answered afterwards, with
-# the newest inputs: gradio's own way, for all but changes and also within a chain, is to forget it.
+# Options of an event whose handler only the page calls, and which answers at once. An event that comes meanwhile is
+# handled afterwards with the newest inputs; by default, Gradio drops it for all but changes and also within a chain.
 PRIVATE = {
     "show_progress": "hidden", "concurrency_limit": 8, "api_visibility": "private", "trigger_mode": "always_last"
 }  # fmt: skip
-# Where each event says something of its own, as a click does where it was.
+# Where each event has data of its own, as a click has its place.
 EVERY = {**PRIVATE, "trigger_mode": "multiple"}
-# Of a handler that waits for a network; asked again, it ends what it began before.
+# Of a handler that runs a network; the next call stops the work of the one before.
 WAITING = {**EVERY, "concurrency_limit": None}
-# Of what a double click must not begin twice, and of timers that are quicker than the answer.
+# Of what a double click must not start twice, and of timers that are faster than the answer.
 ONCE = {**PRIVATE, "trigger_mode": "once"}
 
-# Captions of a tab without a picture, and of one that is drawn when it is opened.
+# Captions of a tab without a picture, and of one that is still to be drawn.
 EMPTY, DRAWING = "There is nothing to see until a picture is encoded.", "Drawing …"
 
 
 class UploadImage(gr.Image):
-    """An image input that hands on the file as it was uploaded; decoding and checking is `open_image`'s work."""
+    """An image input whose value is the uploaded file; `open_image` decodes and checks it."""
 
     def get_block_name(self) -> str:
         return "image"
@@ -63,7 +63,7 @@ class UploadImage(gr.Image):
 
 
 class LiveRadio(Live, gr.Radio):
-    """A choice whose list changes while a choice is under way: gradio would refuse it, handlers check it themselves."""
+    """A radio whose choices change while an event is under way, which Gradio would refuse; handlers check the value."""
 
     def get_block_name(self) -> str:
         return "radio"
@@ -73,7 +73,7 @@ class LiveRadio(Live, gr.Radio):
 
 
 class LiveDropdown(Live, gr.Dropdown):
-    """The same; of several a list, which may be empty."""
+    """The same for a dropdown; with `multiselect` the value is a list, which may be empty."""
 
     def get_block_name(self) -> str:
         return "dropdown"
@@ -83,7 +83,7 @@ class LiveDropdown(Live, gr.Dropdown):
 
 
 class ViewImage(gr.Image):
-    """A picture made here: JPEG, because that repaints fastest."""
+    """A picture made by the app: JPEG, because that repaints fastest."""
 
     def get_block_name(self) -> str:
         return "image"
@@ -93,15 +93,15 @@ class ViewImage(gr.Image):
 
 
 def jpeg_file(picture: Image.Image) -> str:
-    """The picture as a file of the session's, named by its content -> its path.
+    """Write the picture to a file of the session, named by its content; returns the path.
 
-    Gradio's own saving writes the file anew each time, also while a browser is reading it; this one never does.
+    Gradio's own function writes the file again each time, even while a browser is reading it; this one never does.
     """
     content = render.to_jpeg(picture)
     path = session_folder() / hashlib.sha256(content).hexdigest() / "image.jpg"
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_file():
-        path.touch()  # the app forgets files by their age
+        path.touch()  # files are removed by age
     else:
         handle, temporary = tempfile.mkstemp(dir=path.parent)
         try:
@@ -115,7 +115,7 @@ def jpeg_file(picture: Image.Image) -> str:
 
 
 def view_image(title: str, elem_id: str, *, height: int | None = 430) -> gr.Image:
-    """A picture that changes at each click; its title stands above it, not on it."""
+    """A picture that changes at each click, with its title above it."""
     with gr.Column(min_width=300):
         gr.HTML(f'<div class="dv-title-of">{html.escape(title)}</div>', padding=False)
         return ViewImage(
@@ -130,12 +130,12 @@ def view_image(title: str, elem_id: str, *, height: int | None = 430) -> gr.Imag
 
 
 def file_name(path: str) -> str:
-    """The last part of a path, of any system."""
+    """The last part of a path, of any operating system."""
     return path.replace("\\", "/").rsplit("/", 1)[-1]
 
 
-def through(look: Look, layer: int | None = None, grid: PatchGrid | None = None) -> str:
-    """What one is looking through, for captions: weights, layer, resolution; grid: where it is not the look's own."""
+def model_caption(look: Look, layer: int | None = None, grid: PatchGrid | None = None) -> str:
+    """HTML of weights, layer, patches and resolution, for captions; grid: where it is not the look's own."""
     grid = grid or look.features.grid
     layers = "" if layer is None else f" · layer {layer} of {look.backbone.layers}"
     return (
@@ -145,7 +145,7 @@ def through(look: Look, layer: int | None = None, grid: PatchGrid | None = None)
 
 
 def colour_bar(scale: tuple[float, float], colormap: str, meaning: str, clipped: bool = False) -> str:
-    """A colour map as a strip between its two ends; clipped: the strongest patches lie beyond the upper one."""
+    """HTML of a colour map between its two ends; clipped: the strongest patches lie beyond the upper one."""
     stops = render.colormap_table(colormap)[::17]
     gradient = ", ".join("#{:02x}{:02x}{:02x}".format(*stop) for stop in stops)
     low, high = (f"{end:.3g}" for end in scale)
@@ -163,8 +163,8 @@ def note(text: str, kind: str = "caption") -> str:
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """What the user can mend becomes a message on the page, and an error for a client; no stack trace."""
+def user_errors() -> Iterator[None]:
+    """Turn errors that the user can fix into a message on the page, or an error for a client, without stack trace."""
     try:
         yield
     except DinovizError as error:
@@ -179,18 +179,18 @@ def told() -> Iterator[None]:
 
 
 def bar_owner(request: gr.Request) -> Hashable:
-    """Whose the encoding of the picture in the bar is."""
+    """The key of the job that encodes the picture in the bar, see `Workbench.start`."""
     return request.session_hash, "bar"
 
 
 def encoded(
     bench: Workbench, image: str | None, model: str, resolution: str, drawn_for: gr.Request | None = None
 ) -> Look | None:
-    """The look, if it is there: a click and a control never run the network, Encode does.
+    """The look if it is encoded, else None with a message: only Encode runs the network, never a click or a control.
 
-    drawn_for: whose page is drawn once it is encoded, and so need not be told while that is under way.
+    drawn_for: the request of a handler that runs again once encoding ends, so that no message is needed meanwhile.
     """
-    with told():
+    with user_errors():
         look = bench.peek(image, model, resolution)
     if look is None and not (drawn_for and bench.is_busy(bar_owner(drawn_for))):
         gr.Info("This picture is not encoded with this model and resolution: wait for it, or press Encode.")
@@ -198,12 +198,12 @@ def encoded(
 
 
 def stop_shown(shown: bool) -> gr.Button:
-    """A Stop button, shown or not. Its text goes along: gradio draws a button that begins hidden without it."""
+    """Show or hide a Stop button. Sends its text too: Gradio draws a button that was hidden at first without it."""
     return gr.Button("Stop", visible=shown)
 
 
 def follow(bench: Workbench, owner: Hashable, job: Job) -> Iterator[str]:
-    """Sentences on how far a job is, until it ends; a page that goes away meanwhile stops it."""
+    """Yield the progress of a job in words until it ends; a page that is closed meanwhile stops it."""
     try:
         yield from job.watch()
     finally:
@@ -216,9 +216,12 @@ def picture_point(look: Look, index: Sequence[float]) -> np.ndarray:
 
 
 def bundle(name: str, files: Mapping[str, bytes] | Iterable[tuple[str, bytes]], about: Mapping) -> str:
-    """A zip of files with an about.json that says what they are -> its path, in a folder of its own that ages away.
+    """Write a zip of files with an about.json, in a folder of its own; returns its path.
 
-    files: may be made one by one, since each is on the disk before the next is asked for; about is read at the end.
+    Args:
+        name: of the zip, without suffix.
+        files: content by name; an iterator may make them one by one, since each is written before the next.
+        about: what the files are and how they were made; read after the last file.
     """
     path = fresh_folder() / f"{name}.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
@@ -229,20 +232,17 @@ def bundle(name: str, files: Mapping[str, bytes] | Iterable[tuple[str, bytes]], 
 
 
 def write_about(archive: zipfile.ZipFile, about: Mapping) -> None:
-    """Say in a zip what it holds and what that was made with."""
+    """Add about.json to a zip: what it holds, how that was made, and by which version."""
     archive.writestr("about.json", json.dumps({"dinoviz": __version__, **about}, indent=2))
 
 
 def api_only() -> gr.Button:
-    """What an endpoint hangs on that clients call and the page does not."""
+    """A hidden button whose click carries an endpoint for clients."""
     return gr.Button(visible=False)
 
 
 def picture_grid(pictures: Iterable[tuple[Image.Image, str]], *, pixelated: bool = False) -> str:
-    """HTML of small pictures with their captions, as many beside each other as there is room for.
-
-    pixelated: show their own pixels, enlarged.
-    """
+    """HTML of small pictures with captions, as many in a row as fit; pixelated: enlarged without interpolation."""
     cells = []
     for picture, caption in pictures:
         content, kind = (render.to_png(picture), "png") if pixelated else (render.to_jpeg(picture), "jpeg")
@@ -255,9 +255,9 @@ def picture_grid(pictures: Iterable[tuple[Image.Image, str]], *, pixelated: bool
 
 
 def download(elem_id: str, label: str = "Download at full size") -> tuple[gr.Button, gr.DownloadButton, str]:
-    """A button, the hidden download behind it, and the JavaScript that presses it once the file is made.
+    """A button, the hidden download behind it, and the JavaScript that clicks that one once the file is made.
 
-    Gradio's own DownloadButton sends the file that was there before the click.
+    Gradio's DownloadButton sends the file that was there before the click.
     """
     button = gr.Button(label, size="sm", elem_id=f"{elem_id}-button")
     hidden = gr.DownloadButton("file", elem_id=elem_id, elem_classes="dv-hidden")

@@ -1,8 +1,8 @@
-"""The one owner of temporary files: uploads, and what the page makes of them.
+"""Temporary files: uploads, and the files that the page makes of them.
 
-Everything lies in one folder of this process, where Gradio keeps its files too. A file belongs to the session that
-uploaded or made it, and nobody else can use it as an input. Files are counted, bounded for each client and in all,
-and removed by age, after their session ended, and when the app exits.
+All are in one folder of this process, which Gradio uses too. A file belongs to the session that uploaded or made it,
+and no other session can use it as an input. Their size is bounded for each client and in all; they are removed by
+age, after their session ended, and when the app exits.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ PREFIX = "dinoviz-"
 ALIVE = ".alive"  # locked while the process that owns the folder lives
 SHARED, SESSIONS, UPLOADS = "shared", "sessions", "uploads"
 MAX_AGE = 6 * 3600
-# A page that lost its connection comes back under the same name: a laptop that sleeps must not lose its pictures.
+# Seconds after a page was left: a laptop that sleeps reconnects as the same session, and must not lose its pictures.
 GRACE = {True: 120, False: 3600}  # by whether the page is public
 SWEEP_EVERY = 30
-IN_USE = 60  # the bound on all files spares what was written or used in the last minute
+IN_USE = 60  # files written or used in the last minute are not removed for space
 GIGABYTE = 2**30
 
 
 class NotYours(DinovizError):
-    """A file that this session neither uploaded nor was given; the message does not tell whether it exists."""
+    """A file that is not of this session; the message does not reveal whether it exists."""
 
 
 class TooMuch(DinovizError):
-    """An upload beyond what one client, or all of them, may keep here."""
+    """An upload beyond the bound of one client, or of all."""
 
 
 @dataclass
 class Known:
-    """A file that may be used as an input. owners: sessions; none for an upload that was not used yet."""
+    """A file that may be an input. owners: sessions; none for an upload that was not used yet."""
 
     owners: set[str] = field(default_factory=set)
     client: str = ""
@@ -57,10 +57,13 @@ class Known:
 
 
 class TemporaryFiles:
-    """The folder of this process, and who may use what in it.
+    """The folder of this process, and which session may use which file in it.
 
-    public: strangers use the page. total: bytes of all files; client: bytes of the uploads of one network address.
-    parent: where the folder is made, by default the system's place for temporary files.
+    Args:
+        public: whether strangers use the page.
+        total: bytes of all files; 0: a quarter of the free space, at most 8 GB.
+        client: bytes of the uploads of one network address; 0: by `total` and `public`.
+        parent: where the folder is made, by default the system's folder for temporary files.
     """
 
     def __init__(self, *, public: bool = False, total: int = 0, client: int = 0, parent: Path | None = None):
@@ -94,28 +97,31 @@ class TemporaryFiles:
             self._alive.release()
 
     def share(self, path: str | Path) -> str:
-        """A copy that everybody may read and use, as long as the app runs -> its path."""
+        """Copy a file for everybody to use, as long as the app runs; returns the copy's path."""
         copy = shared_copy(path)
         self._shared.add(copy)
         return copy
 
     def share_all(self) -> None:
-        """Let everybody use what is there by now: Gradio copies the page's first values and examples by itself."""
+        """Let everybody use the present files: Gradio's copies of the page's first values and examples."""
         self._shared |= {path for path, _, _ in self._files()}
 
     def own(self, path: str, session: str | None) -> str:
-        """The same path, if the session may use it. Raises NotYours.
+        """The path itself, if the session may use it. Raises NotYours.
 
-        Only names that were handed out are compared, nothing on the disk is looked at before: the answer to a
-        stranger's path is the same whether it exists or not.
-        session: None for a client that gave no session; uploads that nobody claimed are its own.
+        Paths are compared with those that were handed out before the disk is read, so that the answer to any other
+        path is the same whether it exists or not.
+
+        Args:
+            path: of an input.
+            session: None for a client without one, which may use uploads that no session has used.
         """
         if path in self._shared:
             return path
         with self._lock:
             known = self._known.get(path)
             if known is None or (known.owners and (session or "") not in known.owners):
-                raise NotYours("This file was not uploaded to this page: upload it first.")
+                raise NotYours("This file was not uploaded in this session: upload it first.")
             if session:
                 known.owners.add(session)
             known.used = time.time()
@@ -128,7 +134,7 @@ class TemporaryFiles:
         return path
 
     def made(self, paths: Iterable[str], session: str | None) -> None:
-        """Let the session use what was made for it. Only files in the folder count."""
+        """Let the session use the files that were made for it. Paths outside the folder are ignored."""
         inside = f"{self.folder}{os.sep}"
         with self._lock:
             for path in paths:
@@ -137,21 +143,25 @@ class TemporaryFiles:
 
     @contextmanager
     def upload(self, client: str, size: int) -> Iterator[Path]:
-        """An empty folder for the upload of a client, removed if it does not succeed. Raises TooMuch.
+        """An empty folder for an upload, removed if that fails. Raises TooMuch.
 
-        size: bytes that the client announced. The folder's name is a secret of 128 bits: Gradio's own is a hash of
-        the content, which two people share who upload the same file, and which one of them could guess.
+        The folder's name is a secret of 128 bits. Gradio's is a hash of the content, which is the same for everybody
+        who uploads the same file, and so can be guessed.
+
+        Args:
+            client: network address.
+            size: bytes that the client declared.
         """
         with self._lock:
-            kept = sum(known.size for known in self._known.values() if known.client == client)
+            present = sum(known.size for known in self._known.values() if known.client == client)
             coming = self._coming.get(client, 0)
-            if kept + coming + size > self.client:
+            if present + coming + size > self.client:
                 raise TooMuch(
-                    f"Uploads of one visitor are limited to {self.client / 1e6:.0f} MB, and "
-                    f"{(kept + coming) / 1e6:.0f} MB are here already: they are removed after a while."
+                    f"Uploads of one visitor may have at most {self.client / 1e6:.0f} MB; yours have "
+                    f"{(present + coming) / 1e6:.0f} MB already, which are removed after a while."
                 )
             if sum(self._coming.values()) + size > self.total:
-                raise TooMuch("Too much is being uploaded at this moment: try again in a minute.")
+                raise TooMuch("Too many uploads at once: try again in a minute.")
             self._coming[client] = coming + size
         folder = self.folder / UPLOADS / secrets.token_hex(16)
         folder.mkdir()
@@ -167,7 +177,7 @@ class TemporaryFiles:
                     del self._coming[client]
 
     def uploaded(self, paths: Iterable[str], client: str) -> None:
-        """Let whoever knows the paths claim them, by using them first."""
+        """Record uploads. They belong to the first session that uses them, which has to know the secret paths."""
         with self._lock:
             for path in paths:
                 self._known[path] = Known(client=client, size=Path(path).stat().st_size)
@@ -175,13 +185,13 @@ class TemporaryFiles:
             self.sweep()
 
     def opened(self, session: str) -> None:
-        """A page of this session is connected."""
+        """Record that a page of this session is connected."""
         with self._lock:
             self._connections[session] = self._connections.get(session, 0) + 1
             self._left.pop(session, None)
 
     def left(self, session: str) -> None:
-        """A page of this session went away; its files go after a while, unless it comes back."""
+        """Record that a page of this session was left; its files are removed later, unless it reconnects."""
         with self._lock:
             self._connections[session] = self._connections.get(session, 1) - 1
             if self._connections[session] <= 0:
@@ -189,7 +199,7 @@ class TemporaryFiles:
                 self._left[session] = time.time()
 
     def sweep(self) -> None:
-        """Remove what is old, what belongs to sessions that ended, and the longest unused beyond the bound."""
+        """Remove old files, files of sessions that ended, and beyond the bound the least recently used ones."""
         now = time.time()
         with self._lock:
             ended = [session for session, when in self._left.items() if now - when > self.grace]
@@ -209,7 +219,7 @@ class TemporaryFiles:
         self._remove_empty_folders(now)
 
     def _forget(self, sessions: Iterable[str]) -> None:
-        """Remove files that belonged to nobody but these sessions; called with the lock held."""
+        """Remove the files that belong only to these sessions; called with the lock held."""
         gone = set(sessions)
         for path, known in list(self._known.items()):
             if known.owners and known.owners <= gone:
@@ -228,7 +238,7 @@ class TemporaryFiles:
         return max(written, known.used) if known else written
 
     def _files(self) -> Iterator[tuple[str, int, float]]:
-        """(path, bytes, time written) of all files; those that vanish meanwhile are left out."""
+        """Yield (path, bytes, time written) of all files, without those that vanish meanwhile."""
         for folder, _, names in os.walk(self.folder):
             for name in names:
                 if name == ALIVE:
@@ -244,7 +254,7 @@ class TemporaryFiles:
     def _remove_empty_folders(self, now: float) -> None:
         for folder, _, _ in os.walk(self.folder, topdown=False):
             if Path(folder) != self.folder and Path(folder).parent != self.folder:
-                with suppress(OSError):  # it holds something
+                with suppress(OSError):  # it is not empty
                     if now - os.lstat(folder).st_mtime > IN_USE:
                         Path(folder).rmdir()
 
@@ -254,7 +264,7 @@ class TemporaryFiles:
 
 
 def shared_copy(path: str | Path) -> str:
-    """A copy that may be served, made once -> its path, which says nothing of this machine."""
+    """Copy a file once to where it may be served; returns the copy's path, which shows no folder of this machine."""
     copy = Path(get_upload_folder()) / SHARED / Path(path).name
     if not copy.exists():
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -263,13 +273,13 @@ def shared_copy(path: str | Path) -> str:
 
 
 def session_folder() -> Path:
-    """Where what is made for the running request goes: a folder of its session, or the shared one while there is none.
+    """The folder for files that are made for the running request: its session's, or the shared one without a request.
 
-    Works in the threads of jobs as well, which run in the context of the request that began them.
+    Also right in the threads of jobs, which run in the context of the request that started them.
     """
     request = LocalContext.request.get(None)
     session = getattr(request, "session_hash", None)
-    files = getattr(LocalContext.blocks.get(None), "files", None)  # of the page that was asked
+    files = getattr(LocalContext.blocks.get(None), "files", None)  # of the page that is running
     root = files.folder if files else Path(get_upload_folder())
     folder = _folder_of(root, session) if session else root / SHARED
     folder.mkdir(parents=True, exist_ok=True)
@@ -277,12 +287,12 @@ def session_folder() -> Path:
 
 
 def fresh_folder() -> Path:
-    """An empty folder for one result, below the session's."""
+    """A new empty folder in the session's."""
     return Path(tempfile.mkdtemp(dir=session_folder()))
 
 
 def remove_dead(parent: Path) -> None:
-    """Remove the folders of processes that were killed before they could."""
+    """Remove the folders of processes that were killed."""
     for folder in parent.glob(f"{PREFIX}*"):
         with suppress(OSError, Timeout):
             status = os.lstat(folder)
@@ -294,7 +304,7 @@ def remove_dead(parent: Path) -> None:
 
 
 def _folder_of(root: Path, session: str) -> Path:
-    # A client chooses what its session is called, which must not decide where files go.
+    # A client chooses the name of its session, which must not become a path.
     return root / SESSIONS / hashlib.sha256(session.encode(errors="replace")).hexdigest()[:32]
 
 

@@ -1,15 +1,13 @@
-"""What the page works with: loaded models, decoded pictures, features, and the jobs that make them."""
+"""Shared state of the page: loaded models, decoded pictures, features, and the jobs that compute them."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import stat
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -24,7 +22,8 @@ from dinoviz.images import ImageError, decode_bytes, open_image
 from dinoviz.memory import encode_bytes, features_bytes
 from dinoviz.ui.access import PUBLIC_MILLION_PARAMETERS, Settings
 from dinoviz.ui.admission import Admission
-from dinoviz.ui.jobs import Job, Made, _asking
+from dinoviz.ui.jobs import Job, Made, current_owner
+from dinoviz.ui.pictures import Picture, file_key, pixel_bytes
 from training.runs.run import is_run_network, list_runs
 
 # The long side of the pictures on the page: a click repaints several of them. Downloads have the full size.
@@ -32,34 +31,8 @@ DISPLAY_SIDES = (768, 1024)
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
-    """An upload: its size as given, the copy that is shown, and how to get its pixels."""
-
-    size: tuple[int, int]
-    shown: Image.Image
-    digest: str
-    name: str
-    decode: Callable[[], Image.Image]
-
-    @property
-    def image(self) -> Image.Image:
-        """The picture at its own size; decoded again where it was too large to stay. Raises ImageError."""
-        return self.decode()
-
-    @property
-    def nbytes(self) -> int:
-        """What stays in memory as long as it does."""
-        return pixel_bytes(self.shown)
-
-
-def pixel_bytes(image: Image.Image) -> int:
-    """Bytes of a decoded RGB picture: Pillow takes four a pixel."""
-    return 4 * image.width * image.height
-
-
-@dataclass(frozen=True, eq=False)
 class Look:
-    """One picture through one model at one resolution."""
+    """One picture encoded by one model at one resolution."""
 
     picture: Picture
     backbone: Backbone
@@ -68,11 +41,11 @@ class Look:
 
     @property
     def key(self) -> Hashable:
-        """What decides the features."""
+        """What the features depend on."""
         return self.backbone.key, self.picture.digest, self.resolution
 
     def about(self) -> dict:
-        """What a file made from this look should say about itself."""
+        """Picture, weights and grid, for the about.json of a download."""
         grid = self.features.grid
         return {
             "picture": {"name": self.picture.name, "size": grid.image_size, "sha256_of_pixels": self.picture.digest},
@@ -84,23 +57,23 @@ class Look:
 
 
 class Workbench:
-    """Everything that is shared by all who look at the page; each value is found by its content, never by its user."""
+    """State that all users of the page share; each value is found by its content, never by its user."""
 
     def __init__(self, settings: Settings):
         hub.quiet_transformers()
         self.settings = settings
         self.hub_answers = hub.hub_answers()
         self.default_model = models.default_name(self.hub_answers)
-        # Said in the status line, so that nobody takes the embedded weights for Meta's.
+        # In the status line, so that nobody takes the embedded weights for Meta's.
         self.default_reason = ""
         if self.default_model == "embedded":
             self.default_reason = "The default, since the Hugging Face Hub does not answer (or HF_HUB_OFFLINE is set)."
         self.features_cache = FeatureCache(settings.cache_bytes)
         self._models: OnceCache[Backbone] = OnceCache(settings.models_kept)
         self._pictures: OnceCache[Picture] = OnceCache(settings.cache_bytes // 8, size=lambda picture: picture.nbytes)
-        # At their own size they are needed once by a pass, and by downloads: decoded again where they do not fit.
+        # Full-size pixels are used once by a pass, and by downloads: decoded again where they do not fit.
         self._pixels: OnceCache[Image.Image] = OnceCache(settings.cache_bytes // 8, pixel_bytes, newest_stays=False)
-        # Who decodes never waits for a pass, so that a pass may wait for a decoded picture.
+        # Decoding never waits for a pass, so that a pass may wait for a decoded picture without deadlock.
         self._decodes = Admission(settings.job_bytes, at_once=2)
         self._passes = Admission(settings.job_bytes)  # more at once would not be faster
         self._derived: OnceCache = OnceCache(64)
@@ -108,15 +81,17 @@ class Workbench:
         self._jobs_lock = threading.Lock()
 
     def model_names(self) -> list[str]:
-        """The table's names that may be chosen here."""
+        """Names of `models.KNOWN` that this page may load."""
         limit = PUBLIC_MILLION_PARAMETERS if self.settings.public else float("inf")
         return [name for name, known in models.KNOWN.items() if known.parameters <= limit]
 
     def model_choices(self, *, snapshots: bool = False) -> list[tuple[str, str]]:
-        """All that can be looked through, as (what to call it, what to load): the table's names, then the runs.
+        """All models to choose from, as (label, value to load): the known names, then the training runs.
 
-        snapshots: also the networks that runs kept on their way. On a public page runs are not listed: whoever made
-        one knows its name.
+        A public page does not list runs.
+
+        Args:
+            snapshots: also list the networks that runs saved during training.
         """
         names = [(name, name) for name in self.model_names()]
         if self.settings.public:
@@ -130,16 +105,16 @@ class Workbench:
         return self._models.get((name, models.weights_stamp(name)), lambda: models.load(name))
 
     def check_model(self, name: str) -> None:
-        """Raises ModelError on a public page for all but the names that it lists and runs."""
+        """Raises ModelError on a public page for all but its listed names and training runs."""
         if self.settings.public and name not in self.model_names() and not is_run_network(name):
-            raise models.ModelError(f"There is no model {name!r} here; there are {', '.join(self.model_names())}.")
+            raise models.ModelError(f"There is no model {name!r} here; choose one of {', '.join(self.model_names())}.")
 
     def loaded(self, name: str) -> Backbone | None:
         """The model, as it is on the disk now, if it is loaded, else None."""
         return self._models.peek((name, models.weights_stamp(name)))
 
     def picture(self, path: str) -> Picture:
-        """The upload, decoded when it is its turn. Raises ImageError, and DinovizError where too many wait."""
+        """The upload, decoded after a turn in the queue. Raises ImageError, and DinovizError if too many wait."""
         key = file_key(path)
 
         def make() -> Picture:
@@ -161,19 +136,19 @@ class Workbench:
         return image
 
     def _decode_turn(self, path: str) -> AbstractContextManager[None]:
-        return self._decodes.turn(decode_bytes(path), *_asking())
+        return self._decodes.turn(decode_bytes(path), *current_owner())
 
     def pass_turn(self, backbone: Backbone, patches: int, layers: Layers = (-1,)) -> AbstractContextManager[None]:
-        """The right to run a network over so many patches now: every pass takes its turn here.
+        """A turn for a forward pass over so many patches: every pass takes one, and only a few run at once.
 
-        Nothing that waits for another's pass may be asked for within. Raises DinovizError where too many wait, or
-        there is too little memory for it.
+        Within a turn, never wait for something that another pass computes. Raises DinovizError if too many wait, or
+        the memory is too small.
         """
         return self.turn(encode_bytes(backbone, patches, layers))
 
     def turn(self, nbytes: int) -> AbstractContextManager[None]:
-        """The same for a network that is no backbone, and takes so many bytes."""
-        return self._passes.turn(nbytes, *_asking())
+        """The same for any other network, which takes so many bytes."""
+        return self._passes.turn(nbytes, *current_owner())
 
     def features(
         self,
@@ -183,7 +158,7 @@ class Workbench:
         layers: Layers,
         on_block: Callable[[int, int], None] | None = None,
     ) -> Features:
-        """What the model says of a picture, encoded when it is its turn unless it was before. Raises DinovizError."""
+        """The features of a picture, cached or from a forward pass after a turn in the queue. Raises DinovizError."""
 
         def encode() -> Features:
             patches = PatchGrid.fit(picture.size, resolution, backbone.patch_size).patches
@@ -194,30 +169,35 @@ class Workbench:
         return self.features_cache.get(backbone, picture.digest, resolution, layers, encode)
 
     def look(self, path: str | None, model: str, resolution: int, job: Job | None = None, part=(0, 1)) -> Look:
-        """One picture through one model; instant if it was looked at before. Raises DinovizError.
+        """Encode a picture with a model; instant if its features are cached. Raises DinovizError.
 
-        job: whom to tell how far it is; part: (i, n), this is the picture i of n that the job encodes.
+        Args:
+            path: the upload.
+            model: a name, Hub id or folder.
+            resolution: the short side in model pixels.
+            job: gets the progress.
+            part: (i, n) for picture i of n that the job encodes.
         """
         if not path:
             raise DinovizError("There is no picture yet.")
-        tell = job.tell if job else lambda *_: None
+        report = job.report if job else lambda *_: None
         number, count = part
         done = number / count
         picture = self.picture(path)
-        tell(lambda: f"Loading {model}{models.download_progress(model)}", done)
+        report(lambda: f"Loading {model}{models.download_progress(model)}", done)
         backbone = self.backbone(model)
         encoding = f"Encoding picture {number + 1} of {count}" if count > 1 else "Encoding"
-        tell(encoding, done)
+        report(encoding, done)
         resolution = self.resolution(picture, backbone, int(resolution))
 
         def on_block(block: int, blocks: int) -> None:
-            tell(encoding, (number + block / blocks) / count)
+            report(encoding, (number + block / blocks) / count)
 
         features = self.features(backbone, picture, resolution, "all", on_block)
         return Look(picture, backbone, features, resolution)
 
     def peek(self, path: str | None, model: str, resolution: int) -> Look | None:
-        """The look if picture, model and features are all there, else None; never decodes, loads or encodes."""
+        """The look if picture, model and features are cached, else None; never decodes, loads or encodes."""
         backbone = self.loaded(model)
         picture = self._pictures.peek(file_key(path)) if path else None
         if picture is None or backbone is None:
@@ -228,22 +208,25 @@ class Workbench:
 
     @staticmethod
     def resolution(picture: Picture, backbone: Backbone, wanted: int) -> int:
-        """The resolution asked for, or the largest that the bound on patches allows for a picture of this shape."""
+        """The wanted resolution, or the largest that the bound on patches allows for a picture of this shape."""
         largest = PatchGrid.largest_resolution(picture.size, backbone.patch_size)
         if largest is None:
-            raise DinovizError(f"{picture.name}: the picture is too long and narrow to be looked at.")
+            raise DinovizError(f"{picture.name}: the picture is too long and narrow to be encoded.")
         return min(wanted, largest)
 
     def start(self, owner: Hashable, request: Hashable, work: Callable[[Job], Made]) -> Job[Made]:
-        """Do work in the background; the owner's earlier job is stopped, for nobody waits for it any more.
+        """Start work in the background, and stop the owner's earlier job, whose result is no longer needed.
 
-        request: what is asked for; the same asked twice by the page is done once.
+        Args:
+            owner: (session, name), where a page has several jobs at once.
+            request: if the owner's present job has an equal one, that job is returned.
+            work: called with the job; its value is the result.
         """
         with self._jobs_lock:
             earlier = self._jobs.get(owner)
             if earlier and earlier.request == request and not earlier.stopped:
                 return earlier
-            session = owner[0] if isinstance(owner, tuple) else owner  # of a page that has several jobs
+            session = owner[0] if isinstance(owner, tuple) else owner
             job = self._jobs[owner] = Job(work, request, session)
         if earlier:
             earlier.superseded = True
@@ -253,7 +236,7 @@ class Workbench:
     def start_encode(
         self, owner: Hashable, paths: Sequence[str], model: str, resolution: int, *, skip_bad: bool = False
     ) -> Job[list[Look]]:
-        """Encode pictures in the background; skip_bad: leave out those that cannot be looked at."""
+        """Encode pictures in the background; skip_bad: leave out those that cannot be read or encoded."""
 
         def work(job: Job) -> list[Look]:
             looks = []
@@ -265,7 +248,7 @@ class Workbench:
         return self.start(owner, ("encode", *paths, model, resolution), work)
 
     def stop(self, owner: Hashable, *, superseded: bool = False) -> None:
-        """Ask the owner's job to end, if there is one. superseded: since nobody waits for it any more."""
+        """Stop the owner's job, if there is one. superseded: because its result is no longer needed."""
         with self._jobs_lock:
             job = self._jobs.get(owner)
         if job:
@@ -273,50 +256,30 @@ class Workbench:
             job.stop()
 
     def is_busy(self, owner: Hashable) -> bool:
-        """Whether the owner's job is under way."""
+        """Whether the owner has a job."""
         with self._jobs_lock:
             return owner in self._jobs
 
     def finish(self, owner: Hashable, job: Job) -> None:
-        """Forget a job that is done or left."""
+        """Forget a job that is done or abandoned."""
         with self._jobs_lock:
             if self._jobs.get(owner) is job:
                 del self._jobs[owner]
 
     def warm_up(self, path: str, resolution: int) -> None:
-        """Load the default model and encode one picture in the background, so that the first page finds them ready."""
+        """Load the default model and encode one picture in the background, so that the first page is ready at once."""
 
         def work() -> None:
-            # Whoever opens the page gets the reason told; here nobody listens.
+            # The page that encodes it shows the error.
             with contextlib.suppress(DinovizError):
                 self.look(path, self.default_model, resolution)
 
         threading.Thread(target=work, daemon=True).start()
 
     def is_derived(self, key: Hashable) -> bool:
-        """Whether `derived` would answer at once."""
+        """Whether `derived` has the value already."""
         return self._derived.peek(key) is not None
 
     def derived(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """Something computed from features, once. The key names what and from which features."""
+        """A value computed once from features; the key names it and those features."""
         return self._derived.get(key, make)
-
-
-def file_key(path: str) -> Hashable:
-    """What tells a file from another by its content, which is read once for each time that it was written.
-
-    What is no regular file is its own name: a device or a pipe may have no end.
-    """
-    try:
-        status = Path(path).stat()
-        return (path, _content(path, status.st_mtime_ns, status.st_size)) if stat.S_ISREG(status.st_mode) else path
-    except (OSError, ValueError):  # ValueError: a name with a zero byte
-        return path
-
-
-@lru_cache(maxsize=4096)
-def _content(path: str, mtime_ns: int, size: int) -> str:
-    # Uploads are stored by their content, so that whoever uploads the same file writes it anew under everybody's eyes:
-    # its time alone must not make it another picture.
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

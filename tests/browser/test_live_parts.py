@@ -1,4 +1,4 @@
-"""What shows a run while it goes on: figures that change in place, and the strip of what the teacher sees."""
+"""The components that show a run: figures that are updated in place, and the strip of snapshots."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def add_steps(run: Run, first: int, last: int) -> None:
 
 
 def add_snapshot(run: Run, step: int, probes: int = 2) -> None:
-    """Pictures of one colour, which tells the step and the kind: the red is the step, the green of PCA is full."""
+    """Pictures of one colour by step and kind: red is the step, green is full for PCA."""
     folder = run.folder / "snapshots" / f"step-{step:08}"
     folder.mkdir()
     for i in range(probes):
@@ -49,7 +49,7 @@ def add_snapshot(run: Run, step: int, probes: int = 2) -> None:
 
 
 def serve(root: Path, port: int) -> None:
-    """A page with two figures, one of them in a tab behind, and the strip; they follow the run in the address."""
+    """A page with two figures, one of them in a second tab, and the strip, of the run in the address."""
     with gr.Blocks() as page:
         smoothing = gr.Slider(0, 0.99, 0, step=0.01, label="Smoothing")
         with gr.Tabs():
@@ -63,7 +63,7 @@ def serve(root: Path, port: int) -> None:
             run = Run(root / request.query_params["run"])
             found = dict(train_curves.figures([run], smoothing=weight))
             updates = (
-                drawn(title, found.get(title), train_curves.said(title, found[title]) if title in found else "")
+                drawn(title, found.get(title), train_curves.description(title, found[title]) if title in found else "")
                 for title in ("Loss", "Teacher")
             )
             return [*updates, shown(run)]
@@ -118,21 +118,17 @@ def until(page, condition: str) -> None:
 
 
 def shows_red(page, selector: str, wanted: int) -> None:
-    """Wait until a picture has this red, the step of its snapshot: words change before pictures are decoded."""
-    for _ in range(100):
-        if abs(red(page, selector) - wanted) <= 2:
-            return
-        page.wait_for_timeout(50)
-    raise AssertionError(f"{selector} does not become {wanted}")
-
-
-def red(page, selector: str) -> int:
-    return page.locator(selector).first.evaluate("""async image => {
-        await image.decode()
-        const canvas = new OffscreenCanvas(1, 1).getContext('2d')
-        canvas.drawImage(image, 0, 0, 1, 1)
-        return canvas.getImageData(0, 0, 1, 1).data[0]
-    }""")
+    """Wait until a picture has this red, the step of its snapshot: texts change before pictures are decoded."""
+    page.wait_for_function(
+        """async ([selector, wanted]) => {
+            const image = document.querySelector(selector)
+            await image.decode()
+            const canvas = new OffscreenCanvas(1, 1).getContext('2d')
+            canvas.drawImage(image, 0, 0, 1, 1)
+            return Math.abs(canvas.getImageData(0, 0, 1, 1).data[0] - wanted) <= 2
+        }""",
+        arg=[selector, wanted],
+    )
 
 
 def points(page) -> str:
@@ -150,7 +146,7 @@ def test_a_figure_comes_with_the_first_numbers_and_changes_in_place_with_its_zoo
     live.mouse.down()
     live.mouse.move(box["x"] + 120, box["y"] + 100, steps=3)
     add_steps(run, 210, 250)
-    until(live, f"{points(live)} === 25")  # which must not end what the hand is at
+    until(live, f"{points(live)} === 25")  # which must not end the drag
     assert live.locator("#loss .zoombox").count() == 1
     live.mouse.move(box["x"] + 140, box["y"] + 110, steps=2)
     live.mouse.up()
@@ -165,7 +161,7 @@ def test_a_figure_comes_with_the_first_numbers_and_changes_in_place_with_its_zoo
 
 
 @pytest.mark.slow
-def test_what_the_legend_hid_stays_hidden_while_smoothing_adds_curves(live, run):
+def test_hidden_curves_stay_hidden_while_smoothing_adds_curves(live, run):
     add_steps(run, 10, 200)
     live.locator("#loss .legendtoggle").nth(1).click()
     hidden = "document.querySelector('#loss .dv-plot').data.filter(curve => curve.visible === 'legendonly')"
@@ -180,20 +176,20 @@ def test_what_the_legend_hid_stays_hidden_while_smoothing_adds_curves(live, run)
 
 
 @pytest.mark.slow
-def test_what_one_points_at_is_told_and_stays_told_while_figures_come(live, run):
+def test_the_hover_text_stays_while_the_figure_is_updated(live, run):
     add_steps(run, 10, 100)
     box = live.locator("#loss .point").nth(2).bounding_box()
     live.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    told = live.locator("#loss .hoverlayer .hovertext")
-    told.get_by_text("what is minimised").wait_for()
+    hover = live.locator("#loss .hoverlayer .hovertext")
+    hover.get_by_text("the total").wait_for()
     # Of the same steps, so that the point stays where it is.
     run.add_metrics({"step": 100, "epoch": 5, "loss": 5.0, "loss_dino": 5.0})
     until(live, f"{points(live)} === 11")
-    told.get_by_text("what is minimised").wait_for()
+    hover.get_by_text("the total").wait_for()
 
 
 @pytest.mark.slow
-def test_a_figure_in_a_tab_behind_fits_when_it_is_shown_and_when_the_window_changes(live, run):
+def test_a_figure_of_a_second_tab_fits_its_width(live, run):
     add_steps(run, 10, 100)
     live.locator("#loss .main-svg").first.wait_for()
     live.get_by_role("tab", name="Behind").click()
@@ -219,7 +215,7 @@ def test_a_figure_is_readable_on_a_page_that_turns_dark(live, run):
     assert min(map(int, live.evaluate(text).strip("rgb()").split(","))) > 180
 
 
-def test_the_strip_follows_the_newest_snapshot_until_one_goes_back(live, run):
+def test_the_strip_shows_the_newest_snapshot_until_an_older_one_is_chosen(live, run):
     add_steps(run, 10, 20)
     run.add_metrics({"step": 40, "epoch": 2.0, "knn": 0.54})
     add_snapshot(run, 0)
@@ -243,13 +239,13 @@ def test_the_strip_follows_the_newest_snapshot_until_one_goes_back(live, run):
 
 
 @pytest.mark.slow
-def test_scrubbing_asks_the_server_nothing(live, run):
+def test_scrubbing_sends_no_request(live, run):
     for step in (0, 50, 100, 150):
         add_snapshot(run, step)
     until(live, "document.querySelectorAll('#strip .dv-film button').length === 4")
     until(live, "[...document.querySelectorAll('#strip .dv-film img')].every(image => image.naturalWidth)")
-    asked = []
-    live.on("request", lambda request: asked.append(request.url) if "/file=" in request.url else None)
+    requests = []
+    live.on("request", lambda request: requests.append(request.url) if "/file=" in request.url else None)
     slider = live.get_by_role("slider", name="Snapshot")
     for step in (100, 50, 0):
         slider.press("ArrowLeft")
@@ -260,11 +256,11 @@ def test_scrubbing_asks_the_server_nothing(live, run):
     shows_red(live, "#strip [data-view=attention] img", 150)
     live.locator("#strip .dv-probes button").nth(1).click()
     shows_red(live, "#strip .dv-film img", 0)
-    assert not asked
+    assert not requests
 
 
 @pytest.mark.slow
-def test_play_goes_from_the_start_to_the_newest_and_can_pause(live, run):
+def test_play_runs_to_the_newest_snapshot_and_can_pause(live, run):
     for step in (0, 50, 100):
         add_snapshot(run, step)
     until(live, "document.querySelectorAll('#strip .dv-film button').length === 3")
@@ -272,10 +268,11 @@ def test_play_goes_from_the_start_to_the_newest_and_can_pause(live, run):
     live.get_by_role("button", name="Play").click()
     assert when.inner_text().startswith("step 0,")
     live.get_by_role("button", name="Pause").click()
-    live.wait_for_timeout(600)
+    add_snapshot(run, 150)
+    until(live, "document.querySelectorAll('#strip .dv-film button').length === 4")
     assert when.inner_text().startswith("step 0,")
     live.get_by_role("button", name="Play").click()
-    live.get_by_text("step 100,").wait_for()
+    live.get_by_text("step 150,").wait_for()
     live.get_by_role("button", name="Play").wait_for()
 
 
@@ -294,7 +291,7 @@ def test_the_page_reads_copies_and_never_the_run(live, run):
 
 
 @pytest.mark.slow
-def test_a_run_that_has_gone_leaves_one_sentence(live, run):
+def test_a_removed_run_leaves_an_empty_strip(live, run):
     add_steps(run, 10, 20)
     add_snapshot(run, 0)
     live.locator("#strip .dv-probes button").first.wait_for()

@@ -1,4 +1,4 @@
-"""Every control of the segment tab, in a real browser. One page serves most tests: each clears what it marked."""
+"""Every control of the Segment tab in a real browser. One page serves most tests; each starts without marks."""
 
 import json
 import re
@@ -7,11 +7,12 @@ import zipfile
 import numpy as np
 import pytest
 from gradio_client import Client, handle_file
-from gradio_client.exceptions import AppError
 from PIL import Image, ImageOps
 
 from dinoviz.cache import image_digest
 from dinoviz.images import open_image
+from dinoviz.ui.mask_views import SCORE_MEANING
+from dinoviz.ui.segment.views import ONLY_BACKGROUND, START
 from tests.browser.conftest import watched_page
 from tests.browser.pictures import (
     choose,
@@ -34,7 +35,7 @@ CARD = "#segment-gallery button"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, flower, chelsea):
-    """The flower, mirrored, with a small one beside it; a cat; and a file that is no picture."""
+    """A flower, mirrored, with a small copy beside it; a cat; and an unreadable file."""
     folder = tmp_path_factory.mktemp("targets")
     flower.save(folder / "flower.png")
     ImageOps.mirror(flower).save(folder / "a-mirrored.png")
@@ -62,7 +63,7 @@ def opened(browser, app, app_log, folder):
 
 @pytest.fixture
 def page(opened, folder):
-    """The same page, with the flower, nothing marked, and the tools as they were in the beginning."""
+    """The same page with the flower, without marks, and with the first tools."""
     show(opened, folder / "flower.png")
     for canvas in (REFERENCE, TARGET):
         clear = opened.locator(f"{canvas} [data-do=clear]")
@@ -70,12 +71,12 @@ def page(opened, folder):
             clear.click()
     for tool in ("[data-tool=click]", "[data-sign=plus]"):
         opened.locator(f"{REFERENCE} button{tool}").click()
-    caption(opened, "Click on the thing you want")
+    caption(opened, START)
     return opened
 
 
 def show(page, path) -> None:
-    """Give the bar a picture, and wait until it can be marked."""
+    """Upload a picture into the bar, and wait until it can be marked."""
     digest = image_digest(open_image(path))
     if page.get_attribute(f"{REFERENCE} .dv-canvas", "data-picture") != digest:
         upload(page, path)
@@ -88,12 +89,12 @@ def client(app, tmp_path_factory):
 
 
 def caption(page, text: str, which: str = "#segment-caption") -> str:
-    """A caption, once it says a text."""
+    """A caption, once it contains a text."""
     return wait_for_text(page, which, text)
 
 
 def covered(page) -> float:
-    """How much of the picture the mask covers, in percent, as the caption says."""
+    """Percentage of the picture that the mask covers, from the caption."""
     return float(re.search(r"covers ([\d.]+)%", page.inner_text("#segment-caption"))[1])
 
 
@@ -104,7 +105,7 @@ def mark(page, x: float, y: float, canvas: str = REFERENCE, **options) -> None:
 
 
 def click_flower(page) -> None:
-    """One click on the flower, answered."""
+    """Click on the flower, and wait for the mask."""
     before = source(page, REFERENCE)
     mark(page, 0.5, 0.47)
     wait_for_change(page, REFERENCE, before)
@@ -112,7 +113,7 @@ def click_flower(page) -> None:
 
 
 def draw(page, points, canvas: str = REFERENCE) -> np.ndarray:
-    """Drag the mouse through points given as shares of the picture -> where it was, as exact shares."""
+    """Drag the mouse through points given as shares of the picture; returns its exact places as shares."""
     page.locator(f"{canvas} canvas").scroll_into_view_if_needed()
     box = page.locator(f"{canvas} canvas").bounding_box()
     corner, size = np.array([box["x"], box["y"]]), np.array([box["width"], box["height"]])
@@ -126,38 +127,25 @@ def draw(page, points, canvas: str = REFERENCE) -> np.ndarray:
 
 
 def sent_marks(page, act, count: int = 1) -> list[dict]:
-    """The marks of the reference that the page sends when something is done, once there are so many."""
+    """The marks of the reference that the page sends after `act`, once there are `count`."""
     picture = page.get_attribute(f"{REFERENCE} .dv-canvas", "data-picture")
 
     def marks(request) -> list[dict]:
         if "queue/join" not in request.url:
             return []
-        # Other handlers ask as well: the marks are the JSON object that has this picture for a key.
+        # Of the inputs of any handler: the JSON object that has this picture as a key.
         for value in request.post_data_json["data"]:
-            if isinstance(value, str) and value.startswith("{") and picture in (kept := json.loads(value)):
-                return kept[picture]
+            if isinstance(value, str) and value.startswith("{") and picture in (found := json.loads(value)):
+                return found[picture]
         return []
 
-    asked = []
-
-    def listen(request) -> None:
-        asked.append(request)
-
-    page.on("request", listen)
-    try:
+    with page.expect_request(lambda request: len(marks(request)) == count) as sent:
         act()
-        for _ in range(100):
-            page.wait_for_timeout(50)
-            found = [sent for sent in map(marks, asked) if len(sent) == count]
-            if found:
-                return found[0]
-    finally:
-        page.remove_listener("request", listen)
-    raise AssertionError(f"The page did not send {count} marks.")
+    return marks(sent.value)
 
 
 def zipped(page) -> zipfile.ZipFile:
-    """The download, opened."""
+    """The downloaded zip."""
     with page.expect_download() as download:
         page.locator("#segment-file-button").click()
     return zipfile.ZipFile(download.value.path())
@@ -170,15 +158,15 @@ def mask_in(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 
 
 def take_away(page) -> None:
-    """Leave the tab without targets."""
+    """Remove all targets."""
     remove = page.locator("#segment-files button[aria-label='Clear'], #segment-files button[aria-label='Remove']")
     if remove.count():
         remove.first.click()
-        caption(page, "Drop pictures above", "#segment-found")
+        caption(page, "Drop pictures", "#segment-found")
 
 
 def drop(page, *paths) -> None:
-    """Give the tab these targets, instead of those that are there."""
+    """Replace the targets."""
     take_away(page)
     page.set_input_files("#segment-files input[type=file]", [str(path) for path in paths])
     page.wait_for_function("n => document.querySelectorAll('#segment-gallery button').length === n", arg=len(paths))
@@ -191,11 +179,10 @@ def drop(page, *paths) -> None:
 # Clicks
 
 
-def test_a_click_becomes_a_mask_of_the_thing(page):
+def test_a_click_becomes_a_mask_of_the_object(page):
     plain = pixels(page, REFERENCE)
     click_flower(page)
-    said = page.inner_text("#segment-caption")
-    assert "embedded · 16 x 24 patches of 14 px at 224 px · layers" in said
+    assert "16 x 24 patches of 14 px" in page.inner_text("#segment-caption")
     assert 5 < covered(page) < 50
     blue = (pixels(page, REFERENCE).astype(int) - plain)[..., 2]
     h, w = blue.shape
@@ -210,33 +197,25 @@ def test_negative_click_undo_and_clear(page):
     page.locator(f"{REFERENCE} button[data-sign=minus]").click()
     mark(page, 0.5, 0.6)
     wait_for_change(page, REFERENCE, one)
-    caption(page, "1 click, 1 click beside it")
+    caption(page, "1 click, 1 click on background")
     page.locator(f"{REFERENCE} button[data-do=undo]").click()
     caption(page, "1 click:")
     page.wait_for_function(f"document.querySelector('{REFERENCE} img').getAttribute('src') === '{one}'")
     page.locator(f"{REFERENCE} button[data-do=clear]").click()
-    caption(page, "Click on the thing you want")
+    caption(page, START)
     assert source(page, REFERENCE) == plain
     assert page.locator(f"{REFERENCE} button[data-do=undo]").is_disabled()
 
 
-@pytest.mark.parametrize("options", [{"button": "right"}, {"modifiers": ["Shift"]}])
 @pytest.mark.slow
-def test_right_button_and_shift_mean_beside(page, options):
-    actions = sent_marks(page, lambda: mark(page, 0.2, 0.3, **options))
-    assert actions[0]["label"] == 0
-    caption(page, "So far everything marked is beside the thing")
+def test_right_button_and_shift_mark_background(page):
+    for count, options in ((1, {"button": "right"}), (2, {"modifiers": ["Shift"]})):
+        actions = sent_marks(page, lambda options=options: mark(page, 0.2, 0.3, **options), count)
+        assert actions[-1]["label"] == 0
+    caption(page, ONLY_BACKGROUND)
 
 
-@pytest.mark.slow
-def test_clicks_arrive_in_pixels_of_the_picture(page):
-    actions = sent_marks(page, lambda: mark(page, 0.25, 0.75))
-    assert actions == [
-        {"kind": "point", "x": pytest.approx(160, abs=1.5), "y": pytest.approx(320, abs=1.5), "label": 1}
-    ]
-
-
-def test_a_hundred_quick_clicks_are_all_there(page):
+def test_a_hundred_quick_clicks_all_count(page):
     page.evaluate("""() => {
         const canvas = document.querySelector('#segment-reference canvas'), box = canvas.getBoundingClientRect()
         for (let i = 0; i < 100; i++) {
@@ -248,7 +227,7 @@ def test_a_hundred_quick_clicks_are_all_there(page):
 
 
 @pytest.mark.slow
-def test_marks_by_the_keyboard_alone(page):
+def test_marks_by_keyboard(page):
     page.locator(f"{REFERENCE} canvas").focus()
     page.keyboard.press("ArrowLeft")
     actions = sent_marks(page, lambda: page.keyboard.press("Enter"))
@@ -263,7 +242,7 @@ def test_marks_by_the_keyboard_alone(page):
     for _ in range(3):
         page.keyboard.press("[")
     page.keyboard.press("Control+z")
-    caption(page, "Click on the thing you want")
+    caption(page, START)
 
 
 # Drawing
@@ -290,7 +269,7 @@ def test_draw_erase_and_draw_again_across_tabs(page):
 
 
 @pytest.mark.slow
-def test_a_stroke_is_seen_while_it_is_drawn(page):
+def test_a_stroke_is_shown_while_it_is_drawn(page):
     page.locator(f"{REFERENCE} button[data-tool=draw]").click()
     box = page.locator(f"{REFERENCE} canvas").bounding_box()
     page.mouse.move(box["x"] + 50, box["y"] + 50)
@@ -303,11 +282,11 @@ def test_a_stroke_is_seen_while_it_is_drawn(page):
     assert page.evaluate(ink)[3] > 60
     page.mouse.up()
     caption(page, "1 stroke:")
-    page.wait_for_function(f"({ink})()[3] === 0")  # the picture has it now
+    page.wait_for_function(f"({ink})()[3] === 0")  # it is in the picture now
 
 
 @pytest.mark.slow
-def test_a_drawn_mask_arrives_to_the_pixel(page, tmp_path):
+def test_a_drawn_mask_is_exact_to_the_pixel(page, tmp_path):
     size = (2600, 1100)
     picture = np.random.default_rng(0).integers(0, 255, (11, 26, 3), dtype=np.uint8)
     Image.fromarray(picture).resize(size).save(tmp_path / "wide.png")
@@ -328,7 +307,7 @@ def test_a_drawn_mask_arrives_to_the_pixel(page, tmp_path):
 def test_marks_are_kept_by_picture(page, folder):
     click_flower(page)
     show(page, folder / "b-cat.png")
-    caption(page, "Click on the thing you want")
+    caption(page, START)
     show(page, folder / "flower.png")
     caption(page, "1 click:")
 
@@ -336,40 +315,9 @@ def test_marks_are_kept_by_picture(page, folder):
 # Controls
 
 
-@pytest.mark.parametrize(
-    ("act", "said"),
-    [
-        (lambda page: threshold(page, "0.9"), "threshold 0.90"),
-        (lambda page: page.locator("#segment-refine input").uncheck(), "calibrated"),
-        (lambda page: number(page, "#segment-smallest", "5"), ""),
-        (lambda page: page.get_by_label("what was clicked").check(), ""),
-        (lambda page: page.get_by_label("cut-out", exact=True).check(), ""),
-        (lambda page: page.get_by_label("score", exact=True).check(), "evidence for the thing"),
-        (lambda page: page.get_by_label("raw patch score").check(), "evidence for the thing"),
-        (lambda page: number(page, "#segment-opacity", "0.9"), ""),
-    ],
-    ids=["threshold", "refine", "smallest", "instances", "cut-out", "score", "raw", "opacity"],
-)
-def test_every_control_changes_something(page, folder, act, said):
-    show(page, folder / "two.png")
-    if page.locator(f"{REFERENCE} button[data-do=clear]").is_enabled():
-        page.locator(f"{REFERENCE} button[data-do=clear]").click()
-    caption(page, "Click on the thing you want")
-    page.get_by_label("all instances").check()
-    click_flower(page)
-    mark(page, 0.2, 0.8, button="right")
-    caption(page, "1 click, 1 click beside it")
-    page.wait_for_timeout(300)
-    before = source(page, REFERENCE)
-    act(page)
-    wait_for_change(page, REFERENCE, before)
-    caption(page, said)
-    assert not is_blank(pixels(page, REFERENCE))
-    page.get_by_label("mask", exact=True).check()
-    page.locator("#segment-refine input").check()
-    page.locator("#segment-auto input").check()
-    number(page, "#segment-smallest", "0.1")
-    number(page, "#segment-opacity", "0.5")
+def number(page, slider: str, value: str) -> None:
+    page.locator(f"{slider} input[type=number]").fill(value)
+    page.keyboard.press("Enter")
 
 
 def threshold(page, value: str) -> None:
@@ -378,27 +326,51 @@ def threshold(page, value: str) -> None:
     number(page, "#segment-threshold", value)
 
 
-def number(page, slider: str, value: str) -> None:
-    page.locator(f"{slider} input[type=number]").fill(value)
-    page.keyboard.press("Enter")
+def check(label: str):
+    return lambda page: page.get_by_label(label, exact=True).check()
+
+
+# (what changes the picture, what restores it, words of the caption)
+CONTROLS = (
+    (lambda page: page.locator("#segment-refine input").uncheck(), check("Follow edges"), "calibrated"),
+    (lambda page: number(page, "#segment-smallest", "5"), lambda page: number(page, "#segment-smallest", "0.1"), ""),
+    (check("what was clicked"), check("all instances"), ""),
+    (lambda page: number(page, "#segment-opacity", "0.9"), lambda page: number(page, "#segment-opacity", "0.5"), ""),
+    (check("cut-out"), check("mask"), ""),
+    (check("score"), check("mask"), SCORE_MEANING),
+    (check("raw patch score"), check("mask"), SCORE_MEANING),
+    (lambda page: threshold(page, "0.9"), check("Calibrated threshold"), "threshold 0.90"),
+)
+
+
+def test_every_control_changes_the_picture(page, folder):
+    show(page, folder / "two.png")
+    page.get_by_label("all instances").check()
+    click_flower(page)
+    before = source(page, REFERENCE)
+    mark(page, 0.2, 0.8, button="right")
+    caption(page, "1 click, 1 click on background")
+    before = wait_for_change(page, REFERENCE, before)
+    for act, restore, words in CONTROLS:
+        act(page)
+        wait_for_change(page, REFERENCE, before)
+        caption(page, words)
+        assert not is_blank(pixels(page, REFERENCE))
+        restore(page)
+        page.wait_for_function(f"document.querySelector('{REFERENCE} img').getAttribute('src') === '{before}'")
 
 
 # Other pictures
 
 
-@pytest.mark.slow
-def test_without_targets_the_tab_says_what_to_do(page):
-    assert "Drop pictures above" in page.inner_text("#segment-found")
-
-
 def test_targets_are_found_and_a_corrupt_one_is_named(page, folder):
     drop(page, folder / "a-mirrored.png", folder / "b-cat.png", folder / "c-corrupt.png")
-    caption(page, "3 pictures: mark the thing", "#segment-found")
+    caption(page, "3 pictures: mark", "#segment-found")
     click_flower(page)
     caption(page, "1 cannot be read", "#segment-found")
     cards = page.locator(CARD)
-    assert "present" in cards.nth(0).inner_text()
-    assert "c-corrupt.png: this is not an image" in cards.nth(2).inner_text()
+    assert cards.nth(0).get_attribute("data-state") == "present"
+    assert "c-corrupt.png" in cards.nth(2).inner_text()
     assert cards.nth(2).is_disabled()
 
 
@@ -406,16 +378,16 @@ def test_targets_are_found_and_a_corrupt_one_is_named(page, folder):
 def test_a_correction_in_a_target_changes_all_results(page, folder):
     drop(page, folder / "a-mirrored.png", folder / "b-cat.png")
     click_flower(page)
-    caption(page, "present in", "#segment-found")
+    caption(page, ": found in", "#segment-found")
     page.locator(CARD).nth(0).click()
     caption(page, "a-mirrored.png", f"{TARGET}-caption")
     large, card = source(page, TARGET), source(page, f"{CARD}:nth-child(1)")
     mark(page, 0.5, 0.42, TARGET, button="right")
     wait_for_change(page, TARGET, large)
-    caption(page, "corrected here: 1 click beside it", f"{TARGET}-caption")
+    caption(page, "corrected here: 1 click on background", f"{TARGET}-caption")
     caption(page, "1 corrected picture", "#segment-found")
     assert source(page, f"{CARD}:nth-child(1)") != card
-    page.locator(CARD).nth(1).click()  # what is marked there is there
+    page.locator(CARD).nth(1).click()  # where it is marked, it is found
     caption(page, "b-cat.png", f"{TARGET}-caption")
     mark(page, 0.5, 0.5, TARGET)
     caption(page, "2 corrected pictures", "#segment-found")
@@ -427,7 +399,7 @@ def test_a_correction_in_a_target_changes_all_results(page, folder):
 
 
 @pytest.mark.slow
-def test_everything_marked_is_one_sentence(page, folder):
+def test_a_mask_of_everything_is_an_error(page, folder):
     drop(page, folder / "a-mirrored.png")
     page.locator(f"{REFERENCE} button[data-tool=draw]").click()
     page.locator(f"{REFERENCE} input[type=range]").fill("80")
@@ -447,7 +419,7 @@ def test_the_zip_holds_what_the_endpoints_give(page, client, folder):
     page.locator(f"{REFERENCE} button[data-tool=draw]").click()
     actions = sent_marks(page, lambda: draw(page, [(0.1, 0.1), (0.2, 0.15)]), 2)
     caption(page, "1 click, 1 stroke")
-    caption(page, "present in", "#segment-found")
+    caption(page, ": found in", "#segment-found")
     with zipped(page) as archive:
         names = archive.namelist()
         about, data = json.loads(archive.read("about.json")), json.loads(archive.read("coco.json"))
@@ -456,7 +428,7 @@ def test_the_zip_holds_what_the_endpoints_give(page, client, folder):
         assert Image.open(archive.open("overlays/0000-flower.jpg")).size == (640, 427)
     assert [mask.shape for mask in masks] == [(427, 640), (427, 640), (300, 451)]
     assert np.array_equal(np.asarray(cut)[..., 3] > 0, masks[0])
-    assert about["refused"] == ["c-corrupt.png: " + about["refused"][0].removeprefix("c-corrupt.png: ")]
+    assert len(about["refused"]) == 1
     assert about["weights"]["name"] == "embedded"
     assert [picture["area"] for picture in about["pictures"]] == [mask.sum() for mask in masks]
     arguments = {
@@ -466,13 +438,13 @@ def test_the_zip_holds_what_the_endpoints_give(page, client, folder):
         "targets": [handle_file(path) for path in targets],
         "instances": page.locator("#segment-instances input:checked").input_value(),
     }
-    files, said = client.predict(**arguments, api_name="/segment")
+    files, scores = client.predict(**arguments, api_name="/segment")
     for mask, file in zip(masks, files, strict=True):
         assert np.array_equal(np.asarray(Image.open(file)) > 0, mask)
-    assert [(p["present"], p["presence"]) for p in said["pictures"]] == [
+    assert [(p["present"], p["presence"]) for p in scores["pictures"]] == [
         (p["present"], p["presence"]) for p in about["pictures"]
     ]
-    assert "c-corrupt.png" in said["refused"][0]
+    assert "c-corrupt.png" in scores["refused"][0]
     by_image = {annotation["image_id"]: annotation["segmentation"] for annotation in data["annotations"]}
     for number, mask in enumerate(masks, start=1):
         runs = by_image.get(number)
@@ -484,50 +456,33 @@ def test_the_zip_holds_what_the_endpoints_give(page, client, folder):
 
 
 @pytest.mark.slow
-def test_stop_and_go_on(page, folder):
+def test_stop_and_resume(page, chelsea, tmp_path):
+    """Of so many pictures that encoding them takes longer than the test."""
     take_away(page)
     choose(page, "#resolution", "616 px")
     wait_for_status(page, "44 x 66")
-    page.set_input_files("#segment-files input[type=file]", [str(folder / "b-cat.png"), str(folder / "a-mirrored.png")])
-    caption(page, "of 2", "#segment-encoding")
+    paths = [tmp_path / f"{i}.png" for i in range(40)]
+    for i, path in enumerate(paths):
+        chelsea.rotate(i + 1).save(path)
+    page.set_input_files("#segment-files input[type=file]", [str(path) for path in paths])
     page.locator("#segment-stop", has_text="Stop").click()
-    page.get_by_text("Stopped after").wait_for()
-    page.locator("#segment-resume", has_text="Go on").click()
-    caption(page, "of 2", "#segment-encoding")
-    page.wait_for_function("!document.querySelector('#segment-gallery [data-state=waiting]')")
+    caption(page, "of 40", "#segment-encoding")
+    page.locator("#segment-resume", has_text="Resume").click()
+    page.locator("#segment-stop", has_text="Stop").click()
+    page.locator("#segment-resume", has_text="Resume").wait_for()
+    take_away(page)
     choose(page, "#resolution", "224 px")
     wait_for_status(page, "16 x 24")
-    page.wait_for_function("!document.querySelector('#segment-gallery [data-state=waiting]')")
 
 
 def test_an_example_is_one_click(page):
     page.locator("#segment-example").click()
-    caption(page, "2 clicks, 1 click beside it")
-    caption(page, "8 pictures: present in", "#segment-found")
+    caption(page, "2 clicks, 1 click on background")
+    caption(page, "8 pictures: found in", "#segment-found")
     page.wait_for_function("document.querySelectorAll('#segment-gallery [data-state=waiting]').length === 0")
     for i in range(8):  # four with the flower, four without
         state = page.get_attribute(f"{CARD}:nth-child({i + 1})", "data-state")
         assert state == ("present" if i < 4 else "absent")
-
-
-# Endpoints
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        ({}, "Nothing is marked"),
-        ({"marks": "{"}, "not valid JSON"),
-        ({"marks": '[{"kind": "point", "x": 9999, "y": 1, "label": 1}]'}, "outside the picture"),
-        ({"marks": '[{"kind": "point", "x": 9, "y": 1, "label": 0}]'}, "Nothing is marked as the thing"),
-        ({"marks": '[{"kind": "point", "x": 9, "y": 1, "label": 1}]', "corrections": '{"3": []}'}, "no target '3'"),
-        ({"image": None}, "There is no picture yet"),
-    ],
-)
-def test_a_wrong_argument_is_one_sentence(client, folder, arguments, sentence):
-    arguments = {"image": handle_file(folder / "flower.png"), "resolution": "224", **arguments}
-    with pytest.raises(AppError, match=sentence):
-        client.predict(**arguments, api_name="/segment")
 
 
 # Video
@@ -549,7 +504,7 @@ def test_a_video_from_example_to_masks(video_tab, client):
     page.wait_for_function("document.querySelector('#segment-video video').readyState >= 2")
     assert page.evaluate("document.querySelector('#segment-video video').videoWidth") == 480
     assert page.locator("#segment-areas .js-plotly-plot").count() == 1
-    caption(page, "12 frames through embedded", "#segment-video-note")
+    caption(page, "12 frames", "#segment-video-note")
     with page.expect_download() as download:
         page.locator("#segment-video-zip a").first.click()
     with zipfile.ZipFile(download.value.path()) as archive:
@@ -575,21 +530,6 @@ def test_the_mask_must_be_of_the_first_frame(video_tab, folder):
     page.wait_for_selector(f"{REFERENCE} .dv-canvas:not([data-picture='{flower}'])")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["text", "truncated"])
-def test_a_bad_video_is_one_sentence(video_tab, tmp_path, kind):
-    page = video_tab
-    file = tmp_path / "bad.mp4"
-    file.write_bytes(b"no video" if kind == "text" else b"\0\0\0\x18ftypmp42" + bytes(100))
-    clear = page.locator("#segment-clip button[aria-label='Clear'], #segment-clip button[aria-label='Remove']")
-    if clear.count():
-        clear.first.click()
-    page.set_input_files("#segment-clip input[type=file]", str(file))
-    page.locator("#segment-clip").get_by_text("bad").first.wait_for()
-    page.locator("#segment-first").click()
-    page.get_by_text("bad.mp4: this is not a video").first.wait_for()
-
-
 # Other windows
 
 
@@ -597,7 +537,7 @@ def test_a_bad_video_is_one_sentence(video_tab, tmp_path, kind):
 @pytest.mark.parametrize(
     "window", [{"viewport": {"width": 420, "height": 900}, "device_scale_factor": 2}, {"color_scheme": "dark"}]
 )
-def test_clicks_land_where_one_sees_them(browser, app, app_log, window):
+def test_clicks_land_at_the_pointer(browser, app, app_log, window):
     with watched_page(browser, app, app_log, **window) as page:
         page.goto(app)
         page.wait_for_selector("#attention-map img")
@@ -607,8 +547,9 @@ def test_clicks_land_where_one_sees_them(browser, app, app_log, window):
         assert actions[0]["x"] == pytest.approx(0.3 * 451, abs=2)
         assert actions[0]["y"] == pytest.approx(0.6 * 300, abs=2)
         page.locator(f"{REFERENCE} button[data-do=full]").click()
-        page.wait_for_timeout(400)
-        assert page.evaluate("document.querySelector('#segment-reference canvas').clientHeight") > 250
+        page.wait_for_function(
+            "document.fullscreenElement && document.querySelector('#segment-reference canvas').clientHeight > 250"
+        )
         actions = sent_marks(page, lambda: mark(page, 0.7, 0.2), 2)
         assert actions[1]["x"] == pytest.approx(0.7 * 451, abs=2)
         assert actions[1]["y"] == pytest.approx(0.2 * 300, abs=2)

@@ -1,4 +1,4 @@
-"""What becomes of runs when they, the app or the page are ended, in a real browser with real processes."""
+"""Runs whose process, app or page is ended, in a real browser with real processes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 
 from tests.browser.conftest import started_app, watched_page
 from tests.browser.pictures import click_at, source, wait_for_change
-from tests.browser.train import ALONE, half, open_train, says, train
+from tests.browser.train import ALONE, half, open_train, says, train, until
 from training.runs.run import Run
 
 pytestmark = pytest.mark.browser
 
-# From the click to the moment that the new picture is loaded, by the page's own clock: a driver adds its own time.
+# From the click until the new picture is loaded, by the page's clock, without the time of the driver.
 STOPWATCH = """() => {
     const view = document.querySelector('#attention-map')
     document.addEventListener('click', () => { window.clicked = performance.now() }, true)
@@ -24,7 +24,7 @@ STOPWATCH = """() => {
 }"""
 
 
-@pytest.mark.slow  # two minutes; tests/training/runs/test_queue.py has the same without a page
+@pytest.mark.slow  # two minutes; tests/training/runs/test_queue.py tests the same without a page
 def test_a_killed_run_a_queue_and_a_killed_app(browser, tmp_path):
     """Two runs in a queue; kill -9 of the run, and of the app; Ctrl-C leaves no process behind."""
     runs = tmp_path / "queue"
@@ -33,22 +33,20 @@ def test_a_killed_run_a_queue_and_a_killed_app(browser, tmp_path):
     with started_app(log, **environment) as (url, process), watched_page(browser, url, log, outlives=True) as page:
         open_train(page, url)
         train(page, "one", epochs=500)
-        says(page, "one is (starting|learning)")
+        says(page, "one is (starting|training)")
         train(page, "two", epochs=500)
-        says(page, "two waits for its turn")
+        says(page, "two is queued")
         page.locator("#train-runs").get_by_text("one", exact=False).first.click()
-        says(page, "one is learning: step")
+        says(page, "one is training: step")
         page.click("#train-stop")
         says(page, "one was stopped")
         page.locator("#train-runs").get_by_text("two", exact=False).first.click()
-        says(page, "two is learning: step .* left")
-        while Run(runs / "two").checkpoint() is None:  # there is one every few seconds
-            page.wait_for_timeout(500)
+        says(page, "two is training: step .* left")
+        until(page, lambda: Run(runs / "two").checkpoint() is not None)
         os.kill(Run(runs / "two").status()["pid"], signal.SIGKILL)
-        said = says(page, "two failed", timeout=10)
-        assert "killed" in said
+        assert "killed" in says(page, "two failed", timeout=10)
         page.click("#train-resume")
-        says(page, "two is learning: step .* left")
+        says(page, "two is training: step .* left")
         assert "resumed at step" in (runs / "two" / "log.txt").read_text()
         child = psutil.Process(Run(runs / "two").status()["pid"])
         process.kill()
@@ -64,7 +62,7 @@ def test_a_killed_run_a_queue_and_a_killed_app(browser, tmp_path):
         page.locator("#train-runs").get_by_text("two", exact=False).first.click()
         says(page, "two was stopped")
         page.click("#train-resume")
-        says(page, "two is learning: step .* left")
+        says(page, "two is training: step .* left")
         children = psutil.Process(process.pid).children(recursive=True)
         assert children
         process.send_signal(signal.SIGINT)
@@ -74,14 +72,14 @@ def test_a_killed_run_a_queue_and_a_killed_app(browser, tmp_path):
     assert Run(runs / "two").status()["state"] == "stopped"
 
 
-@pytest.mark.slow  # it measures, and wants the machine for itself
-def test_the_page_stays_quick_while_a_run_goes_on(browser, tmp_path):
+@pytest.mark.slow  # it measures time
+def test_clicks_stay_fast_during_training(browser, tmp_path):
     log = tmp_path / "quick.log"
     environment = {"DINOVIZ_RUNS": str(tmp_path / "quick")}
     with started_app(log, **environment) as (url, _), watched_page(browser, url, log) as page:
         open_train(page, url)
         train(page, "busy", epochs=500)
-        says(page, "busy is learning: step", timeout=90)
+        says(page, "busy is training: step", timeout=90)
         page.get_by_role("tab", name="Attention", exact=True).click()
         page.evaluate(STOPWATCH)
         times = []

@@ -1,9 +1,9 @@
-"""What tests of the Train tab do again and again."""
+"""Steps that the tests of the Train tab share."""
 
 from __future__ import annotations
 
-import re
 import time
+from collections.abc import Callable
 
 STATUS = "#train-status"
 ALONE = {"OMP_NUM_THREADS": "1"}  # two processes with two threads each on two cores would each be ten times as slow
@@ -16,14 +16,24 @@ def open_train(page, url: str) -> None:
 
 
 def says(page, pattern: str, timeout: float = 60, selector: str = STATUS) -> str:
-    """What a part of the page says, once it matches."""
+    """The text of an element, once it matches a pattern, which is one of JavaScript."""
+    found = page.wait_for_function(
+        """([selector, pattern]) => {
+            const text = document.querySelector(selector)?.innerText ?? ''
+            return new RegExp(pattern).test(text) && text
+        }""",
+        arg=[selector, pattern],
+        timeout=1000 * timeout,
+    )
+    return found.json_value()
+
+
+def until(page, condition: Callable[[], bool], timeout: float = 60) -> None:
+    """Wait for a condition outside of the page, which goes on meanwhile."""
     deadline = time.monotonic() + timeout
-    while True:
-        text = page.inner_text(selector)
-        if re.search(pattern, text):
-            return text
-        assert time.monotonic() < deadline, f"{selector} does not say {pattern!r} but {text!r}"
-        page.wait_for_timeout(100)
+    while not condition():
+        assert time.monotonic() < deadline
+        page.evaluate("new Promise(resolve => requestAnimationFrame(resolve))")
 
 
 def train(page, name: str, **settings) -> None:

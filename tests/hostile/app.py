@@ -222,7 +222,7 @@ def _ask(page: Page, case: Case, door: str, good: Path, runs: Path) -> None:
     if door == "run":
         chosen = os.fspath(runs / path.name)
         page.call("refresh", Runs=chosen)
-        page.call("say_what_goes_on")
+        page.call("show_active")
         return
     if case.group == "marks":
         picture = page.upload("picture.png", good.read_bytes())
@@ -232,7 +232,7 @@ def _ask(page: Page, case: Case, door: str, good: Path, runs: Path) -> None:
     if door == "segment_video":
         marks = '[{"kind": "point", "x": 40, "y": 30, "label": 1}]'
         page.call(door, Model="embedded", Resolution=RESOLUTION, file=file, marks=marks)
-    elif door == "look_at_data":
+    elif door == "preview_data":
         page.call(door, **{"train-where": "upload", "file": [file]})
     else:
         page.call(door, **_controls(file), marks='[{"kind": "point", "x": 4, "y": 4, "label": 1}]')

@@ -179,15 +179,14 @@ def _name_networks(run) -> None:
 
 def run_page(path: Path, room: Room) -> None:
     """What the page's list, its notice and its curves say of it."""
-    from dinoviz.ui.train import curves as train_curves
-    from dinoviz.ui.train import run_list as train_runs
+    from dinoviz.ui.train import metrics_log, run_list
     from training.runs.run import list_runs
 
     for each in list_runs(path):
-        train_runs.label(each)
-        train_runs.said(each, [])
-        train_runs.last_lines(each, 8)
-        train_curves.records(each)
+        run_list.label(each)
+        run_list.status_html(each, [])
+        run_list.last_lines(each, 8)
+        metrics_log.records(each)
 
 
 def dinoviz_command(*words: str) -> Door:
@@ -376,8 +375,8 @@ DOORS: dict[str, Doors] = {
     "archive": Doors(
         ("pictures", "streamed", "unpack"),
         ("training evaluate", "training pretrain", "training finetune", "training probe"),
-        ("look_at_data",),
-        either=("unpack", "training evaluate", "training finetune", "training probe", "http look_at_data"),
+        ("preview_data",),
+        either=("unpack", "training evaluate", "training finetune", "training probe", "http preview_data"),
     ),
     "pictures": Doors(
         ("pictures", "streamed"),
@@ -387,15 +386,15 @@ DOORS: dict[str, Doors] = {
     "list": Doors(
         ("pictures", "streamed"),
         ("training evaluate", "training pretrain"),
-        ("look_at_data",),
-        either=("training evaluate", "http look_at_data"),
+        ("preview_data",),
+        either=("training evaluate", "http preview_data"),
     ),
     "model": Doors(("model",), ("dinoviz attention --model", "dinoviz compare --models", "training finetune --model")),
     "probe": Doors(("probe",), ("dinoviz depth --probe",)),
     "run": Doors(("run", "run_page"), ("training list", "training stop", "training export"), ("run",)),
     "rgbd": Doors(("rgbd",), ("training probe",)),
     "rgbd_zip": Doors(
-        ("unpack", "pictures"), ("training probe",), ("look_at_data",), either=("pictures", "http look_at_data")
+        ("unpack", "pictures"), ("training probe",), ("preview_data",), either=("pictures", "http preview_data")
     ),
     "marks": Doors(("marks", "marks_of_pages"), (), ("segment",), either=("http segment",)),
     "settings": Doors((), ("training pretrain --config",)),

@@ -1,4 +1,4 @@
-"""Whose turn it is: memory, order, fairness, bounds, and leaving the queue."""
+"""Admission: memory, order, fairness, bounds, and leaving the queue."""
 
 import threading
 import weakref
@@ -13,27 +13,27 @@ PATIENCE = 20  # seconds after which a thread that should have ended counts as h
 
 
 class Work:
-    """Work in a thread that takes its turn, and ends when it is allowed to. told: what it heard while it waited."""
+    """Work in a thread that takes a turn, until the test ends it. reports: while it waited."""
 
     def __init__(self, admission: Admission, estimate: int = 1, owner=None, began: list | None = None):
-        self.told: list[str] = []
+        self.reports: list[str] = []
         self.begun, self.go_on, self.waits = threading.Event(), threading.Event(), threading.Event()
         self.stop = False
         self.result: Future = Future()
-        self._asked = admission, estimate, owner
+        self._arguments = admission, estimate, owner
         self._began = began
         threading.Thread(target=self._run, daemon=True).start()
 
-    def _tell(self, said: str) -> None:
-        self.told.append(said)
+    def _report(self, progress: str) -> None:
+        self.reports.append(progress)
         self.waits.set()
         if self.stop:
             raise Stopped
 
     def _run(self) -> None:
-        admission, estimate, owner = self._asked
+        admission, estimate, owner = self._arguments
         try:
-            with admission.turn(estimate, owner, self._tell):
+            with admission.turn(estimate, owner, self._report):
                 if self._began is not None:
                     self._began.append(self)
                 self.begun.set()
@@ -57,15 +57,15 @@ class Work:
 
 
 def until(condition) -> None:
-    """Wait for what other threads bring about."""
+    """Wait for a condition that other threads fulfil."""
     for _ in range(int(PATIENCE / 0.01)):
         if condition():
             return
         threading.Event().wait(0.01)
-    pytest.fail("it never came about")
+    pytest.fail("it was never fulfilled")
 
 
-def test_what_fits_runs_together_and_what_does_not_waits():
+def test_work_that_fits_runs_together_and_other_work_waits():
     admission = Admission(10, at_once=3)
     first, second = Work(admission, 4).running(), Work(admission, 6).running()
     third = Work(admission, 1).waiting()
@@ -74,7 +74,7 @@ def test_what_fits_runs_together_and_what_does_not_waits():
     second.end()
 
 
-def test_no_more_run_at_once_than_may():
+def test_at_once_bounds_the_running_work():
     admission = Admission(10, at_once=2)
     first, second = Work(admission).running(), Work(admission).running()
     third = Work(admission).waiting()
@@ -83,7 +83,7 @@ def test_no_more_run_at_once_than_may():
     first.end()
 
 
-def test_what_can_never_fit_is_refused_at_once():
+def test_work_beyond_the_budget_is_refused():
     admission = Admission(3 << 30)
     with pytest.raises(DinovizError, match=r"4\.5 GB"), admission.turn(9 << 29):
         pytest.fail("it began")
@@ -96,15 +96,15 @@ def test_the_place_counts_down():
     running = Work(admission).running()
     second = Work(admission).waiting()
     third = Work(admission).waiting()
-    assert (second.told[-1], third.told[-1]) == ("Busy, place 1", "Busy, place 2")
+    assert (second.reports[-1], third.reports[-1]) == ("Busy, place 1", "Busy, place 2")
     running.end()
     second.running()
-    until(lambda: third.told[-1] == "Busy, place 1")
+    until(lambda: third.reports[-1] == "Busy, place 1")
     second.end()
     third.running().end()
 
 
-def test_a_large_one_is_not_overtaken_by_small_ones():
+def test_small_work_does_not_overtake_large_work():
     admission = Admission(10, at_once=9)
     running = Work(admission, 5).running()
     large = Work(admission, 10).waiting()
@@ -116,26 +116,26 @@ def test_a_large_one_is_not_overtaken_by_small_ones():
     small.running().end()
 
 
-def test_one_owners_many_do_not_keep_another_waiting():
+def test_an_owner_with_much_work_does_not_delay_another():
     admission, began = Admission(10), []
     running = Work(admission, owner="many").running()
     many = [Work(admission, owner="many", began=began).waiting() for _ in range(3)]
     one = Work(admission, owner="one", began=began).waiting()
-    assert one.told[-1] == "Busy, place 1"
+    assert one.reports[-1] == "Busy, place 1"
     running.end()
     for work in (one, *many):
         work.running().end()
     assert began == [one, *many]
 
 
-def test_who_is_stopped_leaves_the_queue():
+def test_stopped_work_leaves_the_queue():
     admission = Admission(10)
     running = Work(admission).running()
     second, third = Work(admission).waiting(), Work(admission).waiting()
     second.stop = True
     with pytest.raises(Stopped):
         second.result.result(PATIENCE)
-    until(lambda: third.told[-1] == "Busy, place 1")
+    until(lambda: third.reports[-1] == "Busy, place 1")
     running.end()
     third.running().end()
 
@@ -148,10 +148,10 @@ def test_an_error_ends_the_turn():
         pass
 
 
-def test_only_so_many_wait():
+def test_waiting_work_is_bounded():
     admission = Admission(10, most_waiting=2)
     works = [Work(admission, owner=0).running(), *(Work(admission, owner=i).waiting() for i in (1, 2))]
-    with pytest.raises(DinovizError, match="2 pictures are waiting"), admission.turn(1, 3):
+    with pytest.raises(DinovizError, match="2"), admission.turn(1, 3):
         pytest.fail("it began")
     for work in works:
         work.end()
@@ -160,10 +160,10 @@ def test_only_so_many_wait():
 
 
 @pytest.mark.parametrize("owner", ["page", None])
-def test_only_so_many_of_one_owner_wait(owner):
+def test_waiting_work_of_one_owner_is_bounded(owner):
     admission = Admission(10, most_of_one=2)
     works = [Work(admission, owner=owner).running(), *(Work(admission, owner=owner).waiting() for _ in range(2))]
-    with pytest.raises(DinovizError, match="2 pictures of yours"), admission.turn(1, owner):
+    with pytest.raises(DinovizError, match="2"), admission.turn(1, owner):
         pytest.fail("it began")
     works.append(Work(admission, owner="another").waiting())
     for work in works:
@@ -172,7 +172,7 @@ def test_only_so_many_of_one_owner_wait(owner):
         work.end()
 
 
-def test_an_error_that_is_kept_keeps_nothing_of_the_work():
+def test_an_error_does_not_keep_tensors_alive():
     class Tensors:
         pass
 

@@ -19,7 +19,7 @@ from dinoviz.ui.guard import check_value, sendable
 from tests.ui.closed_doors import FILE_INPUTS, SECRET, default_data, foreign_paths, serving, shapes
 from training.runs import Run
 
-NOT_UPLOADED = "was not uploaded to this page"
+NOT_UPLOADED = "was not uploaded in this session"
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["local", "public"])

@@ -1,4 +1,4 @@
-"""A full disk, a closed one, and a port that is taken: one sentence each."""
+"""A full disk, a denied write, and a port in use: one sentence each."""
 
 import asyncio
 import resource
@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from dinoviz.errors import disk_error, status
 from dinoviz.ui.page import Page
-from dinoviz.ui.shared import ViewImage, told
+from dinoviz.ui.shared import ViewImage, user_errors
 from dinoviz.ui.temporary_files import TemporaryFiles
 from dinoviz.video.io import VideoWriter
 
@@ -30,7 +30,7 @@ APP = Path(__file__).resolve().parents[2] / "app.py"
 
 @contextmanager
 def full_disk() -> Iterator[None]:
-    """The system refuses what goes beyond some bytes in a file, as it does on a full disk."""
+    """Files are limited to some bytes, so that larger ones fail as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
     try:
@@ -61,29 +61,29 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_a_full_disk_is_told_whoever_writes(tmp_path, kind):
+def test_a_full_disk_is_recognised_for_every_writer(tmp_path, kind):
     with full_disk(), pytest.raises((OSError, SafetensorError)) as caught:
         WRITERS[kind](tmp_path / "file")
     assert "disk is full" in str(disk_error(caught.value))
 
 
-def test_a_video_that_did_not_fit_leaves_nothing(tmp_path):
+def test_a_video_that_does_not_fit_leaves_nothing(tmp_path):
     with full_disk(), pytest.raises(OSError, match="large"):
         write_video(tmp_path / "file")
     assert not list(tmp_path.iterdir())
 
 
-def test_handlers_tell_what_the_disk_refuses_and_no_path(tmp_path):
-    with full_disk(), pytest.raises(gr.Error, match="disk is full") as caught, told():
+def test_disk_errors_of_handlers_have_no_path(tmp_path):
+    with full_disk(), pytest.raises(gr.Error, match="disk is full") as caught, user_errors():
         WRITERS["bytes"](tmp_path / "file")
     assert str(tmp_path) not in str(caught.value)
-    with pytest.raises(gr.Error, match="Permission denied"), told():
+    with pytest.raises(gr.Error, match="Permission denied"), user_errors():
         raise PermissionError(13, "Permission denied", "/secret")
-    with pytest.raises(FileNotFoundError), told():  # a defect of ours
+    with pytest.raises(FileNotFoundError), user_errors():  # a bug
         (tmp_path / "nothing").read_bytes()
 
 
-def test_what_gradio_writes_after_a_handler_is_told_too(tmp_path, monkeypatch):
+def test_disk_errors_of_gradio_after_a_handler(tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")
     with Page(files=TemporaryFiles(parent=tmp_path)) as page:
         view, button = ViewImage(), gr.Button()
@@ -102,7 +102,7 @@ def app(*options: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, APP, *options], capture_output=True, text=True, timeout=60)
 
 
-def test_a_port_that_is_taken_ends_the_app_in_one_line():
+def test_a_port_in_use_ends_the_app_in_one_line():
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -114,7 +114,7 @@ def test_a_port_that_is_taken_ends_the_app_in_one_line():
 
 
 @pytest.mark.parametrize("options", [("--port", "99999999"), ("--port", "0"), ("--host", "no such host")])
-def test_an_address_that_cannot_be_is_told(options):
+def test_a_wrong_address_ends_the_app(options):
     ended = app(*options)
     assert ended.returncode == 2
     assert options[1] in ended.stderr.splitlines()[-1]

@@ -117,7 +117,7 @@ def test_encoding_more_pictures_can_be_stopped(handlers, inputs, cup, monkeypatc
 
 
 def tell(job, done: int, total: int) -> None:
-    job.tell("Encoding", done / total)
+    job.report("Encoding", done / total)
 
 
 def test_too_many_pictures_are_refused(handlers, inputs, look, cat):

@@ -1,91 +1,34 @@
-import io
-import json
+"""The workbench: jobs of pages, pictures and features in bounded memory, turns of the network, models."""
+
 import os
 import threading
 import time
-import zipfile
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from queue import Queue
 from types import SimpleNamespace
 
-import gradio as gr
 import numpy as np
 import pytest
 from huggingface_hub import constants
 from PIL import Image
 
-from dinoviz import __version__, models
+from dinoviz import models
 from dinoviz.backbone import Backbone
 from dinoviz.cache import image_digest
 from dinoviz.errors import DinovizError, Stopped
 from dinoviz.grid import PatchGrid
 from dinoviz.images import ImageError
+from dinoviz.ui import access, pca_views, shared, workbench
 from dinoviz.ui import image_bar as bar
-from dinoviz.ui import pca_views, workbench
-from dinoviz.ui import shared as parts
 from dinoviz.ui.access import Settings
 from dinoviz.ui.jobs import Job
+from dinoviz.ui.pictures import Picture
 from dinoviz.ui.segment.targets import Targets
-from dinoviz.ui.workbench import Picture, Workbench
+from dinoviz.ui.workbench import Workbench
+from tests.ui.conftest import PATIENCE
 
-PATIENCE = 20  # seconds after which a thread that should have ended counts as hanging
 ROOMY = 1 << 30
-
-
-class Stepwise:
-    """The work of a job that tells what the test wants, when the test wants it."""
-
-    def __init__(self, result="done"):
-        self.result = result
-        self.begun, self.ended, self.told = threading.Event(), threading.Event(), threading.Semaphore(0)
-        self._steps: Queue = Queue()
-
-    def __call__(self, job: Job):
-        self.begun.set()
-        try:
-            while step := self._steps.get(timeout=PATIENCE):
-                job.tell(*step)
-                self.told.release()
-            return self.result
-        finally:
-            self.ended.set()
-
-    def tell(self, *step) -> None:
-        self._steps.put(step)
-        assert self.told.acquire(timeout=PATIENCE)
-
-    def tell_in_vain(self) -> None:
-        """The next word of a work whose job was stopped: it ends there."""
-        self._steps.put(("Going on",))
-        assert self.ended.wait(PATIENCE)
-        assert not self.told.acquire(blocking=False)
-
-    def end(self) -> None:
-        self._steps.put(None)
-
-
-@pytest.fixture
-def work():
-    steps = Stepwise()
-    yield steps
-    steps.end()
-
-
-@pytest.fixture
-def other_work():
-    steps = Stepwise("the other's")
-    yield steps
-    steps.end()
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """Time that passes when the test says so."""
-    now = SimpleNamespace(seconds=100.0)
-    monkeypatch.setattr(workbench, "time", SimpleNamespace(monotonic=lambda: now.seconds))
-    return now
 
 
 @pytest.fixture
@@ -100,148 +43,33 @@ def public(monkeypatch) -> Workbench:
     return Workbench(Settings(public=True, cache_bytes=ROOMY))
 
 
-@pytest.fixture
-def model(tiny_folders) -> str:
-    return str(tiny_folders["dinov2_with_registers"])
-
-
-@pytest.fixture
-def cat(tmp_path, chelsea) -> str:
-    chelsea.save(tmp_path / "cat.png")
-    return str(tmp_path / "cat.png")
-
-
-@pytest.fixture
-def cup(tmp_path, coffee) -> str:
-    coffee.save(tmp_path / "cup.png")
-    return str(tmp_path / "cup.png")
-
-
-@pytest.fixture
-def encodes(monkeypatch) -> list[int]:
-    """The resolution of each forward pass."""
-    passes: list[int] = []
-    encode = Backbone.encode
-
-    def counted(self, image, resolution=518, *args, **kwargs):
-        passes.append(resolution)
-        return encode(self, image, resolution, *args, **kwargs)
-
-    monkeypatch.setattr(Backbone, "encode", counted)
-    return passes
-
-
-def sentence_now(job: Job) -> str:
-    """What the page shows; a watch that were closed here would stop the job."""
-    return job._sentence()
-
-
-# Jobs
-
-
-def test_a_job_says_what_it_does(work):
-    job = Job(work, "request")
-    work.tell("Loading the model")
-    assert next(job.watch(every=0.01)) == "Loading the model …"
-
-
-def test_a_job_says_how_far_it_is_and_how_long_it_takes(work, clock):
-    job = Job(work, "request")
-    work.tell("Loading")
-    clock.seconds += 60  # says nothing about the speed of the encode
-    work.tell("Encoding", 0.1)
-    assert sentence_now(job) == "Encoding, 10%"
-    clock.seconds += 10
-    work.tell("Encoding", 0.3)
-    # A fifth in 10 s: the seven tenths that are left take 35 s.
-    assert sentence_now(job) == "Encoding, 30%, about 35 s left"
-
-
-def test_less_than_a_second_is_not_worth_a_word(work, clock):
-    job = Job(work, "request")
-    work.tell("Encoding", 0.1)
-    clock.seconds += 0.5
-    work.tell("Encoding", 0.9)
-    assert sentence_now(job) == "Encoding, 90%"
-
-
-def test_what_a_job_does_may_change_between_two_words(work):
-    job = Job(work, "request")
-    megabytes = iter((12, 40))
-    work.tell(lambda: f"Loading: {next(megabytes)} of 88 MB")
-    watch = job.watch(every=0.01)
-    assert [next(watch), next(watch)] == ["Loading: 12 of 88 MB …", "Loading: 40 of 88 MB …"]
-    watch.close()
-
-
-def test_watch_ends_with_the_result(work):
-    job = Job(work, "request")
-    watch = job.watch(every=0.01)
-    next(watch)
-    work.end()
-    for _ in watch:
-        pass
-    assert job.result() == "done"
-    assert not job.stopped
-
-
-def test_stop_ends_the_watch_at_once_and_the_work_at_its_next_word(work):
-    job = Job(work, "request")
-    watch = job.watch(every=0.01)
-    next(watch)
-    job.stop()
-    assert list(watch) == []
-    with pytest.raises(Stopped):
-        job.result()
-    assert not work.ended.is_set()  # a download cannot be interrupted; nobody waits for it
-    work.tell_in_vain()
-    with pytest.raises(Stopped):
-        job.result()
-
-
-def test_who_leaves_the_watch_early_stops_the_job(work):
-    job = Job(work, "request")
-    watch = job.watch(every=0.01)
-    next(watch)
-    watch.close()  # what Gradio does to a handler whose page was closed
-    assert job.stopped
-    work.tell_in_vain()
-
-
-@pytest.mark.parametrize("error", [DinovizError("no such model"), MemoryError("full")])
-def test_an_error_of_the_work_reaches_who_asks_for_the_result(error):
-    def fail(job):
-        raise error
-
-    job = Job(fail, "request")
+def finish(job: Job):
+    """Wait for a job; returns its result."""
     for _ in job.watch(every=0.01):
         pass
-    with pytest.raises(type(error), match=str(error)):
-        job.result()
+    return job.result()
 
 
 # Jobs of a page
 
 
-def test_the_same_asked_twice_is_one_job(bench, work, other_work):
+def test_equal_requests_of_a_page_are_one_job(bench, work, other_work):
     job = bench.start("page", ("encode", "cat"), work)
     assert bench.start("page", ("encode", "cat"), other_work) is job
     assert not job.stopped
     assert not other_work.begun.is_set()
 
 
-def test_something_else_asked_stops_what_was_asked_before(bench, work, other_work):
+def test_another_request_stops_the_job_before(bench, work, other_work):
     first = bench.start("page", ("encode", "cat"), work)
     second = bench.start("page", ("encode", "cup"), other_work)
     assert (first.superseded, first.stopped) == (True, True)
     assert (second.superseded, second.stopped) == (False, False)
     other_work.end()
-    for _ in second.watch(every=0.01):
-        pass
-    assert second.result() == "the other's"
+    assert finish(second) == "the other's"
 
 
-def test_a_stopped_job_is_not_joined(bench, work, other_work):
+def test_a_stopped_job_is_not_returned_again(bench, work, other_work):
     first = bench.start("page", "cat", work)
     bench.stop("page")
     assert bench.start("page", "cat", other_work) is not first
@@ -254,7 +82,7 @@ def test_another_page_is_not_disturbed(bench, work, other_work):
     assert (mine.stopped, yours.stopped) == (False, True)
 
 
-def test_what_nobody_waits_for_any_more_is_stopped_as_superseded(bench, work):
+def test_a_superseded_job_is_stopped_and_forgotten(bench, work):
     job = bench.start("page", "cat", work)
     assert bench.is_busy("page")
     bench.stop("page", superseded=True)
@@ -263,25 +91,20 @@ def test_what_nobody_waits_for_any_more_is_stopped_as_superseded(bench, work):
     assert not bench.is_busy("page")
 
 
-def test_who_looks_at_what_is_not_encoded_is_told_unless_that_is_under_way(bench, work, model, cat, monkeypatch):
-    told = []
-    monkeypatch.setattr(parts.gr, "Info", told.append)
+def test_a_message_for_a_picture_that_is_neither_encoded_nor_being_encoded(bench, work, model, cat, monkeypatch):
+    messages = []
+    monkeypatch.setattr(shared.gr, "Info", messages.append)
     me = SimpleNamespace(session_hash="me")
-    assert parts.encoded(bench, cat, model, "224", me) is None
-    assert len(told) == 1
-    assert "press Encode" in told[0]
-    bench.start(parts.bar_owner(me), "cat", work)
-    assert parts.encoded(bench, cat, model, "224", me) is None
-    assert len(told) == 1, "it is drawn when it is encoded"
-    assert parts.encoded(bench, cat, model, "224") is None
-    assert len(told) == 2, "a click is not, and so is told"
+    assert shared.encoded(bench, cat, model, "224", me) is None
+    assert len(messages) == 1
+    bench.start(shared.bar_owner(me), "cat", work)
+    assert shared.encoded(bench, cat, model, "224", me) is None
+    assert len(messages) == 1, "it is drawn when it is encoded"
+    assert shared.encoded(bench, cat, model, "224") is None
+    assert len(messages) == 2, "a click is not repeated"
     bench.look(cat, model, "224")
-    assert parts.encoded(bench, cat, model, "224") is not None
-    assert len(told) == 2
-
-
-def test_stopping_where_nothing_is_under_way_is_no_error(bench):
-    bench.stop("page")
+    assert shared.encoded(bench, cat, model, "224") is not None
+    assert len(messages) == 2
 
 
 def test_a_finished_job_is_forgotten(bench, work, other_work):
@@ -292,23 +115,23 @@ def test_a_finished_job_is_forgotten(bench, work, other_work):
     assert not first.superseded
 
 
-def test_who_finishes_late_does_not_forget_the_newer_job(bench, work, other_work):
+def test_finishing_an_older_job_keeps_the_newer_one(bench, work, other_work):
     first = bench.start("page", "cat", work)
     second = bench.start("page", "cup", other_work)
     bench.finish("page", first)
     assert bench.start("page", "cup", other_work) is second
 
 
-def test_a_page_that_goes_away_stops_its_job_and_leaves_nothing(bench, work, other_work):
+def test_a_closed_page_stops_its_job(bench, work, other_work):
     job = bench.start("page", "cat", work)
-    sentences = parts.follow(bench, "page", job)
+    sentences = shared.follow(bench, "page", job)
     next(sentences)
     sentences.close()
     assert job.stopped
     assert bench.start("page", "cat", other_work) is not job
 
 
-# Looking at a picture
+# Encoding
 
 
 def test_a_picture_under_two_names_is_encoded_once(bench, model, cat, chelsea, tmp_path, encodes):
@@ -321,7 +144,7 @@ def test_a_picture_under_two_names_is_encoded_once(bench, model, cat, chelsea, t
     assert first.key == second.key
 
 
-def test_a_look_is_what_the_backbone_says(bench, model, cat, chelsea, tiny_backbone):
+def test_a_look_has_the_features_of_the_backbone(bench, model, cat, chelsea, tiny_backbone):
     look = bench.look(cat, model, 224)
     np.testing.assert_array_equal(look.features.patches, tiny_backbone.encode(chelsea, 224).patches)
     assert sorted(look.features.captured) == [0, 1, 2]
@@ -335,7 +158,7 @@ def test_another_resolution_is_another_look(bench, model, cat, encodes):
     assert encodes == [224, 280]
 
 
-def test_a_picture_changed_on_disk_is_seen_anew(bench, model, cat, coffee):
+def test_a_picture_changed_on_disk_is_encoded_again(bench, model, cat, coffee):
     before = bench.look(cat, model, 224)
     coffee.save(cat)
     after = bench.look(cat, model, 224)
@@ -350,29 +173,33 @@ def test_the_same_picture_uploaded_again_is_the_same_look(bench, model, cat):
     assert bench.peek(cat, model, 224).key == look.key
 
 
-def test_a_look_tells_its_part_of_the_job(bench, model, cup):
-    told = []
-    job = SimpleNamespace(tell=lambda what, share=0.0: told.append((what if isinstance(what, str) else what(), share)))
-    bench.look(cup, model, 224, job, (1, 2))
-    assert told[0] == (f"Loading {model}", 0.5)
-    assert all(what == "Encoding picture 2 of 2" for what, _ in told[1:])
+def test_a_look_reports_its_part_of_the_job(bench, model, cup, monkeypatch):
+    shares, report = [], Job.report
+    monkeypatch.setattr(Job, "report", lambda job, what, share=0.0: shares.append(share) or report(job, what, share))
+    finish(bench.start("page", "cup", lambda job: bench.look(cup, model, 224, job, (1, 2))))
     # Half is done by the first picture; three blocks share the other half.
-    assert [share for _, share in told[1:]] == pytest.approx([0.5, 0.5 + 1 / 6, 0.5 + 2 / 6, 1])
+    assert shares == pytest.approx([0.5, 0.5, 0.5 + 1 / 6, 0.5 + 2 / 6, 1])
 
 
-def test_a_stopped_encode_leaves_nothing_behind(bench, model, cat):
-    def tell(what, share=0.0):
+def test_a_stopped_encode_leaves_nothing_behind(bench, model, cat, monkeypatch):
+    report = Job.report
+
+    def report_and_stop(job, what, share=0.0):
         if share > 0.5:
-            raise Stopped
+            job.stop()
+        report(job, what, share)
 
+    monkeypatch.setattr(Job, "report", report_and_stop)
+    job = bench.start("page", "cat", lambda job: bench.look(cat, model, 224, job))
     with pytest.raises(Stopped):
-        bench.look(cat, model, 224, SimpleNamespace(tell=tell))
+        job._result.result(PATIENCE)
+    monkeypatch.undo()
     assert bench.features_cache.nbytes == 0
     assert bench.look(cat, model, 224).features.grid.shape == (16, 24)
 
 
-def test_no_picture_is_said_in_words(bench, model):
-    with pytest.raises(DinovizError, match="There is no picture yet"):
+def test_without_a_picture_nothing_is_encoded(bench, model):
+    with pytest.raises(DinovizError):
         bench.look(None, model, 224)
 
 
@@ -386,7 +213,7 @@ def test_the_resolution_of_a_long_picture_is_lowered_to_what_the_grid_allows(tin
     lowered = Workbench.resolution(picture_of(size), tiny_backbone, 1792)
     assert lowered < 1792
     PatchGrid.fit(size, lowered, 14)
-    with pytest.raises(DinovizError, match=f"choose {lowered} px or less"):
+    with pytest.raises(DinovizError, match=str(lowered)):
         PatchGrid.fit(size, lowered + 14, 14)
 
 
@@ -396,89 +223,83 @@ def test_a_resolution_that_fits_is_left_alone(tiny_backbone):
 
 def test_a_look_encodes_at_the_lowered_resolution(bench, model, tiny_backbone, coffee, tmp_path, monkeypatch):
     small = tiny_backbone.encode(coffee, 224, "all")  # in place of 16,000 patches, which would take seconds
-    asked = []
-    monkeypatch.setattr(Backbone, "encode", lambda self, image, resolution, *_, **__: asked.append(resolution) or small)
+    resolutions = []
+    monkeypatch.setattr(
+        Backbone, "encode", lambda self, image, resolution, *_, **__: resolutions.append(resolution) or small
+    )
     Image.new("RGB", (3000, 1000)).save(tmp_path / "panorama.png")
     look = bench.look(str(tmp_path / "panorama.png"), model, 1792)
-    assert asked == [look.resolution] == [1022]  # 73 x 219 patches; 74 x 222 are more than 128 x 128
+    assert resolutions == [look.resolution] == [1022]  # 73 x 219 patches; 74 x 222 are more than 128 x 128
 
 
 def test_a_picture_too_long_and_narrow_is_refused(bench, model, tmp_path, encodes):
     Image.new("RGB", (60_000, 8)).save(tmp_path / "thread.png")
-    with pytest.raises(DinovizError) as refusal:
+    with pytest.raises(DinovizError, match=r"thread\.png"):
         bench.look(str(tmp_path / "thread.png"), model, 224)
-    assert str(refusal.value) == "thread.png: the picture is too long and narrow to be looked at."
     assert encodes == []
 
 
-def test_a_bad_picture_among_good_ones_is_left_out_only_where_asked(bench, model, cat, cup, tmp_path):
+def test_bad_pictures_are_skipped_only_on_request(bench, model, cat, cup, tmp_path):
     (tmp_path / "bad.png").write_text("no picture")
     paths = [cat, str(tmp_path / "bad.png"), cup]
 
     def encode(**kwargs) -> list[str]:
-        job = bench.start_encode("page", paths, model, 224, **kwargs)
-        for _ in parts.follow(bench, "page", job):
-            pass
-        return [look.picture.name for look in job.result()]
+        job = bench.start_encode(f"page {kwargs}", paths, model, 224, **kwargs)
+        return [look.picture.name for look in finish(job)]
 
     assert encode(skip_bad=True) == ["cat.png", "cup.png"]
-    with pytest.raises(DinovizError, match=r"bad\.png: this is not an image"):
+    with pytest.raises(DinovizError, match=r"bad\.png"):
         encode()
 
 
-# Memory that pictures take while they are decoded and encoded
+# Memory while pictures are decoded and encoded
 
 
-def heard(job: Job, sentence: str) -> bool:
-    """Whether the job comes to say this; without a watch, whose end would stop it."""
+def place(job: Job, number: int) -> bool:
+    """Whether the job gets this place in the queue; without a watch, whose end would stop it."""
     until = time.monotonic() + PATIENCE
-    while time.monotonic() < until and sentence_now(job) != sentence:
+    while f"place {number}" not in job.progress() and time.monotonic() < until:
         time.sleep(0.01)
-    return sentence_now(job) == sentence
+    return f"place {number}" in job.progress()
 
 
-def test_who_waits_for_a_pass_is_told_the_place(bench, model, cat, cup, encodes):
+def test_waiting_jobs_report_their_place(bench, model, cat, cup, encodes):
     with bench.turn(1):
         first = bench.start_encode(("a page", "bar"), [cat], model, 224)
-        assert heard(first, "Busy, place 1 …")
+        assert place(first, 1)
         second = bench.start_encode(("another", "bar"), [cup], model, 280)
-        assert heard(second, "Busy, place 2 …")
+        assert place(second, 2)
         assert encodes == []
     for job in (first, second):
-        for _ in job.watch(0.01):
-            pass
-        job.result()
+        finish(job)
     assert encodes == [224, 280]
 
 
 @pytest.mark.parametrize("leave", ["stop", "superseded"])
-def test_who_is_stopped_while_waiting_leaves_the_queue(bench, model, cat, cup, encodes, work, leave):
+def test_a_job_that_is_stopped_while_waiting_leaves_the_queue(bench, model, cat, cup, encodes, work, leave):
     with bench.turn(1):
         first = bench.start_encode("a page", [cat], model, 224)
-        assert heard(first, "Busy, place 1 …")
+        assert place(first, 1)
         second = bench.start_encode("another", [cup], model, 280)
-        assert heard(second, "Busy, place 2 …")
+        assert place(second, 2)
         if leave == "stop":
             bench.stop("a page")
         else:
             bench.start("a page", "something else", work)
-        assert heard(second, "Busy, place 1 …")
-    for _ in second.watch(0.01):
-        pass
+        assert place(second, 1)
+    finish(second)
     assert encodes == [280]
 
 
-def test_two_who_want_the_same_take_one_place(bench, model, cat, encodes):
+def test_equal_encodes_take_one_place(bench, model, cat, encodes):
     with bench.turn(1):
         first = bench.start_encode("a page", [cat], model, 224)
-        assert heard(first, "Busy, place 1 …")
+        assert place(first, 1)
         same = bench.start_encode("another", [cat], model, 224)
         third = bench.start_encode("a third", [cat], model, 280)
-        assert heard(third, "Busy, place 2 …")
+        assert place(third, 2)
     for job in (first, same, third):
-        for _ in job.watch(0.01):
-            pass
-        job.result()
+        finish(job)
     assert sorted(encodes) == [224, 280]
 
 
@@ -492,10 +313,7 @@ def test_a_client_without_a_page_waits_its_turn(bench, model, cat):
 
 
 def encoded_in_a_job(bench: Workbench, path: str, model: str) -> None:
-    job = bench.start_encode("page", [path], model, 224)
-    for _ in job.watch(0.01):
-        pass
-    job.result()
+    finish(bench.start_encode("page", [path], model, 224))
 
 
 @pytest.mark.parametrize(
@@ -521,21 +339,19 @@ def test_every_pass_has_its_turn(bench, model, cat, monkeypatch, door):
     assert not bench._passes._running
 
 
-def test_a_pass_that_needs_more_than_there_is_is_refused(monkeypatch, model, cat, encodes):
+def test_a_pass_beyond_the_memory_is_refused(monkeypatch, model, cat, encodes):
     monkeypatch.setenv("DINOVIZ_DEVICE", "cpu")
     bench = Workbench(Settings(cache_bytes=ROOMY, job_bytes=40 * 2**20))
     bench.look(cat, model, 224)
-    with pytest.raises(DinovizError, match="GB of memory"):
+    with pytest.raises(DinovizError, match="GB"):
         bench.look(cat, model, 784)
     assert encodes == [224]
 
 
-def test_a_joint_basis_of_more_than_may_be_kept_is_refused_before_it_is_encoded(
-    monkeypatch, bench, model, cat, cup, encodes
-):
+def test_a_joint_basis_beyond_the_cache_is_refused_before_encoding(monkeypatch, bench, model, cat, cup, encodes):
     one = bench.look(cat, model, 224).features.nbytes
     small = Workbench(Settings(cache_bytes=int(1.5 * one)))
-    with pytest.raises(DinovizError, match="2 pictures at 224 px"):
+    with pytest.raises(DinovizError, match="224"):
         pca_views.open_looks(small, small.look, [cat, cup], model, "224")
     assert encodes == [224, 224]
     assert len(pca_views.open_looks(bench, bench.look, [cat, cup], model, "224").looks) == 2
@@ -553,7 +369,7 @@ def test_room_for_features_is_made_before_the_pass(bench, model, cat, cup, monke
     assert bench.peek(cup, model, 224) is not None
 
 
-def test_a_large_picture_keeps_only_what_is_shown_and_is_decoded_again(monkeypatch, tmp_path, chelsea):
+def test_the_full_pixels_of_a_large_picture_are_decoded_again(monkeypatch, tmp_path, chelsea):
     large = chelsea.resize((1500, 1000))
     large.save(tmp_path / "large.png")
     bench = Workbench(Settings(cache_bytes=8 * 2 * 2**20))  # of which an eighth is for pixels, and these are 6 MB
@@ -569,53 +385,50 @@ def test_a_small_picture_is_decoded_once(bench, cat, monkeypatch):
     assert image_digest(picture.image) == picture.digest
 
 
-def test_a_file_that_was_changed_since_is_not_taken_for_the_picture(monkeypatch, cat, coffee):
+def test_a_file_changed_since_is_not_used_for_the_picture(monkeypatch, cat, coffee):
     bench = Workbench(Settings(cache_bytes=1))
     picture = bench.picture(cat)
     coffee.save(cat)
-    with pytest.raises(ImageError, match=r"cat\.png.*changed"):
+    with pytest.raises(ImageError, match=r"cat\.png"):
         picture.image  # noqa: B018
 
 
-def test_a_pipe_in_place_of_a_picture_keeps_nobody_waiting(bench, tmp_path):
+def test_a_pipe_in_place_of_a_picture_does_not_block(bench, tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
-    asked: Future = Future()
+    answer: Future = Future()
 
-    def ask() -> None:
+    def open_pipe() -> None:
         try:
-            asked.set_result(bench.picture(str(tmp_path / "pipe.png")))
+            answer.set_result(bench.picture(str(tmp_path / "pipe.png")))
         except BaseException as error:
-            asked.set_exception(error)
+            answer.set_exception(error)
 
-    threading.Thread(target=ask, daemon=True).start()
+    threading.Thread(target=open_pipe, daemon=True).start()
     with pytest.raises(ImageError, match=r"pipe\.png"):
-        asked.result(PATIENCE)
+        answer.result(PATIENCE)
 
 
-# Who may load what
+# Models
 
 
 @pytest.mark.parametrize("name", ["dinov2-giant", "someone/their-model", "dinov9"])
-def test_a_public_page_refuses_what_it_does_not_list(public, name, monkeypatch):
+def test_a_public_page_refuses_models_that_it_does_not_list(public, name, monkeypatch):
     monkeypatch.setattr(models, "load", lambda name: pytest.fail(f"{name} was loaded"))
-    with pytest.raises(models.ModelError) as refusal:
+    with pytest.raises(models.ModelError, match=name):
         public.backbone(name)
-    text = str(refusal.value)
-    assert text.startswith(f"There is no model {name!r} here; there are embedded, dinov2-small")
-    assert "\n" not in text
 
 
 def test_a_public_page_refuses_folders(public, model):
-    with pytest.raises(models.ModelError, match="There is no model"):
+    with pytest.raises(models.ModelError):
         public.backbone(model)
 
 
-def test_a_public_page_lists_what_a_shared_machine_can_hold(public):
+def test_a_public_page_does_not_list_large_models(public):
     left_out = set(models.KNOWN) - set(public.model_names())
     assert left_out == {"dinov2-giant", "dinov2-with-registers-giant", "dinov3-vith16plus"}
 
 
-def test_a_page_of_ones_own_has_all_models_and_folders(bench, model, tiny_backbone):
+def test_a_private_page_has_all_models_and_folders(bench, model, tiny_backbone):
     assert bench.model_names() == list(models.KNOWN)
     assert bench.backbone(model).weights_id == tiny_backbone.weights_id
 
@@ -654,7 +467,7 @@ def test_no_more_models_are_kept_than_the_settings_say(monkeypatch, tiny_folders
 @pytest.mark.parametrize(("text", "size"), [("64", 64 * 2**20), ("much", None), ("", None)])
 def test_the_environment_can_set_the_memory(monkeypatch, text, size):
     monkeypatch.setenv("DINOVIZ_CACHE_MB", text)
-    default = workbench.psutil.virtual_memory().total // 8
+    default = access.psutil.virtual_memory().total // 8
     assert Settings().cache_bytes == (size or default)
 
 
@@ -689,89 +502,6 @@ def test_what_is_there_is_not_downloaded(hub_folder):
 @pytest.mark.parametrize("name", ["embedded", "someone/their-model", "a folder"])
 def test_nothing_is_said_where_the_size_is_not_known(hub_folder, name):
     assert models.download_progress(name) == ""
-
-
-# Files for the page
-
-
-@pytest.fixture(autouse=True)
-def temporary_folder(tmp_path, monkeypatch):
-    """Where what the page makes goes."""
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-
-
-def test_a_shown_picture_is_a_file_named_by_its_content(astronaut, chelsea):
-    path = parts.jpeg_file(astronaut)
-    opened = Image.open(path)
-    assert (opened.format, opened.size) == ("JPEG", astronaut.size)
-    # JPEG at quality 90 is a few levels off at most places.
-    assert np.abs(np.asarray(opened, float) - np.asarray(astronaut, float)).mean() < 3
-    assert parts.jpeg_file(astronaut.copy()) == path
-    assert parts.jpeg_file(chelsea) != path
-
-
-def test_a_file_that_a_browser_may_be_reading_is_never_written_again(astronaut):
-    path = Path(parts.jpeg_file(astronaut))
-    os.utime(path, (1000, 1000))
-    before = path.stat()
-    content = path.read_bytes()
-    parts.jpeg_file(astronaut)
-    after = path.stat()
-    assert (after.st_ino, after.st_size) == (before.st_ino, before.st_size)
-    assert path.read_bytes() == content
-    assert after.st_mtime > 1000  # but it counts as new, so that the app does not throw it away
-
-
-def test_many_at_once_leave_one_whole_file(tmp_path, astronaut):
-    with ThreadPoolExecutor(8) as pool:
-        paths = list(pool.map(lambda _: parts.jpeg_file(astronaut), range(16)))
-    assert len(set(paths)) == 1
-    assert [str(path) for path in tmp_path.rglob("*") if path.is_file()] == paths[:1]
-    Image.open(paths[0]).load()
-
-
-def test_raw_patches_stay_sharp_in_colour():
-    halves = np.zeros((64, 64, 3), dtype=np.uint8)
-    halves[:, :33] = (200, 30, 30)  # the edge is inside a block of the coder
-    halves[:, 33:] = (30, 30, 200)
-    opened = np.asarray(Image.open(parts.jpeg_file(Image.fromarray(halves))), dtype=int)
-    # Halved colour, JPEG's default, is off by 60 to 100 levels beside the edge.
-    assert np.abs(opened - halves)[:, 32:34].max() < 30
-
-
-def test_a_bundle_holds_the_files_and_says_what_they_are(astronaut):
-    buffer = io.BytesIO()
-    astronaut.save(buffer, format="PNG")
-    path = parts.bundle("attention", {"map.png": buffer.getvalue(), "map.npz": b"numbers"}, {"layer": 12})
-    assert Path(path).name == "attention.zip"
-    with zipfile.ZipFile(path) as archive:
-        assert archive.testzip() is None
-        assert sorted(archive.namelist()) == ["about.json", "map.npz", "map.png"]
-        assert archive.read("map.png") == buffer.getvalue()
-        assert json.loads(archive.read("about.json")) == {"dinoviz": __version__, "layer": 12}
-
-
-def test_two_bundles_of_one_name_do_not_meet():
-    first, second = (parts.bundle("pca", {"a": content}, {}) for content in (b"1", b"2"))
-    assert first != second
-    with zipfile.ZipFile(first) as archive:
-        assert archive.read("a") == b"1"
-
-
-def test_a_click_on_the_shown_copy_is_a_point_of_the_picture(bench, model, cat):
-    look = bench.look(cat, model, 224)
-    shown = look.picture.shown.size
-    assert shown == (768, 511)
-    corner = parts.picture_point(look, (shown[0] - 1, shown[1] - 1))
-    # The centre of the last shown pixel, which is half a shown pixel from the corner.
-    np.testing.assert_allclose(corner, (451 - 0.5 * 451 / 768, 300 - 0.5 * 300 / 511))
-    np.testing.assert_allclose(parts.picture_point(look, (383.5, 255)), (225.5, 150))
-
-
-def test_what_the_user_can_mend_is_a_message_without_markup():
-    with pytest.raises(gr.Error) as message, parts.told():
-        raise DinovizError("<img src=x>.png: the file is empty.")
-    assert str(message.value.message) == "&lt;img src=x&gt;.png: the file is empty."
 
 
 # The status line

@@ -20,7 +20,7 @@ from dinoviz.ui.compare import knn
 from dinoviz.ui.compare.controls import CHOOSE, Controls, head_names, layer_names
 from dinoviz.ui.compare.state import ATTENTION, PCA, SEGMENTATION, SIDES, Inputs, ViewSettings
 from dinoviz.ui.compare.views import draw_both
-from dinoviz.ui.shared import DRAWING, follow, jpeg_file, note, stop_shown, told
+from dinoviz.ui.shared import DRAWING, follow, jpeg_file, note, stop_shown, user_errors
 from dinoviz.ui.workbench import Look, Workbench
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class Handlers:
         Returns:
             the picture with A, with B, a caption for each, and how far they agree
         """
-        with told():
+        with user_errors():
             if not (model_a and model_b):
                 raise DinovizError("Choose two models to compare: A and B.")
             inputs = Inputs(image, model_a, resolution_a, model_b, resolution_b)
@@ -89,7 +89,7 @@ class Handlers:
         if None in looks:
             return {c.pending: astuple(inputs)}
         now = inputs, tuple(look.key if isinstance(look, Look) else look for look in looks)
-        with told():
+        with user_errors():
             settings, updates = ViewSettings(*values), {}
             if now != drawn:
                 settings, updates = self._fitted(looks, settings)
@@ -194,7 +194,7 @@ class Handlers:
         if job.stopped:
             yield note("Stopped."), stop_shown(False)
             return
-        with told():
+        with user_errors():
             yield knn.table(names, job.result()), stop_shown(False)
 
     def stop(self, request: gr.Request) -> None:

@@ -47,9 +47,9 @@ def measure(bench: Workbench, cache: OnceCache, names: tuple[str, str], job: Job
     for i, (side, name) in enumerate(zip(SIDES, names, strict=True)):
 
         def report(done: int, total: int, _: str, i: int = i, side: str = side) -> None:
-            job.tell(f"{side}: encoding the demo's crops", (i + done / total) / len(names))
+            job.report(f"{side}: encoding the demo's crops", (i + done / total) / len(names))
 
-        job.tell(f"{side}: loading {name}", i / len(names))
+        job.report(f"{side}: loading {name}", i / len(names))
         try:
             backbone = bench.backbone(name)
             found.append(cache.get(("k-NN", backbone.key), lambda b=backbone, r=report: score(b, r)))

@@ -14,9 +14,8 @@ from dinoviz.attention import MEAN
 from dinoviz.cache import OnceCache
 from dinoviz.compare import Agreement
 from dinoviz.errors import DinovizError, check_share
-from dinoviz.segment.prompts import parse
+from dinoviz.segment.prompts import mask_of, parse
 from dinoviz.segment.segmentation import Segmentation
-from dinoviz.ui.segment import state as segment_state
 from dinoviz.ui.workbench import Look
 
 SIDES = ("A", "B")
@@ -71,12 +70,6 @@ class ViewSettings:
                 raise DinovizError(f"{name} {getattr(self, name)!r}: choose {', '.join(known)}.")
         check_share("opacity", self.opacity)
 
-    @property
-    def segmentation(self) -> segment_state.Choice:
-        """The settings of the Segment tab that give the same masks: its defaults, but for how they are drawn."""
-        view = segment_state.RAW if self.raw else segment_state.OVERLAY
-        return segment_state.Choice(view=view, opacity=self.opacity)
-
 
 @dataclass(frozen=True, eq=False)
 class Panel:
@@ -111,7 +104,7 @@ class Panel:
             return None
 
         def make() -> tuple[Segmentation | None]:
-            return (segment_state.mark(self.look.features, self.look.picture.shown, marks, self.settings.segmentation),)
+            return (mask_of(marks, self.look.features, self.look.picture.shown),)
 
         return self.cache.get(("marked", self.look.key, json.dumps(self.marks)), make)[0]
 

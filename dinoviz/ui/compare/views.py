@@ -12,8 +12,8 @@ from PIL import Image
 from dinoviz import compare, render
 from dinoviz.cache import OnceCache
 from dinoviz.ui.compare.state import ATTENTION, COMMON, OWN, PCA, SEGMENTATION, SIDES, Pair, Panel, ViewSettings, panel
-from dinoviz.ui.segment.views import MEANING, draw, layers_in_words
-from dinoviz.ui.shared import colour_bar, jpeg_file, note, through
+from dinoviz.ui.mask_views import OVERLAY, RAW, SCORE_MEANING, draw, layers_in_words
+from dinoviz.ui.shared import colour_bar, jpeg_file, model_caption, note
 from dinoviz.ui.workbench import Look
 
 DENSITY = "times uniform attention"
@@ -55,7 +55,8 @@ def _picture(side: Panel, scale: tuple[float, float] | None, colours: np.ndarray
     """scale, colours: common to both sides, or None for the side's own."""
     look, settings = side.look, side.settings
     if settings.view == SEGMENTATION:
-        return draw(look.picture.shown, look.features, side.segmentation, settings.segmentation)
+        view = RAW if settings.raw else OVERLAY
+        return draw(look.picture.shown, look.features, side.segmentation, view, settings.opacity)
     values = side.density if settings.view == ATTENTION else side.own_colours if colours is None else colours
     return render.map_picture(
         look.picture.shown, look.features.grid, values, raw=settings.raw, opacity=settings.opacity, scale=scale
@@ -65,12 +66,12 @@ def _picture(side: Panel, scale: tuple[float, float] | None, colours: np.ndarray
 def _caption(side: Panel, scale: tuple[float, float] | None) -> str:
     look, settings = side.look, side.settings
     if settings.view == SEGMENTATION:
-        text = f"{through(look)} · {layers_in_words(look.backbone.layers)}"
+        text = f"{model_caption(look)} · {layers_in_words(look.backbone.layers)}"
         if side.segmentation is None:
             return text
         text += f"<br>the mask covers {side.segmentation.mask.mean():.1%} of the picture"
-        return text + (f"<br>{colour_bar((0, 1), 'viridis', MEANING)}" if settings.raw else "")
-    text = through(look, side.layer + 1)
+        return text + (f"<br>{colour_bar((0, 1), 'viridis', SCORE_MEANING)}" if settings.raw else "")
+    text = model_caption(look, side.layer + 1)
     if settings.view == PCA:
         return text
     own = scale or render.scale_of(side.density)

@@ -1,1 +1,1 @@
-"""Components of the page that Gradio does not have: a canvas to mark, a figure that is updated in place."""
+"""Our own Gradio components: a canvas for marks, and a figure that is updated in place."""

@@ -1,11 +1,11 @@
-// A figure that is drawn anew in the same place, so that nothing flickers and a zoom stays.
+// A figure that is redrawn in place, so that nothing flickers and the zoom stays.
 // element, props and watch are given by gradio.
 const root = element.querySelector('.dv-live'), title = root.querySelector('figcaption'), plot = root.querySelector('.dv-plot')
 const config = space => ({displaylogo: false, modeBarButtons: [['toImage', space ? 'resetCameraDefault3d' : 'resetScale2d']]})
 let shown = null  // what is drawn: figure and colours
 let width = 0      // that it was drawn at
 
-// Once for the page, when the first figure comes, and from the page's own host.
+// Loaded once a page, with the first figure, from the page's own host.
 function library() {
     window.dvPlotly ??= new Promise((resolve, reject) => {
         const path = props.script.split('/').map(encodeURIComponent).join('/')
@@ -26,8 +26,8 @@ function colours() {
 async function draw() {
     root.classList.toggle('dv-empty', !props.figure)
     title.textContent = props.title
-    root.setAttribute('aria-label', props.said || props.title)
-    if (!props.figure || !plot.clientWidth) return  // in a hidden tab, the observer calls when it is shown
+    root.setAttribute('aria-label', props.description || props.title)
+    if (!props.figure || !plot.clientWidth) return  // a hidden tab; the observer calls again when it is shown
     let Plotly
     try { Plotly = await library() } catch {
         plot.textContent = 'The library that draws curves could not be loaded.'
@@ -44,7 +44,7 @@ async function draw() {
         hoverlabel: {bgcolor: back, font: {color: text}, align: 'left'},
         modebar: {bgcolor: 'transparent', color: text, activecolor: text},
     }
-    // By group, so that it also holds for curves that were not there yet, such as those of one more run.
+    // By group, so that it holds for new curves too, such as those of another run.
     const hidden = new Set(plot.data?.filter(curve => curve.visible === 'legendonly').map(curve => curve.legendgroup))
     for (const curve of data) if (hidden.has(curve.legendgroup)) curve.visible = 'legendonly'
     await Plotly.react(plot, data, {...layout, ...themed}, config(layout.scene))
@@ -58,5 +58,5 @@ new ResizeObserver(() => {
     draw()
 }).observe(plot)
 new MutationObserver(draw).observe(document.body, {attributes: true, attributeFilter: ['class']})  // light or dark
-watch(['figure', 'title', 'said'], draw)
+watch(['figure', 'title', 'description'], draw)
 draw()

@@ -1,4 +1,4 @@
-"""A figure that goes on: Gradio's own plot is mounted anew at each update, this one changes in place."""
+"""A plotly figure that is updated in place: Gradio's own plot is mounted anew at each update."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ TEMPLATE = """
 
 
 class LiveFigure(Scripted):
-    """A figure of plotly that keeps its place, its zoom and what was hidden while it is updated.
+    """A plotly figure that keeps its zoom and its hidden curves while it is updated.
 
-    figure: JSON of {data, layout}, see `drawn`; "" for none, then nothing is seen. title: stands above it.
-    said: what it shows in words, for those who do not see it.
+    title: above the figure. figure: JSON of {data, layout}, see `drawn`; "" hides it. description: the figure in words,
+    for screen readers. script: the path of plotly's JavaScript.
     """
 
-    def __init__(self, value: str = "", *, title="", figure="", said="", script="", **options):
+    def __init__(self, value: str = "", *, title="", figure="", description="", script="", **options):
         super().__init__(
             value,
             template=TEMPLATE,
             drawn_by="live_figure.js",
             title=title,
             figure=figure,
-            said=said,
+            description=description,
             script=script or script_path(),
             **options,
         )
 
 
 def script_path() -> str:
-    """The library that draws, as the Python package brings it: `launch` must be told to serve this file."""
+    """A copy of plotly's JavaScript from its Python package, which `launch` has to serve."""
     import plotly
 
     return shared_copy(Path(plotly.__file__).resolve().parent / "package_data" / "plotly.min.js")
 
 
-def drawn(title: str = "", figure: dict | None = None, said: str = "") -> dict:
-    """The update that makes a LiveFigure show a figure, or nothing."""
+def drawn(title: str = "", figure: dict | None = None, description: str = "") -> dict:
+    """The update for a LiveFigure to show a figure, or nothing."""
     figure = json.dumps(figure, separators=(",", ":")) if figure else ""
-    # In a tab that was never open, an update takes the place of all properties: the script goes with it.
-    return gr.update(title=title, figure=figure, said=said, script=script_path())
+    # In a tab that was never open, an update replaces all properties, so that the script is sent too.
+    return gr.update(title=title, figure=figure, description=description, script=script_path())

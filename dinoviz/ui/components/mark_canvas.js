@@ -1,13 +1,13 @@
-// A picture on which one clicks and draws. What is marked is kept here, by picture, as vectors in pixels of the
-// picture as uploaded; the server is told all of it and answers with the picture and the mask over it.
+// A picture to click and draw on. Marks are kept here by picture, as vectors in pixels of the uploaded picture; all
+// of them are sent to the server, which answers with the picture and the mask over it.
 // element, props, trigger and watch are given by gradio.
 const find = selector => element.querySelector(selector)
 const root = find('.dv-canvas'), stage = find('.dv-stage'), image = find('img'), canvas = find('canvas')
 const context = canvas.getContext('2d')
 const marks = {}                   // picture -> actions in order
 let tool = 'click', negative = false, brush = 16  // brush: radius in pixels of the screen
-let answered = 0                   // actions that the picture shown has in it already
-let asking = null
+let drawnMarks = 0                 // actions that the shown picture has in it already
+let sending = null
 let stroke = null, pressed = null, pointer = null, cross = null
 
 const current = () => (props.picture && (marks[props.picture] ??= [])) || []
@@ -19,11 +19,11 @@ function place(event) {
     return [(event.clientX - box.left) / box.width * props.size[0], (event.clientY - box.top) / box.height * props.size[1]]
 }
 
-// Once for all that happens in a moment: answers to many questions at once may come in another order.
+// Once for all actions of a moment: answers to several requests may arrive in another order.
 function send() {
     draw()
-    asking ??= setTimeout(() => {
-        asking = null
+    sending ??= setTimeout(() => {
+        sending = null
         props.value = JSON.stringify(Object.fromEntries(Object.entries(marks).filter(([, actions]) => actions.length)))
         trigger('input')
     }, 10)
@@ -35,21 +35,21 @@ function add(action) {
     send()
 }
 
-function addPoint([x, y], beside) {
+function addPoint([x, y], background) {
     const [width, height] = props.size
     if (x < 0 || y < 0 || x > width || y > height) return
-    add({kind: 'point', x: rounded(x), y: rounded(y), label: beside ? 0 : 1})
+    add({kind: 'point', x: rounded(x), y: rounded(y), label: background ? 0 : 1})
 }
 
 function shorten(count) {
     const actions = current()
     if (!actions.length) return
     actions.length = Math.max(0, count)
-    answered = Math.min(answered, actions.length)
+    drawnMarks = Math.min(drawnMarks, actions.length)
     send()
 }
 
-// What one sees
+// Drawing
 
 function draw() {
     const width = canvas.clientWidth, height = canvas.clientHeight
@@ -62,7 +62,7 @@ function draw() {
     context.setTransform(dense, 0, 0, dense, 0, 0)
     context.clearRect(0, 0, width, height)
     const actions = current()
-    for (const action of actions.slice(answered)) if (action.kind === 'stroke') drawStroke(action)
+    for (const action of actions.slice(drawnMarks)) if (action.kind === 'stroke') drawStroke(action)
     if (stroke) drawStroke(stroke)
     for (const action of actions) if (action.kind === 'point') drawPoint(action)
     if (cross) drawCross()
@@ -141,26 +141,26 @@ function refresh() {
     stage.style.setProperty('--ratio', props.size[0] / props.size[1])
     const url = `${window.gradio_config?.root ?? ''}/gradio_api/file=${props.image}`
     if (image.getAttribute('src') !== url) image.src = url
-    answered = Math.min(props.answered ?? 0, current().length)
+    drawnMarks = Math.min(props.drawn_marks ?? 0, current().length)
     draw()
 }
 
 function take() {
-    Object.assign(marks, JSON.parse(props.given).marks)
+    Object.assign(marks, JSON.parse(props.preset).marks)
     send()
 }
 
-// What one does
+// Events
 
 canvas.addEventListener('pointerdown', event => {
     if (!props.picture || event.button === 1) return
     canvas.focus({preventScroll: true})
     cross = null
-    const beside = negative !== (event.button === 2 || event.shiftKey)
-    pressed = {at: [event.clientX, event.clientY], beside}
+    const background = negative !== (event.button === 2 || event.shiftKey)
+    pressed = {at: [event.clientX, event.clientY], background}
     if (tool === 'draw') {
         canvas.setPointerCapture(event.pointerId)
-        stroke = {kind: 'stroke', points: [place(event).map(rounded)], radius: rounded(brush * scale()), erase: beside}
+        stroke = {kind: 'stroke', points: [place(event).map(rounded)], radius: rounded(brush * scale()), erase: background}
         draw()
     }
 })
@@ -171,7 +171,7 @@ canvas.addEventListener('pointermove', event => {
         const coalesced = event.getCoalescedEvents?.() ?? []
         for (const move of coalesced.length ? coalesced : [event]) {
             const point = place(move).map(rounded), last = stroke.points.at(-1)
-            // Less than half a pixel of the screen is the hand's trembling, and the payload's size.
+            // Moves of less than half a screen pixel are noise that would only enlarge the payload.
             if (Math.hypot(point[0] - last[0], point[1] - last[1]) >= scale() / 2) stroke.points.push(point)
         }
     }
@@ -183,7 +183,7 @@ canvas.addEventListener('pointerup', event => {
     stroke = pressed = null
     if (done) add(done)
     else if (began && Math.hypot(event.clientX - began.at[0], event.clientY - began.at[1]) < 6)
-        addPoint(place(event), began.beside)
+        addPoint(place(event), began.background)
 })
 
 canvas.addEventListener('pointercancel', () => { stroke = pressed = null; draw() })
@@ -227,7 +227,7 @@ element.addEventListener('click', event => {
 
 find('input[type=range]').addEventListener('input', event => { brush = Number(event.target.value); draw() })
 new ResizeObserver(draw).observe(canvas)
-watch(['image', 'picture', 'size', 'answered'], refresh)
-watch('given', take)
+watch(['image', 'picture', 'size', 'drawn_marks'], refresh)
+watch('preset', take)
 refresh()
 show()

@@ -1,4 +1,4 @@
-"""A picture on which one clicks and draws: Gradio's own editor takes seconds for a stroke, this one milliseconds."""
+"""A picture to click and draw on: Gradio's own editor takes seconds for a stroke, this one milliseconds."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ TEMPLATE = """
   <div class="dv-title-of">TITLE</div>
   <div class="dv-tools" role="toolbar" aria-label="Marking tools">
     <span class="dv-group">
-      <button type="button" data-tool="click" title="Click on the thing (P)">Click</button>
-      <button type="button" data-tool="draw" title="Draw over the thing (B), or erase (E)">Draw</button>
+      <button type="button" data-tool="click" title="Click on the object (P)">Click</button>
+      <button type="button" data-tool="draw" title="Draw over the object (B), or erase (E)">Draw</button>
     </span>
     <span class="dv-group">
-      <button type="button" data-sign="plus" title="This is the thing">+ thing</button>
+      <button type="button" data-sign="plus" title="Marks are on the object">+ object</button>
       <button type="button" data-sign="minus"
-        title="This is not: also by the right button, or with Shift (X)">- not it</button>
+        title="Marks are on the background: also with the right button, or Shift (X)">- background</button>
     </span>
     <label class="dv-size" title="Size of the brush: [ and ]">Brush
       <input type="range" min="2" max="80" step="1"></label>
     <span class="dv-group dv-right">
-      <button type="button" data-do="undo" title="Take back the last mark (Ctrl-Z)" disabled>Undo</button>
-      <button type="button" data-do="clear" title="Take back all marks" disabled>Clear</button>
+      <button type="button" data-do="undo" title="Remove the last mark (Ctrl-Z)" disabled>Undo</button>
+      <button type="button" data-do="clear" title="Remove all marks" disabled>Clear</button>
       <button type="button" data-do="full" title="Full screen" aria-label="Full screen"><svg
         viewBox="0 0 16 16" width="14" height="14" fill="none" stroke="currentColor" stroke-width="1.8"
         ><path d="M2 6V2h4M10 2h4v4M14 10v4h-4M6 14H2v-4"/></svg></button>
@@ -39,16 +39,15 @@ TEMPLATE = """
 
 
 class MarkCanvas(Scripted):
-    """A picture to mark. Its value is JSON of the marks by picture, see `dinoviz.segment.prompts.by_picture`.
+    """A picture to mark; the value is JSON of the marks by picture, see `dinoviz.segment.prompts.by_picture`.
 
-    title: said above it. image: path of the picture as it is shown, in gradio's cache. picture: its key, by which
-    marks are kept. size: (width, height) in pixels of the uploaded picture. answered: how many marks are in the
-    picture shown already. given: JSON of {"marks": as the value, "at": a time}: marks that come from
-    elsewhere and replace those of their pictures.
+    title: above the picture. image: path of the shown picture in Gradio's cache. picture: the key by which its marks
+    are kept. size: (width, height) in pixels of the uploaded picture. drawn_marks: how many marks the shown picture
+    has in it already. preset: JSON of {"marks": as the value, "at": a time}, replacing those marks.
     """
 
     def __init__(
-        self, value: str = "{}", *, title="", image="", picture="", size=(1, 1), answered=0, given="", **options
+        self, value: str = "{}", *, title="", image="", picture="", size=(1, 1), drawn_marks=0, preset="", **options
     ):
         super().__init__(
             value,
@@ -58,7 +57,7 @@ class MarkCanvas(Scripted):
             image=image,
             picture=picture,
             size=list(size),
-            answered=answered,
-            given=given,
+            drawn_marks=drawn_marks,
+            preset=preset,
             **options,
         )

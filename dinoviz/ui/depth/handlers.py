@@ -19,7 +19,7 @@ from dinoviz.ui.depth import probes, views
 from dinoviz.ui.depth.controls import Controls, Drawn
 from dinoviz.ui.depth.state import STEP, Scene, ViewSettings, named, parse_points, settings_of
 from dinoviz.ui.endpoints import takes_settings
-from dinoviz.ui.shared import DRAWING, EMPTY, encoded, follow, note, picture_point, stop_shown, told
+from dinoviz.ui.shared import DRAWING, EMPTY, encoded, follow, note, picture_point, stop_shown, user_errors
 from dinoviz.ui.stale_answers import Request, Requests
 from dinoviz.ui.workbench import Look, Workbench
 
@@ -60,7 +60,7 @@ class Handlers:
         Returns:
             the picture, a caption, and the measurements at the points
         """
-        with told():
+        with user_errors():
             scene, where = self._typed_scene(image, model, resolution, probe, values), parse_points(points)
             return views.draw(scene, where), note(views.caption(scene)), note(views.readout(scene, where))
 
@@ -72,7 +72,7 @@ class Handlers:
         Returns:
             the zip
         """
-        with told():
+        with user_errors():
             return views.file(self._typed_scene(image, model, resolution, probe, values))
 
     def _typed_scene(self, image: str, model: str, resolution: str, probe: str, values: Sequence) -> Scene:
@@ -82,7 +82,7 @@ class Handlers:
 
     def save(self, image, model, resolution, points, probe, *values):
         """Download what the page shows."""
-        with told():
+        with user_errors():
             look = self.bench.peek(image, model, resolution)
             if not self._is_ready(look, probe, values):
                 return gr.skip()
@@ -103,7 +103,7 @@ class Handlers:
         look = encoded(self.bench, image, model, resolution, request)
         if look is None:
             return gr.skip()
-        with told():
+        with user_errors():
             updates = {}
             if look.key != drawn.look or not probe:  # the list of probes may be another one
                 probe = probes.selected(self.bench, look, probe)
@@ -246,7 +246,7 @@ class Handlers:
         if not self._is_ready(look, probe, values):
             return gr.skip()
         c = self.controls
-        with told():
+        with user_errors():
             scene = open_scene(self.bench, look, image, probe, settings_of(values, drawn.limits))
             return answering.answer(
                 {c.points: (look.picture.digest, where), c.drawn: replace(drawn, map=None)},
@@ -259,7 +259,7 @@ class Handlers:
 
     def _is_ready(self, look: Look | None, probe: str | None, values: Sequence) -> bool:
         """Whether a click or a download can be answered: neither ever runs a network."""
-        with told():
+        with user_errors():
             return look is not None and bool(probe) and probes.is_ready(self.bench, look, probe, named(values)["above"])
 
 

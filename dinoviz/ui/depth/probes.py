@@ -154,7 +154,7 @@ def _encode(bench: Workbench, look: Look, probe: Probe, job: Job | None) -> Feat
 
     def blocks(done: int, of: int) -> None:
         if job:
-            job.tell(f"Encoding at {resolution} px, the probe's training resolution", done / of)
+            job.report(f"Encoding at {resolution} px, the probe's training resolution", done / of)
 
     return bench.features(look.backbone, look.picture, resolution, probe.layers, blocks)
 
@@ -190,12 +190,12 @@ def _within(about: dict, *keys: str) -> Any:
 
 def _published(bench: Workbench, look: Look, name: str, job: Job | None) -> Prediction:
     if job:
-        job.tell(f"Loading {name}")
+        job.report(f"Loading {name}")
     network = published_depth.load(name)
 
     def blocks(done: int, of: int) -> None:
         if job:
-            job.tell(f"Predicting with {name}", done / of)
+            job.report(f"Predicting with {name}", done / of)
 
     grid = look.features.grid.at(look.picture.shown.size)
     resolution = network.trained.short_side

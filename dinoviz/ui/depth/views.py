@@ -13,7 +13,7 @@ from dinoviz import render
 from dinoviz.depth import figures as depth_figures
 from dinoviz.depth import geometry
 from dinoviz.ui.depth.state import CUTOUT, NORMALS, SPREAD, Scene
-from dinoviz.ui.shared import bundle, through
+from dinoviz.ui.shared import bundle, model_caption
 from training.depth.rgbd import depth_errors
 
 TICKS = 5
@@ -104,7 +104,7 @@ def notice(scene: Scene) -> str:
 
 def caption(scene: Scene) -> str:
     """The model, the predictor, the meaning of the colours, and how the map was made. HTML."""
-    lines = [f"{through(scene.look, grid=scene.depth.grid)} · {scene.prediction.source}", _meaning(scene)]
+    lines = [f"{model_caption(scene.look, grid=scene.depth.grid)} · {scene.prediction.source}", _meaning(scene)]
     metres = scene.shown_metres / scene.unit.metres
     lines.append(
         f"{_interpolation(scene)} · from {metres.min():.2f} to {metres.max():.2f}, median {np.median(metres):.2f} "

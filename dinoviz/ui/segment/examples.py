@@ -1,4 +1,4 @@
-"""Examples for the Segment tab, made when asked for: a marked flower, pictures with and without it, a short clip."""
+"""The Segment tab's examples: a marked flower, pictures with and without it, and a short clip."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FLOWER = [(320, 200, 1), (240, 130, 1), (110, 330, 0)]
 
 
 def pictures() -> tuple:
-    """(the picture, its marks, the targets, which instances to keep) for the page."""
+    """(picture, its marks, targets, instances to keep), as the page takes them."""
     file = _flower()
     flower = open_image(file)
     made = {
@@ -36,12 +36,12 @@ def pictures() -> tuple:
     }
     without = ("coffee", "rocket", "china", "chelsea")
     others = [shared_copy(file) for file in example_files() if Path(file).stem in without]
-    targets = [_kept(name, picture) for name, picture in made.items()]
+    targets = [_saved(name, picture) for name, picture in made.items()]
     return file, _marked(flower, FLOWER), [*targets, *others], ALL
 
 
 def clip() -> tuple:
-    """(the first frame, its marks, the clip, what to do) for the page: the camera passes the flower."""
+    """(first frame, its marks, clip, caption), as the page takes them: the camera moves past the flower."""
     flower = open_image(_flower())
     made = sorted(_folder().glob("flower.*[4m]"))  # .mp4, or .webm where there is no H.264
     if made:
@@ -55,8 +55,8 @@ def clip() -> tuple:
     left, top, width, height = _window(flower, 0)
     points = [((x - left) * CLIP_SIZE[0] / width, (y - top) * CLIP_SIZE[1] / height, label) for x, y, label in FLOWER]
     points = [(x, y, label) for x, y, label in points if 0 < x < CLIP_SIZE[0] and 0 < y < CLIP_SIZE[1]]
-    said = "The first frame is marked: now follow it. You can mark more before."
-    return _kept("flower, first frame.png", first), _marked(first, points), str(path), note(said)
+    caption = note("The first frame is marked: add marks, or press Track the object.")
+    return _saved("flower, first frame.png", first), _marked(first, points), str(path), caption
 
 
 def _flower() -> str:
@@ -64,7 +64,7 @@ def _flower() -> str:
 
 
 def _window(picture: Image.Image, share: float) -> tuple[float, float, float, float]:
-    """Left, top, width and height of what the camera sees: it moves to the right and goes away."""
+    """Left, top, width and height of the camera's view, which moves to the right and widens."""
     width = picture.width * (0.6 + 0.2 * share)
     height = width * CLIP_SIZE[1] / CLIP_SIZE[0]
     return (picture.width - width) * (0.1 + 0.9 * share), (picture.height - height) * 0.3, width, height
@@ -77,8 +77,8 @@ def _view(picture: Image.Image, share: float) -> Image.Image:
 
 def _marked(picture: Image.Image, points: list[tuple[float, float, int]]) -> dict:
     actions = [{"kind": "point", "x": round(x, 1), "y": round(y, 1), "label": label} for x, y, label in points]
-    # The time tells the page that they are given anew, when they are the same as before.
-    return gr.update(given=json.dumps({"marks": {image_digest(picture): actions}, "at": time.time_ns()}))
+    # The time makes the page take them again where they are the same as before.
+    return gr.update(preset=json.dumps({"marks": {image_digest(picture): actions}, "at": time.time_ns()}))
 
 
 def _folder() -> Path:
@@ -87,10 +87,10 @@ def _folder() -> Path:
     return folder
 
 
-def _kept(name: str, picture: Image.Image) -> str:
+def _saved(name: str, picture: Image.Image) -> str:
     path = _folder() / name
     if path.is_file():
-        path.touch()  # the app forgets files by their age
+        path.touch()  # files are removed by age
     else:
         picture.save(path)
     return str(path)

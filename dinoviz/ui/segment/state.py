@@ -1,4 +1,4 @@
-"""What the Segment tab's controls say, and what follows from it: masks, the concept, and where it is found."""
+"""What the Segment tab computes from its controls: masks, the concept, and where it is found."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ from dinoviz.cache import OnceCache
 from dinoviz.errors import DinovizError
 from dinoviz.features import Features
 from dinoviz.segment.few_shot import METHODS
-from dinoviz.segment.prompts import Marks, parse
+from dinoviz.segment.prompts import Marks, mask_of, parse
 from dinoviz.segment.segmentation import Segmentation
+from dinoviz.ui.mask_views import OVERLAY, VIEWS
 from dinoviz.ui.segment.targets import Target
 from dinoviz.ui.workbench import Look
 
 CLICKED, ALL = "what was clicked", "all instances"
-OVERLAY, CUTOUT, SCORE, RAW = "mask", "cut-out", "score", "raw patch score"
-VIEWS = (OVERLAY, CUTOUT, SCORE, RAW)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What the controls say, in their order. auto: the calibrated threshold; smallest: percent of the picture."""
+    """The options, in the order of their controls. auto: calibrate the threshold; smallest: percent of the picture."""
 
     auto: bool = True
     threshold: float = segment.THRESHOLD
@@ -48,14 +47,35 @@ class Choice:
 
     @property
     def cut(self) -> dict:
-        """How a score becomes a mask, for `segment`."""
+        """How a score becomes a mask, as `segment.apply` takes it."""
         threshold = None if self.auto else self.threshold
         return {"threshold": threshold, "refine": self.refine, "smallest": self.smallest / 100}
 
     @property
     def mask_key(self) -> tuple:
-        """What decides a mask."""
+        """What a mask depends on."""
         return self.instances, *self.cut.values()
+
+
+@dataclass(frozen=True)
+class Query:
+    """What to segment: the values of the controls, or the parameters of an endpoint.
+
+    marks: JSON, of the page by picture, of an endpoint a list. targets: uploaded files.
+    """
+
+    image: str | None
+    model: str
+    resolution: str
+    marks: str
+    targets: Sequence[str] | None
+    corrections: str
+    choice: Choice
+
+    @classmethod
+    def of(cls, image, model, resolution, marks, targets, corrections, *options) -> Query:
+        """From values in the order of the controls. Raises DinovizError for an option that cannot be."""
+        return cls(image, model, resolution, marks, targets, corrections, Choice(*options))
 
 
 def at_size(features: Features, size: tuple[int, int]) -> Features:
@@ -64,31 +84,16 @@ def at_size(features: Features, size: tuple[int, int]) -> Features:
 
 
 def mark(features: Features, picture: Image.Image, marks: Marks, choice: Choice) -> Segmentation | None:
-    """What was marked on one picture, at the size of `picture` (the upload or a copy); None if nothing was.
-
-    Clicks first, then the strokes over it, in order: what is drawn stays as it was drawn.
-    """
-    marks = marks.scaled(features.grid.image_size, picture.size)
-    features = at_size(features, picture.size)
-    if marks.labels.any():
-        everywhere = choice.instances == ALL
-        found = segment.from_points(
-            features, marks.points, marks.labels, picture, all_instances=everywhere, **choice.cut
-        )
-        return replace(found, mask=marks.paint(found.mask))
-    if not any(not stroke.erase for stroke in marks.strokes):
-        return None
-    mask = marks.paint(np.zeros(picture.size[::-1], dtype=bool))
-    covered = features.grid.to_patches(mask)
-    return Segmentation(mask.astype(np.float32), mask, covered, segment.THRESHOLD, True, 1.0)
+    """The mask of the marks by the chosen options, as `mask_of`."""
+    return mask_of(marks, features, picture, all_instances=choice.instances == ALL, **choice.cut)
 
 
 def find(
     concept: segment.Concept, features: Features, picture: Image.Image, marks: Marks, choice: Choice
 ) -> Segmentation:
-    """The thing in another picture, at the size of `picture`; marks: the corrections made there.
+    """The object in another picture, at the size of `picture`; marks: the corrections made there.
 
-    Who marks the thing in a picture knows that it is there.
+    A picture in which the object is marked counts as one that has it, whatever the presence score.
     """
     marks = marks.scaled(features.grid.image_size, picture.size)
     positive = marks.points[marks.labels == 1]
@@ -100,7 +105,7 @@ def find(
 
 
 def example(features: Features, marks: Marks, mask: np.ndarray | None = None) -> segment.Example:
-    """What marks teach. Without a mask strokes count as clicks along them, one a patch."""
+    """Marks as an example to learn from. Without a mask, strokes count as clicks along them, one a patch."""
     points, labels = [marks.points], [marks.labels]
     for stroke in marks.strokes if mask is None else ():
         inside = stroke.points[((stroke.points >= 0) & (stroke.points <= features.grid.image_size)).all(axis=1)]
@@ -113,12 +118,12 @@ def example(features: Features, marks: Marks, mask: np.ndarray | None = None) ->
 
 @dataclass(frozen=True, eq=False)
 class Search:
-    """One reference and its marks, the corrections by the digest of their target, and what the controls say.
+    """A reference with its marks, the targets with their corrections, and the options.
 
-    kept: what was computed lately, for all who look. marks, corrections: as JSON holds them.
+    cache: of masks and concepts. marks: as in JSON. corrections: the same by the digest of their target.
     """
 
-    kept: OnceCache
+    cache: OnceCache
     look: Look
     marks: list
     choice: Choice
@@ -141,45 +146,46 @@ class Search:
         return [target for digest, target in once.items() if self.corrections.get(digest)]
 
     @cached_property
-    def marked(self) -> Segmentation | None:
-        """The reference's mask at the size that is shown, computed once; None if nothing is marked as the thing."""
+    def reference(self) -> Segmentation | None:
+        """The reference's mask at the size that is shown, computed once; None if no object is marked."""
         marks, look = self.parsed, self.look
         if not len(marks):
             return None
-        key = "marked", look.key, json.dumps(self.marks), self.choice.mask_key
-        return self.kept.get(key, lambda: (mark(look.features, look.picture.shown, marks, self.choice),))[0]
+        key = "reference", look.key, json.dumps(self.marks), self.choice.mask_key
+        return self.cache.get(key, lambda: (mark(look.features, look.picture.shown, marks, self.choice),))[0]
 
     @cached_property
     def concept(self) -> segment.Concept | None:
-        """What is looked for, learnt once from the marks and the corrections; None if nothing is marked as the thing.
+        """The model of the object, fitted once to the marks and corrections; None if no object is marked.
 
-        Always from the reference at the size that is shown, so that downloads hold what the page showed.
+        Always from the reference at the size that is shown, so that downloads equal the page.
         """
-        if self.marked is None:
+        if self.reference is None:
             return None
-        taught = {target.digest: self.corrections[target.digest] for target in self.corrected}
-        key = "concept", self.look.key, self.choice.mask_key, self.choice.method, json.dumps([self.marks, taught])
+        corrections = {target.digest: self.corrections[target.digest] for target in self.corrected}
+        marks = json.dumps([self.marks, corrections])
+        key = "concept", self.look.key, self.choice.mask_key, self.choice.method, marks
 
         def make() -> segment.Concept:
             picture = self.look.picture
             marks = self.parsed.scaled(picture.size, picture.shown.size)
-            examples = [example(at_size(self.look.features, picture.shown.size), marks, self.marked.mask)]
+            examples = [example(at_size(self.look.features, picture.shown.size), marks, self.reference.mask)]
             examples += [example(target.features, self.parsed_for(target)) for target in self.corrected]
             return segment.fit(examples, self.choice.method)
 
-        return self.kept.get(key, make)
+        return self.cache.get(key, make)
 
     @property
-    def trouble(self) -> str:
-        """Why nothing can be learnt from the marks (everything is marked, say), in one sentence, or ""."""
+    def problem(self) -> str:
+        """Why no concept can be fitted to the marks (everything is marked, say), in one sentence, or ""."""
         try:
-            self.concept  # noqa: B018 - it is the learning that may fail
+            self.concept  # noqa: B018 - fitting may fail
         except DinovizError as error:
             return str(error)
         return ""
 
     def result(self, target: Target, picture: Image.Image) -> Segmentation | None:
-        """The thing in a target, at the size of `picture`, one of its copies; None if there is nothing to look for."""
+        """The object in a target, at the size of `picture`, one of its copies; None if no object is marked."""
         if self.concept is None:
             return None
         return find(self.concept, target.features, picture, self.parsed_for(target), self.choice)

@@ -1,4 +1,4 @@
-// Cards of the pictures in which the thing was looked for; the chosen one's key is the value.
+// Cards of the pictures in which the object was searched; the value is the key of the chosen one.
 // element, props, trigger and watch are given by gradio.
 const list = element.querySelector('.dv-targets')
 const source = path => `${window.gradio_config?.root ?? ''}/gradio_api/file=${path}`
@@ -22,14 +22,14 @@ function render() {
     items.forEach((item, i) => {
         const button = list.children[i], image = button.querySelector('img')
         button.setAttribute('aria-pressed', item.key === props.value)
-        if (item.state === 'pending' && button.dataset.key === item.key) return  // as it was, until it is its turn
+        if (item.state === 'pending' && button.dataset.key === item.key) return  // unchanged until its result comes
         button.dataset.key = item.key
         button.dataset.state = item.state
-        button.title = item.said ? `${item.name}: ${item.said}` : item.name
+        button.title = item.caption ? `${item.name}: ${item.caption}` : item.name
         button.disabled = !item.image
         image.hidden = !item.image
         if (item.image && image.getAttribute('src') !== source(item.image)) image.src = source(item.image)
-        button.querySelector('.dv-badge').textContent = item.said ?? ''
+        button.querySelector('.dv-badge').textContent = item.caption ?? ''
         button.querySelector('.dv-name').textContent = item.name
     })
 }

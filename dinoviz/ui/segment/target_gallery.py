@@ -1,4 +1,4 @@
-"""A gallery of results: what holds the thing is bright, what does not is dim and says so."""
+"""A gallery of search results: pictures with the object are bright, those without it dim."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from dinoviz.ui.components.html_component import Scripted
 
 
 class TargetGallery(Scripted):
-    """Cards to choose from. Its value is the key of the chosen one, or "".
+    """Cards to choose from; the value is the key of the chosen one, or "".
 
-    items: of each card key, name, image (a path in gradio's cache, or ""), state ("present", "absent", "plain",
-    "waiting", "bad", or "pending": as it was before) and said (a few words).
+    items: dictionaries of key, name, image (a path in Gradio's cache, or ""), state ("present", "absent", "plain",
+    "waiting", "bad", or "pending" to stay as it is) and caption (a few words).
     """
 
     def __init__(self, value: str = "", *, items=(), **options):

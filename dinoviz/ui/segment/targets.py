@@ -1,4 +1,4 @@
-"""The pictures in which a marked thing is looked for: encoded once, kept small, so that hundreds fit in memory."""
+"""The pictures in which an object is searched: encoded once and kept small, so that hundreds fit in memory."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from dinoviz.features import Features, LayerTokens
 from dinoviz.grid import PatchGrid
 from dinoviz.images import open_image
 from dinoviz.ui.jobs import Job
-from dinoviz.ui.workbench import Workbench, file_key
+from dinoviz.ui.pictures import file_key
+from dinoviz.ui.workbench import Workbench
 
 MAX_TARGETS = 500
 THUMB = 260  # the long side in the gallery
 SESSIONS = 1000
-LATELY = 24  # masks and concepts: the handlers of one click share them
+MASKS_AND_CONCEPTS = 24  # cached, for the handlers of one click to share
 NOTHING = np.empty(0, dtype=np.float32)
 
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """One picture, without its pixels at full size. features: half precision, of the layers that segmenting reads."""
+    """One picture without its pixels at full size. halved: float16 features of the layers that segmentation uses."""
 
     path: str
     name: str
@@ -41,12 +42,12 @@ class Target:
 
     @property
     def features(self) -> Features:
-        """In single precision, as the views expect them."""
+        """The features in float32, as the views expect them."""
         return _with_type(self.halved, np.float32)
 
     @property
     def shown(self) -> Image.Image:
-        """The copy that is shown large."""
+        """The copy that is shown large, decoded anew."""
         return Image.open(io.BytesIO(self.jpeg)).convert("RGB")
 
     @property
@@ -56,42 +57,45 @@ class Target:
 
     @property
     def nbytes(self) -> int:
-        """What it holds in memory."""
+        """Bytes of memory."""
         return self.halved.nbytes + len(self.jpeg) + 3 * self.thumb.width * self.thumb.height
 
 
 @dataclass(frozen=True)
 class Refused:
-    """A file that cannot be looked at, and why, in one sentence."""
+    """A file that cannot be read or encoded, and why in one sentence."""
 
     path: str
     name: str
-    sentence: str
+    reason: str
     nbytes: int = 0
 
 
 class Targets:
-    """Targets by file, model and resolution, within a share of the memory that the features may have."""
+    """Targets by file, model and resolution, within half of the memory for features."""
 
     def __init__(self, bench: Workbench):
         self.bench = bench
-        self.derived = OnceCache(LATELY)  # of their own: each click makes some, and must not push out a rollout
+        # Its own cache: each click makes some, and must not push out an attention rollout.
+        self.derived = OnceCache(MASKS_AND_CONCEPTS)
         self._turns: OnceCache[threading.Lock] = OnceCache(SESSIONS)
-        self._kept: OnceCache[Target | Refused] = OnceCache(bench.settings.cache_bytes // 2, lambda kept: kept.nbytes)
+        self._cache: OnceCache[Target | Refused] = OnceCache(
+            bench.settings.cache_bytes // 2, lambda target: target.nbytes
+        )
 
     def turn(self, session: str) -> threading.Lock:
-        """For what one session may do only once at a time."""
+        """A lock for work of which one session may do only one at a time."""
         return self._turns.get(session, threading.Lock)
 
     def peek(self, path: str, model: str, resolution: str) -> Target | Refused | None:
-        """The target if it is there, else None; never decodes, loads or encodes."""
+        """The target if it is encoded, else None; never decodes, loads or encodes."""
         backbone = self.bench.loaded(model)
-        return backbone and self._kept.peek((file_key(path), backbone.key, int(resolution)))
+        return backbone and self._cache.peek((file_key(path), backbone.key, int(resolution)))
 
     def get(
         self, path: str, model: str, resolution: str, on_block: Callable[[int, int], None] | None = None
     ) -> Target | Refused:
-        """The target, encoded now if it was not. Raises what loading the model raises."""
+        """The target, encoded unless it is cached. Raises what loading the model raises."""
         backbone = self.bench.backbone(model)
         key = file_key(path), backbone.key, int(resolution)
 
@@ -101,12 +105,12 @@ class Targets:
             except DinovizError as error:
                 return Refused(path, Path(path).name, str(error))
 
-        return self._kept.get(key, make)
+        return self._cache.get(key, make)
 
     def _encode(self, path: str, backbone, resolution: int, on_block) -> Target:
         picture = self.bench.picture(path)
         resolution = self.bench.resolution(picture, backbone, resolution)
-        # The bar may have looked at it already, with all layers.
+        # The picture of the bar is encoded already, with all layers.
         features = self.bench.features_cache.peek(backbone, picture.digest, resolution, "all")
         if features is None:
             grid = PatchGrid.fit(picture.size, resolution, backbone.patch_size)
@@ -119,17 +123,17 @@ class Targets:
         return Target(path, picture.name, picture.digest, picture.size, jpeg.getvalue(), thumb, _light(features))
 
     def start(self, owner: Hashable, paths: Sequence[str], model: str, resolution: str) -> Job[None]:
-        """Encode in the background; what cannot be looked at is kept as Refused, and the others are done."""
+        """Encode in the background; a picture that cannot be encoded becomes Refused, and the others go on."""
 
         def work(job: Job) -> None:
-            job.tell(f"Loading {model}")
+            job.report(f"Loading {model}")
             self.bench.backbone(model)
             for i, path in enumerate(paths):
                 encoding = f"Encoding picture {i + 1} of {len(paths)}"
-                job.tell(encoding, i / len(paths))
+                job.report(encoding, i / len(paths))
 
                 def on_block(block: int, blocks: int, i: int = i, encoding: str = encoding) -> None:
-                    job.tell(encoding, (i + block / blocks) / len(paths))
+                    job.report(encoding, (i + block / blocks) / len(paths))
 
                 self.get(path, model, resolution, on_block)
 
@@ -137,17 +141,17 @@ class Targets:
 
 
 def checked(paths: Sequence[str] | None) -> list[str]:
-    """Each file once. Raises DinovizError if there are more than a page can show."""
+    """Each file once. Raises DinovizError for more than MAX_TARGETS."""
     paths = list(dict.fromkeys(paths or []))
     if len(paths) > MAX_TARGETS:
         raise DinovizError(
-            f"At most {MAX_TARGETS} pictures at once, not {len(paths)}: for more there is `python -m dinoviz segment`."
+            f"{len(paths)} pictures: at most {MAX_TARGETS} at once; use `python -m dinoviz segment` for more."
         )
     return paths
 
 
 def _light(features: Features) -> Features:
-    """Only what segmenting reads: no queries, keys and norms, and half of the precision."""
+    """Only what segmentation uses: no queries, keys and norms, in float16."""
     wanted = set(segment.layers_of(features.layers))
     captured = {
         layer: LayerTokens(tokens.patches, NOTHING, NOTHING, NOTHING, NOTHING)
@@ -160,7 +164,7 @@ def _light(features: Features) -> Features:
 def _with_type(features: Features, dtype: type) -> Features:
     patches = features.patches.astype(dtype)
     captured = {
-        # The last layer's patches are those of the whole, once.
+        # The last layer's patches are `patches` itself, stored once.
         layer: replace(tokens, patches=patches if layer == features.layers - 1 else tokens.patches.astype(dtype))
         for layer, tokens in features.captured.items()
     }

@@ -1,8 +1,7 @@
-"""The crops that a run would make of a picture, so that multi-crop and masking explain themselves."""
+"""The crops that a pretraining run would make of a picture, as an illustration of multi-crop and masking."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import gradio as gr
@@ -12,76 +11,77 @@ from PIL import Image
 from dinoviz.errors import DinovizError
 from dinoviz.render import display_copy
 from dinoviz.ui.image_bar import Bar
-from dinoviz.ui.shared import PRIVATE, note, picture_grid, told
+from dinoviz.ui.shared import PRIVATE, note, picture_grid, user_errors
+from dinoviz.ui.train.run_request import RequestReader
 from dinoviz.ui.workbench import Workbench
 from training.config.pretrain import PretrainConfig
-from training.dino import crop_preview as crops_of
+from training.dino import crop_preview
 
-WHERE = 400  # pixels of the picture with the boxes
+BOXES_SIZE = 400  # pixels of the picture with the boxes
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What `wire` connects."""
+@dataclass(frozen=True, eq=False)
+class Controls:
+    """The components."""
 
     part: gr.Accordion
     words: gr.HTML
-    drawn: gr.HTML
+    pictures: gr.HTML
     again: gr.Button
 
 
-def lay_out() -> Parts:
-    """The folded part of the page, where it is called."""
-    with gr.Accordion("What student and teacher see of a picture", open=False, elem_id="train-crops-part") as part:
+def layout() -> Controls:
+    """Create the folded part of the page."""
+    with gr.Accordion("The crops of student and teacher", open=False, elem_id="train-crops-part") as part:
         words = gr.HTML(note(""), label="crops", elem_id="train-crops-words")
-        drawn = gr.HTML("", label="crops", elem_id="train-crops", padding=False)
-        again = gr.Button("Draw again, of the picture above", size="sm", elem_id="train-crops-again")
-    return Parts(part, words, drawn, again)
+        pictures = gr.HTML("", label="crops", elem_id="train-crops", padding=False)
+        again = gr.Button("Draw new crops of the picture above", size="sm", elem_id="train-crops-again")
+    return Controls(part, words, pictures, again)
 
 
-def wire(bench: Workbench, bar: Bar, parts: Parts, inputs: list, order: Callable) -> None:
-    """order: reads what `inputs` say."""
+def wire(controls: Controls, bench: Workbench, bar: Bar, inputs: list, reader: RequestReader) -> None:
+    """Connect the events. inputs: those of `reader`."""
     draws = gr.State(0)
 
-    def draw(number: int, image: str | None, *values):
-        with told():
+    def draw_crops(number: int, image: str | None, *values):
+        with user_errors():
             if not image:
                 raise DinovizError("There is no picture above to draw crops of.")
-            wanted = order(*values, checked=False)
-            if not isinstance(wanted.config, PretrainConfig):
-                raise DinovizError("Multi-crop belongs to pretraining: choose it beside.")
-            return number + 1, *_crops(bench, image, wanted.config, number)
+            request = reader.read(*values, checked=False)
+            if not isinstance(request.config, PretrainConfig):
+                raise DinovizError("Multi-crop belongs to pretraining: choose that task.")
+            return number + 1, *_crops(bench, image, request.config, number)
 
     gr.on(
-        [parts.part.expand, parts.again.click], draw, [draws, bar.image, *inputs], [draws, parts.words, parts.drawn],
-        **PRIVATE,
+        [controls.part.expand, controls.again.click], draw_crops, [draws, bar.image, *inputs],
+        [draws, controls.words, controls.pictures], **PRIVATE,
     )  # fmt: skip
 
 
 def _crops(bench: Workbench, image: str, config: PretrainConfig, number: int) -> tuple[str, str]:
-    """Words, and the pictures with their captions."""
+    """HTML of the explanation, and of the crops with their captions."""
     picture = bench.picture(image)
-    made = crops_of.crops(picture.image, config, number)
+    crops = crop_preview.crops(picture.image, config, number)
     shown = []
-    for crop in made.globals:
+    for crop in crops.globals:
         shown.append((Image.fromarray(crop.pixels), "teacher" if crop.mask is not None else "teacher and student"))
         if crop.mask is not None:
-            hidden = f"{crop.mask.mean():.0%}" if crop.mask.any() else "nothing"
-            shown.append((_masked(crop.pixels, crop.mask), f"student, {hidden} hidden"))
-    shown += [(Image.fromarray(crop.pixels), "student only") for crop in made.locals]
+            share = f"{crop.mask.mean():.0%}" if crop.mask.any() else "nothing"
+            shown.append((_masked(crop.pixels, crop.mask), f"student, {share} masked"))
+    shown += [(Image.fromarray(crop.pixels), "student only") for crop in crops.locals]
     words = (
-        f"The teacher sees the 2 global crops ({config.global_size} px, orange), the student these and the "
-        f"{len(made.locals)} local ones ({config.local_size} px, blue), each turned, coloured and blurred by chance. "
-        "From each of its crops the student is to tell what the teacher says of the <i>other</i> global ones."
+        f"The teacher gets the 2 global crops ({config.global_size} px, orange), the student these and the "
+        f"{len(crops.locals)} local ones ({config.local_size} px, blue), each randomly flipped, colour-jittered and "
+        "blurred. From each of its crops, the student predicts the teacher's output for the <i>other</i> global crops."
     )
     if config.ibot_weight:
-        words += " With iBOT it is also to tell what the teacher sees at the patches that are hidden from it."
-    where = picture_grid([(display_copy(crops_of.drawn(picture.image, made), WHERE, WHERE), "where they lie")])
-    return note(words), where + picture_grid(shown, pixelated=True)
+        words += " With iBOT, it also predicts the teacher's output at the patches that are masked for it."
+    boxes = display_copy(crop_preview.drawn(picture.image, crops), BOXES_SIZE, BOXES_SIZE)
+    return note(words), picture_grid([(boxes, "places of the crops")]) + picture_grid(shown, pixelated=True)
 
 
 def _masked(pixels: np.ndarray, mask: np.ndarray) -> Image.Image:
-    """A crop whose hidden patches are grey."""
+    """The crop with its masked patches in grey."""
     pixels = pixels.copy()
     pixels[np.kron(mask, np.ones(np.divide(pixels.shape[:2], mask.shape).astype(int), dtype=bool))] = 128
     return Image.fromarray(pixels)

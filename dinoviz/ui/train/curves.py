@@ -1,41 +1,31 @@
-"""The curves of runs while they go on: records of metrics in, figures of plotly out, as plain dictionaries."""
+"""The curves of runs: plotly figures of their metrics, as plain dictionaries."""
 
 from __future__ import annotations
 
 import html
 import math
-import os
-import sys
-import threading
-from array import array
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from scipy.signal import lfilter
 
 from dinoviz.errors import DinovizError
-from training.runs import files as run_files
+from dinoviz.ui.train.metrics_log import Column, columns, number
 from training.runs.run import Run, RunError
 
 HEIGHT = 220  # pixels of a panel
-MOST_POINTS = 1500  # of a curve: more than a panel has pixels
-FEW_POINTS = 40  # are drawn as dots too: a line through a single one is none
-RUNS_FOLLOWED = 64  # files whose records are kept
-MOST_NAMES = 256  # of different numbers in one run's records
+MOST_POINTS = 1500  # of a curve: a panel has fewer pixels
+FEW_POINTS = 40  # up to which points are drawn as dots too: a single one makes no line
 GREY = "#808890"
-# Told apart by colour-blind eyes (Okabe & Ito 2008, the blue lighter for dark pages); the seventh run has the first's.
+# Distinct for colour-blind readers (Okabe & Ito 2008, the blue lighter for dark pages); repeated from the seventh run.
 COLOURS = ("#1F83C9", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 
 
 @dataclass(frozen=True)
 class Series:
-    """One number of a run's records: its key, what it is called, what it means in lines of a hover text, its dash."""
+    """One number of a run's records. meaning: lines of the hover text. dash: of the line."""
 
     key: str
     name: str
@@ -45,10 +35,10 @@ class Series:
 
 @dataclass(frozen=True)
 class Panel:
-    """What is drawn over one vertical axis.
+    """The curves over one vertical axis.
 
-    unit: of the axis. scale: what the numbers are multiplied with. noisy: smoothing makes it easier to read.
-    positive: may be drawn on a logarithmic axis. reference: the setting of the run that a line is drawn for.
+    unit: of the axis. scale: a factor for the numbers. noisy: whether the curves are smoothed. positive: whether the
+    axis may be logarithmic. reference: the setting of the run for which a reference line is drawn.
     """
 
     title: str
@@ -62,7 +52,7 @@ class Panel:
 
 PANELS = (
     Panel("Loss", "loss", (
-        Series("loss", "loss", "what is minimised: all terms<br>with their weights"),
+        Series("loss", "loss", "the total: all terms<br>with their weights"),
         Series("loss_dino", "DINO", "cross-entropy of the student and the<br>teacher on CLS tokens, in nats", "dash"),
         Series("loss_ibot", "iBOT", "the same on masked patches, in nats", "dot"),
         Series("loss_koleo", "KoLeo", "the lower, the further apart are the<br>CLS tokens of a batch", "dashdot"),
@@ -79,13 +69,13 @@ PANELS = (
         Series("teacher_entropy", "entropy", "how many prototypes a target is spread<br>over: log K for all of them, "
                "0 for one"),
         Series("teacher_kl", "KL", "how far a target is from uniform,<br>log K - entropy: near 0 is collapse", "dash"),
-        Series("teacher_information", "information", "how much a target tells about its image:<br>0 if all images "
-               "get the same", "dot"),
+        Series("teacher_information", "information", "how much a target depends on its image:<br>0 if it is the same "
+               "for all images", "dot"),
     ), reference="prototypes"),
     Panel("Spread and prototypes", "share", (
-        Series("embedding_spread", "spread", "of the CLS tokens: 1 as far apart as<br>random directions, 0 all the "
-               "same"),
-        Series("prototypes_used", "prototypes used", "that were the strongest of some target<br>within the last "
+        Series("embedding_spread", "spread", "of the CLS tokens: 1 as far apart as<br>random directions, 0 all "
+               "equal"),
+        Series("prototypes_used", "prototypes used", "that were the strongest of some target<br>in the last "
                "epoch", "dash"),
     )),
     Panel("Gradient", "norm", (
@@ -97,99 +87,10 @@ PANELS = (
 )  # fmt: skip
 
 
-@dataclass
-class Column:
-    """One number of a run over time: step, epoch and value, each (n,) float64; NaN where it is none."""
-
-    step: np.ndarray
-    epoch: np.ndarray
-    value: np.ndarray
-
-
-class _Followed:
-    """A metrics.jsonl that grows: what was read once is not read again."""
-
-    def __init__(self, path: Path):
-        self._path, self._lock = path, threading.Lock()
-        self._forget()
-
-    def _forget(self) -> None:
-        self._records: list[dict] = []
-        # By key; as arrays, because a long run would keep a second busy with looking into its records.
-        self._columns: defaultdict[str, tuple[array, array, array]] = defaultdict(
-            lambda: (array("d"), array("d"), array("d"))
-        )
-        self._seen, self._read, self._last = None, 0, b""
-
-    def records(self) -> list[dict]:
-        with self._lock:
-            self._follow()
-            return list(self._records)
-
-    def columns(self) -> dict[str, Column]:
-        with self._lock:
-            self._follow()
-            return {key: Column(*map(np.array, column)) for key, column in self._columns.items()}
-
-    def _follow(self) -> None:
-        try:
-            with run_files.opened(self._path) as file:
-                status = os.fstat(file.fileno())
-                if self._seen != (status.st_mtime_ns, status.st_size):
-                    self._read_on(file)
-                    self._seen = status.st_mtime_ns, status.st_size
-        except OSError:  # no record yet, or none any more
-            self._forget()
-
-    def _read_on(self, file: BinaryIO) -> None:
-        # A run that is resumed drops its last records, and another run may have taken the folder: then the line
-        # that was read last is not where it was.
-        file.seek(self._read - len(self._last))
-        if file.read(len(self._last)) != self._last:
-            self._forget()
-            file.seek(0)
-        for line in run_files.lines(file, run_files.MOST_METRICS - self._read):
-            whole = line.endswith(b"\n")
-            if not whole and len(line) < run_files.LONGEST_LINE:  # it waits for its end
-                return
-            if whole and (record := run_files.record(line)) and len(self._records) < run_files.MOST_RECORDS:
-                self._add(record)
-            self._read += len(line)
-            self._last = line
-
-    def _add(self, record: dict) -> None:
-        self._records.append({sys.intern(key): value for key, value in record.items()})
-        step, epoch = _number(record.get("step")), _number(record.get("epoch"))
-        for key, value in record.items():
-            if key not in self._columns and len(self._columns) >= MOST_NAMES:
-                continue
-            for values, number in zip(self._columns[key], (step, epoch, _number(value)), strict=True):
-                values.append(number)
-
-
-@lru_cache(maxsize=RUNS_FOLLOWED)
-def _followed(path: Path) -> _Followed:
-    return _Followed(path)
-
-
-def _following(run: Run) -> _Followed:
-    return _followed((run.folder / "metrics.jsonl").absolute())
-
-
-def records(run: Run) -> list[dict]:
-    """All whole records of a run, as `Run.metrics`; only what was added since the last call is read."""
-    return _following(run).records()
-
-
-def columns(run: Run) -> dict[str, Column]:
-    """The same by key; a key's column has the records in which it is."""
-    return _following(run).columns()
-
-
 def smoothed(values: np.ndarray, weight: float) -> np.ndarray:
-    """Exponential moving average of (n,) values, debiased as TensorBoard does; NaN stays NaN and counts for nothing.
+    """Exponential moving average of (n,) values, debiased as TensorBoard does; NaN stays NaN and has no weight.
 
-    weight: of what came before, from 0 (the values themselves) to below 1.
+    weight: of the past, from 0 (the values themselves) to below 1.
     """
     known = np.isfinite(values)
     result = np.full(len(values), np.nan)
@@ -199,9 +100,9 @@ def smoothed(values: np.ndarray, weight: float) -> np.ndarray:
 
 
 def thinned(values: np.ndarray, most: int = MOST_POINTS) -> np.ndarray:
-    """The places, in order, of at most `most` of (n,) values that look like all of them.
+    """Indices, in order, of at most `most` of (n,) values whose curve looks like that of all.
 
-    Of each stretch those of the least, the greatest and a gap (NaN) are kept, and so are both ends.
+    Both ends, and of each stretch the least, the greatest and a gap (NaN).
     """
     n = len(values)
     if n <= most:
@@ -215,13 +116,16 @@ def thinned(values: np.ndarray, most: int = MOST_POINTS) -> np.ndarray:
 
 
 def figures(runs: Sequence[Run], *, smoothing: float = 0, log: bool = False, x: str = "step") -> list[tuple[str, dict]]:
-    """A figure for each panel that some run has numbers for -> (title, {data, layout}), in the order of PANELS.
+    """(title, {data, layout}) of each panel for which some run has numbers, in the order of PANELS.
 
-    smoothing: weight of the past, from 0 to 0.999; the curve as measured stays behind, pale. log: a logarithmic axis
-    for what is positive, where numbers that are not are gaps. x: "step" or "epoch". A run has the same colour
-    in all panels, see `key`.
+    Args:
+        runs: each has one colour in all panels, see `key`.
+        smoothing: weight of the past, from 0 to 0.999; the measured curve is drawn pale behind the smoothed one.
+        log: a logarithmic axis for positive panels, where other numbers are gaps.
+        x: "step" or "epoch".
 
-    Raises DinovizError for a smoothing and an x that cannot be.
+    Raises:
+        DinovizError: for another smoothing or x.
     """
     if not 0 <= smoothing <= 0.999:
         raise DinovizError(f"Smoothing is a number from 0 to 0.999, not {smoothing}.")
@@ -233,19 +137,19 @@ def figures(runs: Sequence[Run], *, smoothing: float = 0, log: bool = False, x: 
 
 
 def key(runs: Sequence[Run]) -> str:
-    """HTML of the names of runs, each beside its colour."""
+    """HTML of the legend: the names of the runs with their colours."""
     parts = (f'<span><i style="background:{c}"></i>{html.escape(run.name)}</span>' for run, c in _coloured(runs))
     return f'<div class="dv-runs">{"".join(parts)}</div>'
 
 
-def said(title: str, figure: dict) -> str:
-    """What a figure shows in a sentence a curve, for those who do not see it."""
-    told = [f"{title} against the {figure['layout']['xaxis']['title']['text']}."]
+def description(title: str, figure: dict) -> str:
+    """A figure in words, a sentence a curve, for screen readers."""
+    sentences = [f"{title} against the {figure['layout']['xaxis']['title']['text']}."]
     for trace in figure["data"]:
         values = [value for value in trace["y"] if value is not None]
         if trace.get("meta") and values:
-            told.append(f"{trace['meta']}: {values[0]:.4g} at first, {values[-1]:.4g} at last.")
-    return " ".join(told)
+            sentences.append(f"{trace['meta']}: {values[0]:.4g} at first, {values[-1]:.4g} at last.")
+    return " ".join(sentences)
 
 
 def _coloured(runs: Sequence[Run]) -> Iterator[tuple[Run, str]]:
@@ -272,7 +176,7 @@ def _figure(panel: Panel, runs: list[tuple[Run, str, dict[str, Column]]], smooth
             "plot_bgcolor": "rgba(0,0,0,0)",
             "hovermode": "closest",
             "showlegend": len(named) > 1,
-            # What is hidden stays so by group, which LiveFigure sees to.
+            # LiveFigure keeps groups hidden.
             "legend": {
                 "orientation": "h",
                 "x": 0,
@@ -282,7 +186,7 @@ def _figure(panel: Panel, runs: list[tuple[Run, str, dict[str, Column]]], smooth
                 "uirevision": False,
             },
             "shapes": lines,
-            # The part that one zoomed in to stays as long as the axes mean the same.
+            # The zoom stays as long as the axes mean the same.
             "uirevision": x,
             "xaxis": {"title": {"text": x, "standoff": 4}, "uirevision": x, **grid},
             "yaxis": {
@@ -308,17 +212,17 @@ def _curves(panel: Panel, found: dict[str, Column], x: str) -> Iterator[tuple[Se
         xs, ys = getattr(column, x), column.value * panel.scale
         xs, ys = xs[np.isfinite(xs)], ys[np.isfinite(xs)]
         if not np.isfinite(ys).any() or (first is not None and np.array_equal(first, ys, equal_nan=True)):
-            continue  # a loss of one term is that term: one line upon the other tells nothing
+            continue  # a loss with one term equals that term: do not draw it twice
         first = ys if first is None else first
         yield series, xs, ys
 
 
 def _traces(run: str, series: Series, colour: str, xs, ys, smoothing: float, x: str) -> list[dict]:
-    """One curve, or the smooth one and behind it the one that was measured."""
+    """The curve; with smoothing, the measured one and the smoothed one over it."""
     known = np.isfinite(ys).sum()
     common = {"type": "scatter", "legendgroup": series.key, "showlegend": False}
     line = {"color": colour, "dash": series.dash, "width": 2}
-    number = "%{x:.2f}" if x == "epoch" else "%{x}"
+    position = "%{x:.2f}" if x == "epoch" else "%{x}"
     name = html.escape(run)
     main = {
         **common,
@@ -326,7 +230,7 @@ def _traces(run: str, series: Series, colour: str, xs, ys, smoothing: float, x: 
         "mode": "lines+markers" if known <= FEW_POINTS else "lines",
         "marker": {"color": colour, "size": 5},
         "line": line,
-        "hovertemplate": f"<b>{name}</b>, {x} {number}<br>{series.name}{', smoothed' if smoothing else ''}: "
+        "hovertemplate": f"<b>{name}</b>, {x} {position}<br>{series.name}{', smoothed' if smoothing else ''}: "
         f"<b>%{{y:.4g}}</b><br><i>{series.meaning}</i><extra></extra>",
         **_points(xs, smoothed(ys, smoothing) if smoothing else ys),
     }
@@ -342,7 +246,7 @@ def _points(xs: np.ndarray, ys: np.ndarray) -> dict:
 
 
 def _legend(series: Series, colour: str) -> dict:
-    """An entry of the legend that stands for this number of all runs."""
+    """The legend's entry for this number of all runs."""
     return {
         "type": "scatter", "x": [None], "y": [None], "mode": "lines", "name": series.name,
         "legendgroup": series.key, "line": {"color": colour, "dash": series.dash, "width": 2}, "hoverinfo": "skip",
@@ -350,17 +254,17 @@ def _legend(series: Series, colour: str) -> dict:
 
 
 def _references(panel: Panel, runs: Sequence[Run]) -> list[dict]:
-    """Lines that say what the numbers are to be compared with, one for each setting among the runs."""
+    """Reference lines, one for each value of the panel's setting among the runs."""
     settings = set()
     for run in runs if panel.reference else ():
         with suppress(RunError):
-            settings.add(_number(run.config.get(panel.reference)))
+            settings.add(number(run.config.get(panel.reference)))
     lines = []
     for setting in sorted(value for value in settings if value > 0):
         entropy = panel.reference == "prototypes"
         value = math.log(setting) if entropy else setting
         text = f"log K = {value:.2f}: uniform" if entropy else f"clipped to {value:g}"
-        side = "bottom" if entropy else "top"  # no entropy is above its line
+        side = "bottom" if entropy else "top"  # the entropy is below its line
         lines.append({
             "type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": value, "y1": value, "layer": "below",
             "line": {"color": GREY, "width": 1, "dash": "dot"},
@@ -369,13 +273,8 @@ def _references(panel: Panel, runs: Sequence[Run]) -> list[dict]:
     return lines
 
 
-def _number(value) -> float:
-    """NaN for whatever is none."""
-    return float(value) if isinstance(value, int | float) else math.nan
-
-
 def _short(value: float) -> float | int | None:
-    """Six digits, which is more than one sees, and None for a gap; steps stay whole."""
+    """The value with six digits, as an integer where it is whole; None for a gap."""
     if not math.isfinite(value):
         return None
     return int(value) if value.is_integer() and abs(value) < 2**53 else float(f"{value:.6g}")

@@ -1,4 +1,4 @@
-"""The settings of a kind of run as parts of the page, made from its dataclass: a new setting needs no line here."""
+"""The settings of a kind of run as components, made from its dataclass: a new setting needs no change here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import gradio as gr
 from dinoviz.ui.shared import LiveDropdown
 from training.config.base import Config, ConfigError, shortened
 
-# What other parts of the tab decide, or the machine.
+# Settings that other parts of the tab, or the machine, decide.
 ELSEWHERE = (
     *("data", "validation", "test", "start", "model", "teacher", "probe_images"),
     *("device", "memory_gb", "workers", "store_size", "limit"),
@@ -18,13 +18,13 @@ ELSEWHERE = (
 
 
 class Form:
-    """Makes its parts where it is constructed: the knobs in sight, all other settings folded away by group.
+    """Components for the settings of a config: the knobs visible, all others folded, by group.
 
-    names: of the settings, in the order of `parts`.
+    They are created with the form. names: of the settings, in the order of `parts`.
     """
 
     def __init__(self, config: type[Config], values: dict[str, Any], elem_id: str):
-        """values: what differs from the defaults at first."""
+        """values: first values that are not the defaults."""
         self.config = config
         self._hints = get_type_hints(config)
         self._fields = {f.name: f for f in dataclasses.fields(config) if f.name not in ELSEWHERE}
@@ -45,11 +45,11 @@ class Form:
         self.parts = list(made.values())
 
     def read(self, values: list) -> dict[str, Any]:
-        """What the parts say, by name, for the configuration to check. Raises ConfigError for what is no value."""
+        """The settings by name, from the values of the components. Raises ConfigError for a value of a wrong type."""
         return {name: self._value(name, value) for name, value in zip(self.names, values, strict=True)}
 
     def write(self, values: dict[str, Any]) -> list:
-        """What the parts show for these settings, and the defaults for all others."""
+        """The values of the components for these settings, and the defaults for all others."""
         config = self.config.from_dict(values)
         return [self._shown(name, getattr(config, name)) for name in self.names]
 
@@ -81,12 +81,12 @@ class Form:
         try:
             numbers = tuple(kind(word) for word in words)
         except (TypeError, ValueError, OverflowError):
-            wanted = "numbers with spaces between them" if several else "a number"
-            raise ConfigError(f"{name.replace('_', ' ')} needs {wanted}, not {shortened(value)}.") from None
+            expected = "numbers with spaces between them" if several else "a number"
+            raise ConfigError(f"{name.replace('_', ' ')} needs {expected}, not {shortened(value)}.") from None
         return numbers if several else numbers[0]
 
     def _shown(self, name: str, value: Any) -> Any:
-        """A value as its part of the page has it."""
+        """A setting as the value of its component."""
         if isinstance(value, tuple):
             return " ".join(f"{one:.15g}" for one in value)
         return str(value) if self._fields[name].metadata["choices"] else value

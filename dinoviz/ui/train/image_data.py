@@ -1,4 +1,4 @@
-"""What to train on, as the page has it: the demo, uploads, or a folder of this machine that its operator allowed."""
+"""The training data of a run: the demo, uploads, or a folder of this machine that the operator allowed."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from training.data.sources import DataError, Member, Pictures, Where, find
 
 DEMO, UPLOAD, FOLDER = "demo", "upload", "folder"
 LISTS = (".txt", ".csv")
-TAKEN = (".zip", *LISTS, *SUFFIXES)
-NAMED = 3  # broken pictures, in a message
-LONGEST = 80  # characters of what was typed, in a message
+ACCEPTED = (".zip", *LISTS, *SUFFIXES)
+NAMED = 3  # unreadable pictures, in a message
+LONGEST = 80  # characters of typed text, in a message
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the pictures are. files: uploads, in gradio's cache. path: of a folder, zip file or list."""
+    """Where the pictures are. where: DEMO, UPLOAD or FOLDER. path: of a folder, zip file or list below `roots`."""
 
     where: str
     files: tuple[str, ...] = ()
@@ -50,36 +50,36 @@ class Source:
         return pictures
 
     def names(self) -> list[str]:
-        """What to call the data in a command."""
+        """The data's names in a command."""
         if self.where == UPLOAD:
             return [file_name(file) for file in self.files]
         return [self.path] if self.where == FOLDER and self.path else []
 
-    def kept(self, folder: Path) -> dict[str, Path]:
-        """Where each upload goes below this folder of a run: the page forgets its own copies after some hours."""
+    def places(self, folder: Path) -> dict[str, Path]:
+        """The place of each upload below a folder of a run: the page removes its own copies after some hours."""
         if self.where != UPLOAD:
             return {}
-        places = {}
+        found = {}
         for number, file in enumerate(self.files):
             # Two may have the same name, and a name with a dot first would be hidden.
             numbered = f"{number:05}-{file_name(file)}"
             if _is_image(file):
-                places[file] = folder / "images" / numbered
+                found[file] = folder / "images" / numbered
             else:
-                places[file] = folder / (file_name(file) if len(self.files) == 1 else numbered)
-        return places
+                found[file] = folder / (file_name(file) if len(self.files) == 1 else numbered)
+        return found
 
     def paths(self, folder: Path) -> tuple[str, ...]:
-        """What a run is told to train on, once `bring` has put uploads into its folder; () for the demo."""
+        """The `data` of a run's configuration, once `bring` has copied uploads into its folder; () for the demo."""
         if self.where == FOLDER:
             return (str(self.allowed(self.path)),)
-        kept = self.kept(folder.absolute())
-        archives = [str(place) for file, place in kept.items() if not _is_image(file)]
-        return (*archives, *([str(folder.absolute() / "images")] if len(archives) < len(kept) else []))
+        places = self.places(folder.absolute())
+        archives = [str(place) for file, place in places.items() if not _is_image(file)]
+        return (*archives, *([str(folder.absolute() / "images")] if len(archives) < len(places) else []))
 
     def bring(self, folder: Path) -> None:
-        """Put the uploads into a folder of a run: hard links where the file system allows them, else copies."""
-        for file, place in self.kept(folder).items():
+        """Put the uploads into a folder of a run: as hard links where the file system allows them, else as copies."""
+        for file, place in self.places(folder).items():
             place.parent.mkdir(parents=True, exist_ok=True)
             try:
                 os.link(file, place)
@@ -88,35 +88,35 @@ class Source:
 
     @property
     def held_out_path(self) -> str:
-        """Of labelled pictures that are not trained on; "" where nobody named any."""
+        """The path of held-out labelled pictures; "" without any."""
         return str(self.allowed(self.held_out)) if self.held_out and self.where == FOLDER else ""
 
     def given(self) -> list[Path]:
-        """The folder or the files, none of which is outside of what is open. Raises DataError."""
+        """The folder or the files, all of them allowed. Raises DataError."""
         if self.where == FOLDER:
             return [self.allowed(self.path)]
         if not self.files:
             raise DataError("There are no pictures yet: drop a zip file or many images.")
         for file in self.files:
             suffix = Path(file).suffix.lower()
-            if suffix not in TAKEN:
-                raise DataError(f"{file_name(file)} is no zip file, list (.txt, .csv) or image.")
-            if suffix in LISTS and not self.roots:  # not even whether a file is there is to be learnt
-                raise DataError(f"{file_name(file)} lists files of this machine, which are not open to this page.")
+            if suffix not in ACCEPTED:
+                raise DataError(f"{file_name(file)} is not a zip file, list (.txt, .csv) or image.")
+            if suffix in LISTS and not self.roots:  # the answer must not reveal whether a listed file exists
+                raise DataError(f"{file_name(file)} lists files of this machine, which this page may not read.")
             if not Path(file).is_file():
-                raise DataError(f"{file_name(file)} is here no more, uploads are kept for some hours: drop it again.")
+                raise DataError(f"{file_name(file)} was removed, as uploads are after some hours: drop it again.")
         return [Path(file) for file in dict.fromkeys(self.files)]
 
     def allowed(self, path: str) -> Path:
         """The path, below one of the roots; symbolic links do not lead out of them. Raises DataError."""
         if not self.roots:
-            raise DataError("Folders of this machine are not open to this page; upload a zip file.")
+            raise DataError("This page may not read folders of this machine: upload a zip file.")
         if not path.strip():
             raise DataError(f"Name a folder, a zip file or a list below {_listed(self.roots)}.")
         inside = list(filter(None, (_below(root, path.strip()) for root in self.roots)))
         if not inside:
             raise DataError(
-                f"{short(path)} is not below {_listed(self.roots)}: `python app.py --data FOLDER` opens another."
+                f"{short(path)} is not below {_listed(self.roots)}: allow another with `python app.py --data FOLDER`."
             )
         there = next(filter(os.path.exists, inside), None)
         if there is None:
@@ -124,7 +124,7 @@ class Source:
         return there
 
     def check_inside(self, files: Iterable[Where]) -> None:
-        """A list may name any file of the machine, and links may lead anywhere. Raises DataError."""
+        """Raises DataError for a file outside `files` and `roots`: lists and links may lead anywhere."""
         own = set(map(os.path.realpath, self.files))
         roots = [os.path.realpath(root) for root in self.roots]
         for file in files:
@@ -132,20 +132,22 @@ class Source:
                 continue
             real = os.path.realpath(file)
             if real not in own and not any(Path(real).is_relative_to(root) for root in roots):
-                raise DataError(f"{file_name(file)} is listed or linked, but lies outside of what this page may read.")
+                raise DataError(
+                    f"{file_name(file)} is listed or linked, but this page may not read it: it lies outside."
+                )
 
 
 def _below(root: Path, path: str) -> Path | None:
     """The real path, if it is below the root: neither `..` nor symbolic links lead out."""
     try:
         real = Path(os.path.realpath(root / Path(path).expanduser()))
-    except (OSError, ValueError, RuntimeError):  # no path at all: a null byte, or the home of nobody
+    except (OSError, ValueError, RuntimeError):  # not a path: a null byte, or the home of an unknown user
         return None
     return real if real.is_relative_to(os.path.realpath(root)) else None
 
 
 def short(path: str) -> str:
-    """What was typed, for a message."""
+    """Typed text, for a message."""
     words = " ".join(path.split())
     return words if len(words) <= LONGEST else f"{words[:LONGEST]} …"
 
@@ -155,7 +157,7 @@ def _listed(roots: Sequence[Path]) -> str:
 
 
 def demo_words() -> str:
-    """What the demo is, for the page."""
+    """The demo in words."""
     count = len(DEMO_PICTURES)
     return (
         f"{DEMO_CROPS['train'] * count} crops of {count} pictures that come with scikit-image and scikit-learn, "
@@ -164,15 +166,15 @@ def demo_words() -> str:
     )
 
 
-def surveyed(bench: Workbench, pictures: Pictures, job: Job) -> Preview:
-    """A look at the pictures, done once; the job is told how far it is."""
-    return bench.derived(_key(pictures), lambda: preview(pictures, progress=job.tell))
+def cached_preview(bench: Workbench, pictures: Pictures, job: Job) -> Preview:
+    """`preview` of the pictures, computed once; the job gets the progress."""
+    return bench.derived(_key(pictures), lambda: preview(pictures, progress=job.report))
 
 
 def check_broken(bench: Workbench, pictures: Pictures, share: float, knob: str = " (max broken)") -> None:
-    """Raises DataError where a look at the pictures has found more broken ones than a run leaves out.
+    """Raises DataError if a preview has found more unreadable pictures than a run may leave out.
 
-    knob: what that share is called on the page.
+    share: that may be left out. knob: the name of its setting on the page.
     """
     key = _key(pictures)
     if not bench.is_derived(key):
@@ -180,14 +182,14 @@ def check_broken(bench: Workbench, pictures: Pictures, share: float, knob: str =
     broken = bench.derived(key, lambda: preview(pictures)).broken
     if too_many(len(broken), len(pictures), share):
         raise DataError(
-            f"{len(broken)} of {len(pictures):,} pictures cannot be read, more than the {share:.0%} that this run may "
-            f"leave out{knob}: {_which(broken)}.",
+            f"{len(broken)} of {len(pictures):,} pictures cannot be read; this run may leave out at most {share:.0%}"
+            f"{knob}: {_named(broken)}.",
             broken,
         )
 
 
 def _key(pictures: Pictures) -> tuple:
-    """Another when a picture is added, removed, written anew or of another class."""
+    """Changes when a picture is added, removed, written again or of another class."""
     labels = None if pictures.labels is None else pictures.labels.tobytes()
     files = {where.archive if isinstance(where, Member) else where for where in _places(pictures)}
     written = tuple((file, _written(file)) for file in sorted(files))
@@ -206,34 +208,34 @@ def _written(file: str) -> tuple[int, int] | None:
     return about.st_mtime_ns, about.st_size
 
 
-def _which(broken: Sequence[tuple[str, str]]) -> str:
+def _named(broken: Sequence[tuple[str, str]]) -> str:
     more = f"; and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
     return "; ".join(reason.removesuffix(".") for _, reason in broken[:NAMED]) + more
 
 
-def in_words(seen: Preview, *, classes: bool = True) -> str:
-    """What was found, as HTML. classes: whether it matters that there are none."""
-    lines = [f"<b>{seen.count:,} pictures</b>"]
-    if seen.looked < seen.count:
-        lines[0] += f", of which {seen.looked} were looked at"
-    if seen.sizes:
-        sides = np.array(seen.sizes)
+def preview_words(found: Preview, *, classes: bool = True) -> str:
+    """HTML of a preview. classes: whether to say that there are none."""
+    lines = [f"<b>{found.count:,} pictures</b>"]
+    if found.looked < found.count:
+        lines[0] += f", of which {found.looked} were decoded"
+    if found.sizes:
+        sides = np.array(found.sizes)
         (w0, h0), (w1, h1) = sides.min(0), sides.max(0)
-        lines.append(f"Sides from {min(w0, h0)} to {max(w1, h1)} px, the short one {seen.side} px in the middle.")
-    if seen.classes:
-        shown = [f"{html.escape(name)} {count:,}" for name, count in list(seen.classes.items())[:20]]
-        more = f" and {len(seen.classes) - 20} more" if len(seen.classes) > 20 else ""
-        lines.append(f"{len(seen.classes)} classes: {', '.join(shown)}{more}.")
+        lines.append(f"Sides from {min(w0, h0)} to {max(w1, h1)} px; the median of the short sides is {found.side} px.")
+    if found.classes:
+        shown = [f"{html.escape(name)} {count:,}" for name, count in list(found.classes.items())[:20]]
+        more = f" and {len(found.classes) - 20} more" if len(found.classes) > 20 else ""
+        lines.append(f"{len(found.classes)} classes: {', '.join(shown)}{more}.")
     elif classes:
-        lines.append("No classes: the pictures are not in folders of their own.")
-    if seen.broken:
-        share = len(seen.broken) / seen.looked
-        fate = "and would be left out"
-        if too_many(len(seen.broken), seen.looked, PretrainConfig.max_broken):
-            fate = f"more than the {PretrainConfig.max_broken:.0%} that a run leaves out"
+        lines.append("No classes: they would be the names of the pictures' folders.")
+    if found.broken:
+        share = len(found.broken) / found.looked
+        result = "and would be left out"
+        if too_many(len(found.broken), found.looked, PretrainConfig.max_broken):
+            result = f"more than the {PretrainConfig.max_broken:.0%} that a run may leave out"
         lines.append(
-            f'<span class="dv-error">{len(seen.broken)} cannot be read ({share:.1%}), {fate}: '
-            f"{html.escape(_which(seen.broken))}.</span>"
+            f'<span class="dv-error">{len(found.broken)} cannot be read ({share:.1%}), {result}: '
+            f"{html.escape(_named(found.broken))}.</span>"
         )
     return "<br>".join(lines)
 

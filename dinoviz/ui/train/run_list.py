@@ -1,4 +1,4 @@
-"""Runs as the page speaks of them: whose they are, and how they go, in words."""
+"""Runs in words: their entry in the list, and their status."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from dinoviz.ui.shared import note
-from dinoviz.ui.train.curves import records
+from dinoviz.ui.train.metrics_log import records
 from training.runs.files import tail
 from training.runs.run import AT_WORK, Run
 
@@ -18,24 +18,27 @@ LOG, OUTPUT = "log.txt", "output.txt"
 PATH = re.compile(r"(?<![\w.:/\\-])(?:/|[A-Za-z]:\\)(?:[^\s/\\:'\"<>]+[/\\])+")
 MOST_TEXT = 200_000  # bytes of a log that are read, from its end
 WORDS = {
-    "queued": "waits for its turn", "starting": "is starting", "running": "is learning", "stopped": "was stopped",
+    "queued": "is queued", "starting": "is starting", "running": "is training", "stopped": "was stopped",
     "finished": "is finished", "failed": "failed", "died": "failed", "unknown": "cannot be read",
 }  # fmt: skip
 MARKS = {"queued": "…", "starting": "●", "running": "●", "stopped": "◼", "finished": "✓"}
 
 
 def label(run: Run) -> str:
-    """For the list of runs."""
-    if problem := run.problem():  # one damaged run must not take the others from the page
+    """The run's entry in the list of runs."""
+    if problem := run.problem():  # one damaged run must not hide the others
         return f"✗ {run.name} (cannot be read: {problem.removesuffix('.')})"
     state = run.status()["state"]
     return f"{MARKS.get(state, '✗')} {run.name} ({run.kind}, {'failed' if state == 'died' else state})"
 
 
-def said(run: Run, queue: Sequence[str], public: bool = False) -> str:
-    """How a run goes, as HTML: state, progress, the last figures, alarms, and why it failed or cannot be read.
+def status_html(run: Run, queue: Sequence[str], public: bool = False) -> str:
+    """HTML of a run's state, progress, last figures and alarms, and why it failed or cannot be read.
 
-    public: strangers read it, whom no path concerns.
+    Args:
+        run: of any state.
+        queue: names of the runs that wait, in order.
+        public: leave out the folders of paths.
     """
     if problem := run.problem():
         return note(f"<b>{html.escape(run.name)}</b> cannot be read: {html.escape(problem)}", "caption dv-error")
@@ -44,7 +47,7 @@ def said(run: Run, queue: Sequence[str], public: bool = False) -> str:
     words = WORDS.get(state, WORDS["unknown"])
     if run.name in queue:
         place = queue.index(run.name)
-        words += f", {place} before it in the queue" if place else ", next"
+        words += f", {place} before it" if place else ", next"
     if run.stop_requested() and state in AT_WORK:
         words += " and will stop at its next step"
     lines = [f"<b>{html.escape(run.name)}</b> {words}{_progress(state, step, steps, status.get('eta'))}"]
@@ -54,20 +57,20 @@ def said(run: Run, queue: Sequence[str], public: bool = False) -> str:
     lines += _figures(run)
     message = pathless(status.get("message") or "", public)
     if state in ("failed", "died"):
-        gone = "Its process is gone: it was killed, or the machine was."
+        gone = "Its process ended without a message: it was killed, or the machine was restarted."
         message = message if state == "failed" and message else gone
         lines.append(f'<span class="dv-error">{html.escape(message)}</span>')
         lines.append(f"<pre>{html.escape(last_lines(run, LAST_LINES, LOG, public=public))}</pre>")
-        lines.append("Resume goes on from the last checkpoint, or from the start if there is none.")
+        lines.append("Resume continues from the last checkpoint, or from the start without one.")
     elif message:
-        # While it learns, the only message is an alarm.
+        # During training, a message is an alarm.
         alarm = state == "running" and step > 0
         lines.append(f'<span class="{"dv-error" if alarm else ""}">{html.escape(message)}</span>')
     return note("<br>".join(lines), "caption dv-run" + (" dv-busy" if state in AT_WORK else ""))
 
 
 def last_lines(run: Run, count: int, *names: str, public: bool = False) -> str:
-    """Of these files of the run, by default its log and what its process said beside it. public: see `said`."""
+    """The last lines of files of the run, by default its log and its process's output. public: see `status_html`."""
     lines = []
     for name in names or (LOG, OUTPUT):
         lines += tail(run.folder / name, MOST_TEXT).decode(errors="replace").splitlines()[-count:]
@@ -75,7 +78,7 @@ def last_lines(run: Run, count: int, *names: str, public: bool = False) -> str:
 
 
 def pathless(text: str, public: bool = True) -> str:
-    """The text, on a public page with the last part alone of each path of the machine."""
+    """The text; on a public page each absolute path is cut to its last part."""
     return PATH.sub("", text) if public else text
 
 
@@ -86,7 +89,7 @@ def _progress(state: str, step: int, steps: int, eta: float | None) -> str:
     if state in AT_WORK and eta:
         text += f", about {duration(eta)} left"
     if state == "finished" and step < steps:
-        text += ": more would not have helped, said the validation"
+        text += ": stopped early, as the validation did not improve any more"
     return f"{text}."
 
 
@@ -108,7 +111,7 @@ def _figures(run: Run) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """In words, no finer than one would trust."""
+    """A time in words, rounded."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     if seconds < 5400:

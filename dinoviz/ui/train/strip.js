@@ -1,13 +1,13 @@
-// Snapshots of what the teacher sees. Scrubbing asks nobody: all pictures are here already. Elements are changed, not
-// built anew, when snapshots come. element, props and watch are given by gradio.
+// Snapshots of the teacher's attention and PCA. Scrubbing sends no request: all pictures are loaded before. New snapshots
+// change elements instead of replacing them. element, props and watch are given by gradio.
 const find = selector => element.querySelector(selector)
 const root = find('.dv-strip'), probes = find('.dv-probes'), film = find('.dv-film')
 const slider = find('input[type=range]'), play = find('.dv-play'), when = find('.dv-when')
 const PACE = 400  // milliseconds a snapshot, when played
 const VIEWS = [['attention', 'Attention'], ['pca', 'Patch PCA']]
-const kept = new Map()  // pictures by address, so that the browser forgets none
-let at = 0, probe = 0   // what is chosen: the snapshot, and the picture that the film is of
-let following = true    // the newest snapshot, until somebody goes back
+const images = new Map()  // pictures by address, so that the browser keeps all
+let at = 0, probe = 0   // the chosen snapshot, and the picture of the film
+let following = true    // show the newest snapshot, until an older one is chosen
 let playing = null
 let run = null, length = 0
 
@@ -15,19 +15,19 @@ const frames = () => props.frames ?? []
 const source = path => `${window.gradio_config?.root ?? ''}/gradio_api/file=${path}`
 
 function keep(path) {
-    if (kept.has(path)) return
+    if (images.has(path)) return
     const image = new Image()
     image.src = source(path)
     image.decode().catch(() => {}).finally(render)
-    kept.set(path, image)
+    images.set(path, image)
 }
 
-// The picture that was there stays until the new one has come: an empty moment would flicker.
-function put(image, path, said) {
+// The old picture stays until the new one is loaded, so that nothing flickers.
+function put(image, path, text) {
     image.hidden = !path
-    if (!path || !kept.get(path).complete) return
+    if (!path || !images.get(path).complete) return
     if (image.getAttribute('src') !== source(path)) image.src = source(path)
-    image.alt = said
+    image.alt = text
 }
 
 function words({step, epoch, knn}) {
@@ -35,7 +35,7 @@ function words({step, epoch, knn}) {
     return `step ${step}, epoch ${epoch.toFixed(1)}${accuracy}`
 }
 
-// Children of a kind for each of a number of things, none made anew that is there.
+// Adjust the number of children; existing ones stay.
 function fill(parent, count, make) {
     while (parent.children.length > count) parent.lastChild.remove()
     while (parent.children.length < count) parent.append(make(parent.children.length))
@@ -88,14 +88,14 @@ function render() {
     }
     fill(film, all.length, still)
     for (const [i, button] of [...film.children].entries()) {
-        const said = words(all[i])
-        const images = button.querySelectorAll('img')
-        VIEWS.forEach(([name], j) => put(images[j], all[i][name][probe], ''))
+        const label = words(all[i])
+        const stills = button.querySelectorAll('img')
+        VIEWS.forEach(([name], j) => put(stills[j], all[i][name][probe], ''))
         button.querySelector('small').textContent = all[i].step
-        button.setAttribute('aria-label', said)
-        button.title = said
+        button.setAttribute('aria-label', label)
+        button.title = label
         button.setAttribute('aria-current', i === at)
-        button.tabIndex = i === at ? 0 : -1  // one stop of the Tab key; arrows go from one to the next
+        button.tabIndex = i === at ? 0 : -1  // one stop of the Tab key; arrow keys move within
     }
 }
 
@@ -108,7 +108,7 @@ function reveal() {
 function go(place) {
     const last = frames().length - 1
     at = Math.max(0, Math.min(place, last))
-    following = at >= last  // also where there is none yet
+    following = at >= last  // also without any snapshot
     render()
     reveal()
 }
@@ -136,11 +136,11 @@ function take() {
     run = props.run
     length = all.length
     const paths = [...all.flatMap(frame => [...frame.attention, ...frame.pca]), ...(props.probes ?? [])]
-    const wanted = new Set(paths)
-    wanted.forEach(keep)
+    const present = new Set(paths)
+    present.forEach(keep)
     if (following && !playing) go(all.length - 1)
     else { at = Math.min(at, Math.max(0, all.length - 1)); render() }
-    for (const path of kept.keys()) if (!wanted.has(path)) kept.delete(path)
+    for (const path of images.keys()) if (!present.has(path)) images.delete(path)
 }
 
 slider.addEventListener('input', () => { stop(); go(Number(slider.value)) })

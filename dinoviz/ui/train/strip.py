@@ -1,4 +1,4 @@
-"""What the teacher sees of a few pictures, snapshot by snapshot, while it learns."""
+"""The strip: the teacher's attention and patch PCA of a few pictures, snapshot by snapshot."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from PIL import Image
 from dinoviz.ui.components.html_component import Scripted
 from dinoviz.ui.shared import jpeg_file
 from dinoviz.ui.temporary_files import session_folder
-from dinoviz.ui.train.curves import records
+from dinoviz.ui.train.metrics_log import records
 from training.runs.files import is_file, opened
 from training.runs.run import Run, step_of
 
-# Of a snapshot's picture, which a run makes 320 px wide; of a strip; of the pictures in a snapshot.
+# Pixels of a snapshot's picture (a run makes them 320 px wide); snapshots of a strip; pictures of a snapshot.
 MOST_PIXELS, MOST_FRAMES, MOST_PROBES = 2_000_000, 1000, 16
 
 TEMPLATE = """
-<div class="dv-strip dv-empty" role="group" aria-label="What the teacher sees, snapshot by snapshot">
-  <p class="dv-note dv-none">There is no snapshot yet: the first one comes before the first step.</p>
+<div class="dv-strip dv-empty" role="group" aria-label="Attention and PCA of the teacher, snapshot by snapshot">
+  <p class="dv-note dv-none">There is no snapshot yet: the first one is made before the first step.</p>
   <div class="dv-some">
     <div class="dv-scrub">
       <button type="button" class="dv-play" aria-label="Play" title="Play from here, or from the start"></button>
@@ -37,11 +37,11 @@ TEMPLATE = """
 
 
 class Strip(Scripted):
-    """Attention and patch PCA of the probe pictures at the snapshot that is chosen, and a film of all snapshots.
+    """Attention and patch PCA of the probe pictures at the chosen snapshot, and a film of all snapshots.
 
-    frames: by snapshot {step, epoch, knn (or not there), attention: [a path for each probe], pca: [...]}, in order.
-    probes: paths of the pictures themselves, or none. run: its name; of another one the newest snapshot is shown.
-    All paths are in gradio's cache; see `shown`.
+    frames: of each snapshot {step, epoch, knn (optional), attention: [a path for each probe], pca: [...]}, in order.
+    probes: paths of the pictures themselves, or none. run: its name; a new one shows its newest snapshot.
+    All paths are in Gradio's cache; see `shown`.
     """
 
     def __init__(self, value: str = "", *, frames=(), probes=(), run="", **options):
@@ -57,15 +57,15 @@ class Strip(Scripted):
 
 
 def shown(run: Run | None) -> dict:
-    """The update that makes a Strip show a run, or nothing."""
+    """The update for a Strip to show a run, or nothing."""
     found, probes = frames(run) if run else ([], [])
     return gr.update(frames=found, probes=probes, run=run.name if run else "")
 
 
 def frames(run: Run) -> tuple[list[dict], list[str]]:
-    """The whole snapshots of a run and its probe pictures, as copies in gradio's cache -> (frames, probes) of `Strip`.
+    """(frames, probes) of `Strip`: the complete snapshots of a run and its probe pictures, as copies in Gradio's cache.
 
-    The run's own files stay where only this process reads them. A picture is copied once.
+    The run's own files are not served. A picture is copied once.
     """
     measured = records(run)
     accuracy = {record.get("step"): record["knn"] for record in measured if isinstance(record.get("knn"), int | float)}
@@ -74,7 +74,7 @@ def frames(run: Run) -> tuple[list[dict], list[str]]:
     for snapshot in run.snapshots()[-MOST_FRAMES:]:
         if not is_file(snapshot / "arrays.npz"):  # written last
             continue
-        with suppress(OSError, ValueError, Image.DecompressionBombError):  # a picture that cannot be read
+        with suppress(OSError, ValueError, Image.DecompressionBombError):  # an unreadable picture
             step = step_of(snapshot)
             frame = {"step": step, "epoch": round(step / epoch_steps, 2)}
             if step in accuracy:
@@ -87,7 +87,7 @@ def frames(run: Run) -> tuple[list[dict], list[str]]:
 
 
 def _epoch_steps(measured: list[dict]) -> float:
-    """Steps in an epoch; a snapshot may be of a step that has no record."""
+    """Steps in an epoch: a snapshot may be of a step without a record."""
     for record in reversed(measured):
         step, epoch = record.get("step"), record.get("epoch")
         if isinstance(step, int | float) and isinstance(epoch, int | float) and step > 0 and epoch > 0:
@@ -101,12 +101,12 @@ def _pictures(folder: Path, name: str) -> list[str]:
 
 
 def _copy(path: Path) -> str:
-    asked = str(path), path.stat().st_mtime_ns, str(session_folder())
-    copy = _copied(*asked)
+    key = str(path), path.stat().st_mtime_ns, str(session_folder())
+    copy = _copied(*key)
     try:
-        os.utime(copy)  # the app forgets files by their age, but not what somebody looks at
+        os.utime(copy)  # files are removed by age, but not those in use
     except OSError:
-        copy = _copied.__wrapped__(*asked)
+        copy = _copied.__wrapped__(*key)
     return copy
 
 

@@ -1,88 +1,124 @@
-"""The second half of the Train tab: how runs go, what their teachers see, and what can be done with them."""
+"""The second half of the Train tab: the status, snapshots and curves of runs, and what to do with a run."""
 
 from __future__ import annotations
 
-import html
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import gradio as gr
 
-from dinoviz.depth.probe import probe_file
-from dinoviz.errors import DinovizError
-from dinoviz.models import weights_stamp
-from dinoviz.ui.access import key, opened, visible
 from dinoviz.ui.active_tab import OpenTab
-from dinoviz.ui.components import live_figure
 from dinoviz.ui.components.live_figure import LiveFigure
-from dinoviz.ui.image_bar import Bar, nearest_resolution
-from dinoviz.ui.shared import ONCE, PRIVATE, LiveDropdown, LiveRadio, note, told
-from dinoviz.ui.train import curves as train_curves
-from dinoviz.ui.train import publish as train_after
-from dinoviz.ui.train import strip
-from dinoviz.ui.train.run_list import RESUMABLE, label, last_lines, pathless, said
+from dinoviz.ui.image_bar import Bar
+from dinoviz.ui.shared import ONCE, PRIVATE, LiveDropdown, LiveRadio, note
+from dinoviz.ui.train import publish
 from dinoviz.ui.train.strip import Strip
+from dinoviz.ui.train.watch_handlers import NO_RUN, PANELS, Handlers, Refresh
 from dinoviz.ui.workbench import Workbench
-from training.config.tasks import ProbeConfig
-from training.publish.model_card import card
 from training.queue import Jobs
-from training.runs.files import is_file
-from training.runs.run import AT_WORK, Run, RunError
 
-TICK = 1.0  # seconds between looks at the runs
-PANELS = len(train_curves.PANELS)
-LOG_LINES = 200
-WITHOUT = PANELS + 10  # parts of the page from the status on
-NOTHING = "There is no run yet: set one up, and press Train."
+TICK = 1.0  # seconds between two updates
 
 
-@dataclass(frozen=True)
-class Watch:
-    """What others listen to. chosen: the folder of the run that one looks at. seen: what the page was told last."""
+@dataclass(frozen=True, eq=False)
+class Controls:
+    """The components.
+
+    chosen: the `access.key` of the run that is shown. network: a State that changes when that run has another network.
+    sent: a State with what the page was sent last, see `Refresh`. opens_in: a State, the tab to inspect a run in.
+    """
 
     chosen: gr.Radio
-    seen: gr.State
+    others: gr.Dropdown
+    status: gr.HTML
+    stop: gr.Button
+    resume: gr.Button
+    inspect: gr.Button
+    snapshots: gr.Column
+    strip: Strip
+    smoothing: gr.Slider
+    x: gr.Radio
+    log: gr.Checkbox
+    legend: gr.HTML
+    panels: list
+    publish: publish.Controls
+    card: gr.Markdown
+    lines: gr.Textbox
     timer: gr.Timer
-    refresh: Callable
-    inputs: list
-    outputs: list
+    network: gr.State
+    sent: gr.State
+    opens_in: gr.State
 
+    def inputs(self, token: gr.BrowserState) -> list:
+        """The inputs of `Refresh`."""
+        return [token, self.chosen, self.others, self.smoothing, self.log, self.x, self.sent]
 
-class _Told:
-    """What the page was sent last, so that only what changed is sent again."""
-
-    def __init__(self, seen: dict):
-        self.seen, self.now = seen, {}
-
-    def changed(self, piece: str, signature) -> bool:
-        self.now[piece] = signature
-        return self.seen.get(piece) != signature
+    @property
+    def outputs(self) -> list:
+        """The outputs of `Refresh`."""
+        buttons = [self.stop, self.resume, self.inspect]
+        shown = [self.snapshots, self.strip, self.legend, *self.panels, self.card, self.lines, self.network]
+        return [self.chosen, self.others, self.status, *buttons, *shown, self.sent]
 
 
 def build(
     bench: Workbench, bar: Bar, jobs: Jobs, token: gr.BrowserState, open_tab: OpenTab, probe: gr.Dropdown,
     check_room: Callable[[str], None],
-) -> Watch:  # fmt: skip
-    """Lay out the tab's second half and wire it.
+) -> tuple[Controls, Refresh]:  # fmt: skip
+    """Build the half.
 
-    probe: chooses what the Depth tab is looked through. check_room: raises DinovizError where no more runs may wait.
+    probe: chooses the Depth tab's probe. check_room: raises DinovizError where no more runs may be queued.
     """
-    public = bench.settings.public
+    controls = layout(bench, bar)
+    refresh = Refresh(jobs, bench.settings.public)
+    wire(controls, refresh, Handlers(bench, jobs, check_room), bar, token, open_tab, probe)
+    publish.wire(controls.publish, bench, bar, controls.chosen, controls.network, token)
+    return controls, refresh
+
+
+def layout(bench: Workbench, bar: Bar) -> Controls:
+    """Create the components."""
     with gr.Row():
         with gr.Column(scale=1, min_width=250):
-            chosen = LiveRadio([], label="Runs", elem_id="train-runs", elem_classes="dv-run-list")
-            others = LiveDropdown([], value=[], multiselect=True, label="Curves of others too", elem_id="train-others")
+            runs = {
+                "chosen": LiveRadio([], label="Runs", elem_id="train-runs", elem_classes="dv-run-list"),
+                "others": LiveDropdown(
+                    [], value=[], multiselect=True, label="Also show curves of", elem_id="train-others"
+                ),
+            }
         with gr.Column(scale=3, min_width=320):
-            status = gr.HTML(note(NOTHING), label="run", elem_id="train-status")
-            with gr.Row():
-                stop = gr.Button("Stop", size="sm", interactive=False, elem_id="train-stop", min_width=80)
-                resume = gr.Button("Resume", size="sm", interactive=False, elem_id="train-resume", min_width=80)
-                look = gr.Button("Look through it", size="sm", interactive=False, elem_id="train-look", min_width=120)
-            with gr.Column() as seen_part:
-                gr.HTML('<div class="dv-title-of">What the teacher sees, as it learns</div>', padding=False)
-                pictures = Strip(elem_id="train-strip")
+            run = _layout_run()
+    curves = _layout_curves()
+    with bar.unseen:
+        network = gr.State("")
+    publishing = publish.layout(bench.settings.public)
+    with gr.Accordion("Card of the run: data, settings, figures", open=False, elem_id="train-card-part"):
+        card = gr.Markdown("", elem_id="train-card")
+    with gr.Accordion("Log of the run", open=False):
+        lines = gr.Textbox("", lines=12, max_lines=12, show_label=False, interactive=False, elem_id="train-log-lines")
+    return Controls(
+        **runs, **run, **curves, publish=publishing, card=card, lines=lines, timer=gr.Timer(TICK, active=False),
+        network=network, sent=gr.State({}), opens_in=gr.State("attention"),
+    )  # fmt: skip
+
+
+def _layout_run() -> dict:
+    """The chosen run: fields of `Controls`."""
+    status = gr.HTML(note(NO_RUN), label="run", elem_id="train-status")
+    with gr.Row():
+        stop = gr.Button("Stop", size="sm", interactive=False, elem_id="train-stop", min_width=80)
+        resume = gr.Button("Resume", size="sm", interactive=False, elem_id="train-resume", min_width=80)
+        inspect = gr.Button("Inspect this run", size="sm", interactive=False, elem_id="train-look", min_width=120)
+    with gr.Column() as snapshots:
+        gr.HTML('<div class="dv-title-of">Attention and PCA of the teacher during training</div>', padding=False)
+        strip = Strip(elem_id="train-strip")
+    return {
+        "status": status, "stop": stop, "resume": resume, "inspect": inspect, "snapshots": snapshots, "strip": strip
+    }  # fmt: skip
+
+
+def _layout_curves() -> dict:
+    """The curves: fields of `Controls`."""
     with gr.Row():
         smoothing = gr.Slider(
             0, 0.99, value=0.6, step=0.01, label="Smoothing", elem_id="train-smoothing", min_width=160
@@ -92,148 +128,22 @@ def build(
     legend = gr.HTML("", label="legend", elem_id="train-legend", padding=False)
     with gr.Row(elem_classes="dv-curves"):
         panels = [LiveFigure(elem_id=f"train-panel-{i}", min_width=300) for i in range(PANELS)]
-    with bar.unseen:
-        ripe = gr.State("")  # which network the chosen run has
-    train_after.build(bench, bar, chosen, ripe, token)
-    with gr.Accordion("Card of the run: data, settings, figures", open=False, elem_id="train-card-part"):
-        about = gr.Markdown("", elem_id="train-card")
-    with gr.Accordion("Its log", open=False):
-        lines = gr.Textbox("", lines=12, max_lines=12, show_label=False, interactive=False, elem_id="train-log-lines")
-    timer = gr.Timer(TICK, active=False)
-    seen = gr.State({})
-    where = gr.State("attention")  # the tab in which one looks through the run
+    return {"smoothing": smoothing, "x": x, "log": log, "legend": legend, "panels": panels}
 
-    inputs = [token, chosen, others, smoothing, log, x, seen]
-    outputs = [chosen, others, status, stop, resume, look, seen_part, pictures, legend, *panels]
-    outputs += [about, lines, ripe, seen]
 
-    def refresh(token: str, chosen: str | None, others: list[str], smoothing: float, log: bool, x: str, seen: dict):
-        """What changed since the page was told last; all of it where it was told nothing."""
-        runs = {key(run, public): run for run in visible(public, token)}
-        gone = chosen not in runs
-        if gone:
-            at_work = [each for each, run in runs.items() if run.status()["state"] in AT_WORK]
-            chosen = (at_work or list(runs) or [None])[0]
-        page = _Told(seen or {})
-        choices = listed(runs.values(), public)
-        update = []
-        if page.changed("list", (tuple(choices), chosen)):
-            overlays = [(run.name, each) for each, run in runs.items() if each != chosen]
-            kept = [each for each in others or [] if each in runs and each != chosen]
-            # The choice itself is left alone where it can be: somebody may have made another one meanwhile.
-            radio = gr.update(choices=choices, value=chosen) if gone else gr.update(choices=choices)
-            update += [radio, gr.update(choices=overlays, value=kept)]
-        else:
-            update += [gr.skip(), gr.skip()]
-        if chosen is None:
-            return *update, *_without(note(NOTHING)), page.now
-        run = runs[chosen]
-        if run.problem():
-            shown = _without(said(run, (), public)) if page.changed("problem", said(run, ())) else [gr.skip()] * WITHOUT
-            return *update, *shown, page.now
-        try:
-            overlaid = [runs[each] for each in others or [] if each in runs and each != chosen]
-            update += pieces(page, run, overlaid, (smoothing, log, x))
-        except DinovizError as error:  # somebody removed the folder a moment ago
-            told_why = note(html.escape(pathless(str(error), public)), "caption dv-error")
-            return (*[gr.skip()] * 2, told_why, *[gr.skip()] * (len(outputs) - 4), {})
-        return *update, page.now
-
-    def pieces(page: _Told, run: Run, overlaid: list[Run], style: tuple) -> list:
-        state, folder = run.status()["state"], str(run.folder)
-        measured = run.folder / "metrics.jsonl"
-        exported = is_file(probe_file(run.folder)) if run.kind == "probe" else bool(run.networks())
-        queue = jobs.queue()
-        update: list = []
-
-        def add(piece: str, signature, count: int, make: Callable[[], list]) -> None:
-            update.extend(make() if page.changed(piece, (folder, signature)) else [gr.skip()] * count)
-
-        add("status", (state, _written(run.folder / "status.json", measured), queue, run.stop_requested()), 1,
-            lambda: [said(run, queue, public)])  # fmt: skip
-        add("buttons", (state, exported), 3, lambda: [
-            gr.Button(interactive=state in ("queued", *AT_WORK)), gr.Button(interactive=state in RESUMABLE),
-            gr.Button(interactive=exported),
-        ])  # fmt: skip
-        snapshots = [each.name for each in run.snapshots() if is_file(each / "arrays.npz")]
-        add("strip", snapshots, 2, lambda: [gr.Column(visible=run.kind == "pretrain"), strip.shown(run)])
-        drawn = [run, *overlaid]
-        curves = [(str(each.folder), _written(each.folder / "metrics.jsonl")) for each in drawn]
-        add("curves", (curves, style), 1 + PANELS, lambda: _curves(drawn, *style))
-        add("card", state if state in AT_WORK else (state, _written(run.folder / "status.json", measured)), 1,
-            lambda: [card(run)])  # fmt: skip
-        add("log", _written(run.folder / "log.txt", run.folder / "output.txt"), 1,
-            lambda: [last_lines(run, LOG_LINES, public=public)])  # fmt: skip
-        stamp = f"{folder} {weights_stamp(folder)}"
-        add("ripe", stamp, 1, lambda: [stamp])
-        return update
-
-    def ask_to_stop(token: str, chosen: str | None):
-        with told():
-            jobs.stop(opened(chosen, public, token))
-
-    def go_on(token: str, chosen: str | None):
-        with told():
-            run = opened(chosen, public, token)
-            check_room(token)
-            jobs.resume(run)
-
-    def look_through(token: str, chosen: str | None):
-        with told():
-            run = opened(chosen, public, token)
-            if problem := run.problem():
-                raise RunError(f"The run {run.name} cannot be read: {problem}")
-            if run.kind == "probe":
-                file, config = str(probe_file(run.folder)), run.config
-                resolution = str(nearest_resolution(config.get("resolution", ProbeConfig.resolution)))
-                model = config.get("model", ProbeConfig.model)
-                return model, resolution, gr.update(choices=[(run.name, file)], value=file), "depth"
-            model = gr.Dropdown(_with(bench.model_choices(), run), value=str(run.folder))
-            return model, _resolution(run), gr.skip(), "attention"
-
-    timer.tick(refresh, inputs, outputs, **ONCE)
-    gr.on([part.input for part in (chosen, others, smoothing, log, x)], refresh, inputs, outputs, **PRIVATE)
-    stop.click(ask_to_stop, [token, chosen], None, **ONCE).then(refresh, inputs, outputs, **PRIVATE)
-    resume.click(go_on, [token, chosen], None, **ONCE).then(refresh, inputs, outputs, **PRIVATE)
-    look.click(look_through, [token, chosen], [bar.model, bar.resolution, probe, where], **ONCE).success(
-        open_tab.change_to, where, open_tab.outputs,
+def wire(
+    controls: Controls, refresh: Refresh, handlers: Handlers, bar: Bar, token: gr.BrowserState, open_tab: OpenTab,
+    probe: gr.Dropdown,
+) -> None:  # fmt: skip
+    """Connect the events."""
+    c = controls
+    update = {"fn": refresh.refresh, "inputs": c.inputs(token), "outputs": c.outputs}
+    c.timer.tick(**update, **ONCE)
+    gr.on([part.input for part in (c.chosen, c.others, c.smoothing, c.log, c.x)], **update, **PRIVATE)
+    c.stop.click(handlers.stop, [token, c.chosen], None, **ONCE).then(**update, **PRIVATE)
+    c.resume.click(handlers.resume, [token, c.chosen], None, **ONCE).then(**update, **PRIVATE)
+    inspected = [bar.model, bar.resolution, probe, c.opens_in]
+    c.inspect.click(handlers.inspect, [token, c.chosen], inspected, **ONCE).success(
+        open_tab.change_to, c.opens_in, open_tab.outputs,
         js="tab => { document.getElementById('encode').click(); return tab }", **PRIVATE,
     )  # fmt: skip
-    return Watch(chosen, seen, timer, refresh, inputs, outputs)
-
-
-def listed(runs: Iterable[Run], public: bool) -> list[tuple[str, str]]:
-    """What the list of runs offers."""
-    return [(label(run), key(run, public)) for run in runs]
-
-
-def _without(status: str) -> list:
-    """The page where there is no run to show, from its status on."""
-    parts = [*[gr.Button(interactive=False)] * 3, gr.Column(visible=True), strip.shown(None), ""]
-    return [status, *parts, *[live_figure.drawn()] * PANELS, *[""] * 3]
-
-
-def _written(*files: Path) -> tuple:
-    """When files were written last and how large they are; changes whenever they do."""
-    found = []
-    for file in files:
-        with suppress(OSError):
-            about = file.stat()
-            found.append((about.st_mtime_ns, about.st_size))
-    return tuple(found)
-
-
-def _curves(runs: list[Run], smoothing: float, log: bool, x: str) -> list:
-    figures = train_curves.figures(runs, smoothing=smoothing, log=log, x=x)
-    drawn = [live_figure.drawn(title, figure, train_curves.said(title, figure)) for title, figure in figures]
-    return [train_curves.key(runs), *drawn, *[live_figure.drawn()] * (PANELS - len(drawn))]
-
-
-def _with(choices: list[tuple[str, str]], run: Run) -> list[tuple[str, str]]:
-    """The choices, with a run that a public page does not list."""
-    return choices if str(run.folder) in dict(choices).values() else [*choices, (run.name, str(run.folder))]
-
-
-def _resolution(run: Run) -> str:
-    """Not far from what it was trained at, but fine enough to see something."""
-    return str(nearest_resolution(max(224, 2 * run.config.get("global_size", 0))))

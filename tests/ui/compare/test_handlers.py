@@ -94,7 +94,7 @@ def test_encoding_can_be_stopped(handlers, inputs, monkeypatch):
 
 
 def tell(job, done: int, total: int) -> None:
-    job.tell("Encoding", done / total)
+    job.report("Encoding", done / total)
 
 
 def test_the_knn_accuracy_can_be_stopped(handlers, inputs, monkeypatch):

@@ -1,4 +1,7 @@
-"""What the Segment tab computes: from marks to masks, concepts, results and words; targets kept small."""
+"""The Segment tab's computing: masks of marks, concepts, results, captions, files; targets stay small."""
+
+import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,14 +11,15 @@ from dinoviz import segment
 from dinoviz.errors import DinovizError, Stopped
 from dinoviz.segment.prompts import parse
 from dinoviz.ui.segment import state as segment_state
-from dinoviz.ui.segment.downloads import results, written_masks, zipped
-from dinoviz.ui.segment.state import ALL, Choice, Search
+from dinoviz.ui.segment.api import encoded_search
+from dinoviz.ui.segment.exports import results, written_masks, zipped
+from dinoviz.ui.segment.state import ALL, Choice, Query, Search
 from dinoviz.ui.segment.targets import MAX_TARGETS, Refused, Target, Targets, checked
-from dinoviz.ui.segment.views import gallery_caption, marks_in_words, reference_caption
+from dinoviz.ui.segment.views import ONLY_BACKGROUND, START, gallery_caption, marks_in_words, reference_caption
 
 MODEL, RESOLUTION = "embedded", "224"
 ON = {"kind": "point", "x": 320, "y": 200, "label": 1}
-BESIDE = {"kind": "point", "x": 110, "y": 330, "label": 0}
+BACKGROUND = {"kind": "point", "x": 110, "y": 330, "label": 0}
 STROKE = {"kind": "stroke", "points": [[250, 200], [400, 200]], "radius": 40, "erase": False}
 ERASER = {"kind": "stroke", "points": [[320, 100], [320, 300]], "radius": 20, "erase": True}
 
@@ -57,16 +61,16 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def test_nothing_marked_is_no_mask(store, look):
-    for marks in ([], [BESIDE], [ERASER]):
-        asked = search(store, look, marks)
-        assert asked.marked is None
-        assert asked.concept is None
-    assert "Click on the thing" in reference_caption(search(store, look, []), None)
-    assert "beside the thing" in reference_caption(search(store, look, [BESIDE]), None)
+    for marks in ([], [BACKGROUND], [ERASER]):
+        query = search(store, look, marks)
+        assert query.reference is None
+        assert query.concept is None
+    assert START in reference_caption(search(store, look, []), None)
+    assert ONLY_BACKGROUND in reference_caption(search(store, look, [BACKGROUND]), None)
 
 
 def test_clicks_make_a_mask_at_the_shown_size(store, look):
-    found = search(store, look, [ON, BESIDE]).marked
+    found = search(store, look, [ON, BACKGROUND]).reference
     assert found.mask.shape == look.picture.shown.size[::-1]
     height, width = found.mask.shape
     assert found.mask[height * 200 // 427, width // 2]
@@ -74,7 +78,7 @@ def test_clicks_make_a_mask_at_the_shown_size(store, look):
 
 
 def test_strokes_alone_are_the_mask(store, look):
-    found = search(store, look, [STROKE, ERASER]).marked
+    found = search(store, look, [STROKE, ERASER]).reference
     drawn = parse([STROKE, ERASER], look.picture.image.size).scaled(look.picture.image.size, look.picture.shown.size)
     assert np.array_equal(found.mask, drawn.paint(np.zeros(found.mask.shape, bool)))
 
@@ -87,62 +91,65 @@ def test_strokes_have_the_last_word_over_clicks(store, look):
 
 
 def test_the_mask_is_computed_once_for_the_handlers_of_a_click(store, look):
-    assert search(store, look, [ON]).marked is search(store, look, [ON]).marked
-    assert search(store, look, [ON], Choice(auto=False, threshold=0.9)).marked is not search(store, look, [ON]).marked
+    assert search(store, look, [ON]).reference is search(store, look, [ON]).reference
+    assert (
+        search(store, look, [ON], Choice(auto=False, threshold=0.9)).reference
+        is not search(store, look, [ON]).reference
+    )
 
 
 # Other pictures
 
 
-def test_the_thing_is_found_where_it_is(store, look, found):
-    asked = search(store, look, [ON, BESIDE], Choice(instances=ALL), targets=found)
-    mirrored = asked.result(found[0], found[0].full)
-    reference = segment_state.mark(look.features, look.picture.image, asked.parsed, asked.choice)
+def test_the_object_is_found_where_it_is(store, look, found):
+    query = search(store, look, [ON, BACKGROUND], Choice(instances=ALL), targets=found)
+    mirrored = query.result(found[0], found[0].full)
+    reference = segment_state.mark(look.features, look.picture.image, query.parsed, query.choice)
     assert mirrored.present
     assert overlap(mirrored.mask, reference.mask[:, ::-1]) > 0.6
-    assert mirrored.presence > asked.result(found[1], found[1].thumb).presence
+    assert mirrored.presence > query.result(found[1], found[1].thumb).presence
 
 
-def test_a_correction_counts_for_all_and_makes_present(store, look, found):
-    plain = search(store, look, [ON, BESIDE], targets=found)
+def test_a_correction_counts_in_all_pictures(store, look, found):
+    plain = search(store, look, [ON, BACKGROUND], targets=found)
     click = {"kind": "point", "x": 200, "y": 150, "label": 1}
-    taught = search(store, look, [ON, BESIDE], targets=found, corrections={found[1].digest: [click]})
-    assert taught.concept is not plain.concept
-    assert taught.corrected == [found[1]]
-    assert taught.result(found[1], found[1].thumb).present
+    corrected = search(store, look, [ON, BACKGROUND], targets=found, corrections={found[1].digest: [click]})
+    assert corrected.concept is not plain.concept
+    assert corrected.corrected == [found[1]]
+    assert corrected.result(found[1], found[1].thumb).present
     assert not np.array_equal(
-        taught.result(found[0], found[0].thumb).patch_score, plain.result(found[0], found[0].thumb).patch_score
+        corrected.result(found[0], found[0].thumb).patch_score, plain.result(found[0], found[0].thumb).patch_score
     )
 
 
-def test_a_stroke_on_a_target_is_taught_and_kept_as_drawn(store, look, found):
+def test_a_stroke_on_a_target_is_learnt_and_stays_as_drawn(store, look, found):
     stroke = {"kind": "stroke", "points": [[100, 100], [200, 100]], "radius": 15, "erase": False}
-    taught = search(store, look, [ON], targets=found, corrections={found[1].digest: [stroke]})
-    example = segment_state.example(found[1].features, taught.parsed_for(found[1]))
+    corrected = search(store, look, [ON], targets=found, corrections={found[1].digest: [stroke]})
+    example = segment_state.example(found[1].features, corrected.parsed_for(found[1]))
     assert len(example.points) >= 1
     assert set(example.labels.tolist()) == {1}
-    assert taught.result(found[1], found[1].full).mask[100, 100:200].all()
+    assert corrected.result(found[1], found[1].full).mask[100, 100:200].all()
 
 
-def test_corrections_of_pictures_that_are_gone_teach_nothing(store, look, found):
-    asked = search(store, look, [ON], targets=found[:1], corrections={found[1].digest: [ON]})
-    assert asked.corrected == []
-    assert asked.concept is search(store, look, [ON]).concept
+def test_corrections_of_removed_pictures_do_not_count(store, look, found):
+    query = search(store, look, [ON], targets=found[:1], corrections={found[1].digest: [ON]})
+    assert query.corrected == []
+    assert query.concept is search(store, look, [ON]).concept
 
 
-def test_a_full_mask_is_one_sentence(store, look, found):
+def test_a_full_mask_is_a_problem(store, look, found):
     full = {"kind": "stroke", "points": [[0, 0], [640, 427]], "radius": 640, "erase": False}
-    asked = search(store, look, [full], targets=found)
-    assert asked.marked.mask.all()
-    assert asked.trouble.endswith(".")
-    assert search(store, look, [ON]).trouble == ""
+    query = search(store, look, [full], targets=found)
+    assert query.reference.mask.all()
+    assert query.problem
+    assert not search(store, look, [ON]).problem
 
 
 @pytest.mark.parametrize(
     "wrong",
     [{"instances": "some"}, {"method": "magic"}, {"view": "x"}, {"threshold": 2}, {"smallest": -1}, {"opacity": 9}],
 )
-def test_a_wrong_choice_is_one_sentence(wrong):
+def test_a_wrong_option_is_refused(wrong):
     with pytest.raises(DinovizError, match=str(next(iter(wrong)))):
         Choice(**wrong)
 
@@ -150,21 +157,21 @@ def test_a_wrong_choice_is_one_sentence(wrong):
 # Targets
 
 
-def test_a_target_is_small_and_says_the_same(store, look, files):
+def test_a_target_is_small_and_gives_the_same_mask(store, look, files):
     target = store.get(files["flower"], MODEL, RESOLUTION)
     assert target.nbytes < look.features.nbytes / 20
     for layer in segment.layers_of(look.backbone.layers):
         assert target.features.layer(layer).dtype == np.float32
         assert target.features.layer(layer) == pytest.approx(look.features.layer(layer), rel=2e-3, abs=2e-3)
-    asked = search(store, look, [ON, BESIDE])
-    exact = segment_state.find(asked.concept, look.features, look.picture.image, parse([], (640, 427)), Choice())
-    assert overlap(asked.result(target, target.full).mask, exact.mask) > 0.99
+    query = search(store, look, [ON, BACKGROUND])
+    exact = segment_state.find(query.concept, look.features, look.picture.image, parse([], (640, 427)), Choice())
+    assert overlap(query.result(target, target.full).mask, exact.mask) > 0.99
 
 
-def test_a_file_that_cannot_be_read_is_kept_as_such(store, files):
+def test_a_file_that_cannot_be_read_is_cached_as_refused(store, files):
     refused = store.get(files["corrupt"], MODEL, RESOLUTION)
     assert isinstance(refused, Refused)
-    assert refused.sentence.startswith("corrupt.png: this is not an image")
+    assert refused.name in refused.reason
     assert store.peek(files["corrupt"], MODEL, RESOLUTION) is refused
 
 
@@ -194,13 +201,13 @@ def test_targets_are_encoded_in_the_background_and_can_be_stopped(store, tmp_pat
 def test_each_file_once_and_not_too_many():
     assert checked(["a", "b", "a"]) == ["a", "b"]
     assert checked(None) == []
-    with pytest.raises(DinovizError, match="python -m dinoviz segment"):
+    with pytest.raises(DinovizError, match=str(MAX_TARGETS)):
         checked([str(i) for i in range(MAX_TARGETS + 1)])
 
 
 def test_the_memory_of_targets_is_bounded(bench, files, monkeypatch):
     small = Targets(bench)
-    monkeypatch.setattr(small._kept, "bound", 1)
+    monkeypatch.setattr(small._cache, "bound", 1)
     for name in ("flower", "cat"):
         small.get(files[name], MODEL, RESOLUTION)
     assert small.peek(files["flower"], MODEL, RESOLUTION) is None
@@ -211,26 +218,44 @@ def test_the_memory_of_targets_is_bounded(bench, files, monkeypatch):
 
 
 def test_files_hold_every_picture_at_full_size(store, look, found, tmp_path):
-    asked = search(store, look, [ON, BESIDE], targets=found)
-    files, said = written_masks(asked, [Refused("x", "x.png", "x.png: no.")])
+    query = search(store, look, [ON, BACKGROUND], targets=found)
+    files, about = written_masks(query, [Refused("x", "x.png", "x.png: no.")])
     sizes = [Image.open(file).size for file in files]
     assert sizes == [(640, 427), (640, 427), (451, 300)]
-    assert said["refused"] == ["x.png: no."]
-    for picture, file in zip(said["pictures"], files, strict=True):
+    assert about["refused"] == ["x.png: no."]
+    for picture, file in zip(about["pictures"], files, strict=True):
         assert picture["area"] == (np.asarray(Image.open(file)) > 0).sum()
         assert picture["present"] or picture["area"] == 0
 
 
-def test_the_zip_wants_to_know_what_goes_in(store, look):
-    with pytest.raises(DinovizError, match="masks, cut-outs, overlays, COCO JSON"):
-        zipped(search(store, look), [], [])
-    with pytest.raises(DinovizError, match="not 'music'"):
-        zipped(search(store, look), [], ["music"])
+@pytest.mark.parametrize(("contents", "named"), [([], "masks"), (["music"], "music")])
+def test_unknown_contents_of_the_zip_are_refused(store, look, contents, named):
+    with pytest.raises(DinovizError, match=named):
+        zipped(search(store, look), [], contents)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"marks": "[]"},
+        {"marks": "{"},
+        {"marks": json.dumps([{**ON, "x": 9999}])},
+        {"corrections": '{"3": []}'},
+        {"image": None},
+    ],
+)
+def test_a_wrong_argument_of_the_endpoint_is_refused(bench, store, files, wrong):
+    arguments = {"image": files["flower"], "marks": json.dumps([ON]), "targets": [files["cat"]], "corrections": "{}"}
+    query = Query(**{"model": MODEL, "resolution": RESOLUTION, "choice": Choice(), **arguments})
+    search, refused = encoded_search(bench, store, query)
+    assert (len(search.targets), refused) == (1, [])
+    with pytest.raises(DinovizError):
+        encoded_search(bench, store, replace(query, **wrong))
 
 
 def test_nothing_marked_gives_no_files(store, look):
-    with pytest.raises(DinovizError, match="Nothing is marked"):
-        list(results(search(store, look, [BESIDE])))
+    with pytest.raises(DinovizError):
+        list(results(search(store, look, [BACKGROUND])))
 
 
 # Words
@@ -240,8 +265,8 @@ def test_nothing_marked_gives_no_files(store, look):
     ("marks", "words"),
     [
         ([ON], "1 click"),
-        ([ON, ON, BESIDE], "2 clicks, 1 click beside it"),
-        ([BESIDE, BESIDE, STROKE], "2 clicks beside it, 1 stroke"),
+        ([ON, ON, BACKGROUND], "2 clicks, 1 click on background"),
+        ([BACKGROUND, BACKGROUND, STROKE], "2 clicks on background, 1 stroke"),
     ],
 )
 def test_marks_in_words(marks, words):
@@ -250,7 +275,6 @@ def test_marks_in_words(marks, words):
 
 def test_the_gallery_in_words(store, look, found):
     cards = [{"state": state} for state in ("present", "present", "absent", "bad", "waiting")]
-    said = gallery_caption(cards, search(store, look))
-    assert "5 pictures: present in 2, not in 1, 1 cannot be read, 1 not encoded yet." in said
-    assert "Drop pictures" in gallery_caption([], None)
-    assert "1 picture: mark the thing" in gallery_caption([{"state": "plain"}], None)
+    words = gallery_caption(cards, search(store, look))
+    assert "5 pictures: found in 2, not found in 1, 1 cannot be read, 1 not encoded yet." in words
+    assert "1 picture: mark" in gallery_caption([{"state": "plain"}], None)

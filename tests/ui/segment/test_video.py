@@ -1,7 +1,8 @@
-"""The video part of the Segment tab: from marks on the first frame to masks of all, and clips that are wrong."""
+"""The video part of the Segment tab: from marks on the first frame to masks of all frames, and bad videos."""
 
 import json
 import zipfile
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -10,9 +11,9 @@ from PIL import Image
 
 from dinoviz.backbone import Backbone
 from dinoviz.errors import DinovizError
-from dinoviz.ui.segment import video as segment_video
 from dinoviz.ui.segment.state import Choice, Search
 from dinoviz.ui.segment.targets import Targets
+from dinoviz.ui.segment.tracking import check_first, first_frame, track, turns
 from dinoviz.video import io as clips
 
 MODEL = "embedded"
@@ -29,26 +30,26 @@ def odd_clip(tmp_path_factory, flower) -> str:
 
 
 def marked(bench, clip: str) -> Search:
-    look = bench.look(segment_video.first_frame(clip), MODEL, 224)
+    look = bench.look(first_frame(clip), MODEL, 224)
     width, height = look.picture.image.size
     points = [(0.5, 0.47, 1), (0.17, 0.77, 0)]
     raw = [{"kind": "point", "x": width * x, "y": height * y, "label": label} for x, y, label in points]
     return Search(Targets(bench).derived, look, raw, Choice())
 
 
-def test_an_odd_sized_clip_is_followed_to_the_end(bench, odd_clip):
-    said = []
-    done = segment_video.follow_through(marked(bench, odd_clip), odd_clip, tell=lambda what, share: said.append(share))
-    assert done.trouble == ""
-    assert len(done.areas) == 3
-    assert all(0.05 < area < 0.6 for area in done.areas)
-    assert said == sorted(said)
+def test_an_odd_sized_video_is_tracked_to_the_end(bench, odd_clip):
+    shares = []
+    tracked = track(marked(bench, odd_clip), odd_clip, report=lambda what, share: shares.append(share))
+    assert tracked.problem == ""
+    assert len(tracked.areas) == 3
+    assert all(0.05 < area < 0.6 for area in tracked.areas)
+    assert shares == sorted(shares)
     size = clips.open_clip(odd_clip).size
-    assert clips.open_clip(done.overlay).size == size
-    with zipfile.ZipFile(done.archive) as archive:
+    assert clips.open_clip(tracked.overlay).size == size
+    with zipfile.ZipFile(tracked.archive) as archive:
         mask = np.asarray(Image.open(archive.open("masks/000002.png")))
         assert mask.shape == size[::-1]
-        assert (mask > 0).mean() == pytest.approx(done.areas[2])
+        assert (mask > 0).mean() == pytest.approx(tracked.areas[2])
         assert json.loads(archive.read("about.json"))["clip"]["name"] == "odd.mp4"
         assert any(name.startswith("overlay.") for name in archive.namelist())
 
@@ -62,34 +63,31 @@ def test_every_frame_takes_a_turn_of_its_own(bench, odd_clip, monkeypatch):
         return forward(self, *args)
 
     monkeypatch.setattr(Backbone, "_forward", watched)
-    segment_video.follow_through(search, odd_clip, every=2, turn=segment_video.turns(bench, search.look))
+    track(search, odd_clip, every=2, turn=turns(bench, search.look))
     assert [len(turns) for turns in running] == [1, 1]
     assert len(set(running)) == 2
     assert not bench._passes._running
 
 
 def test_only_every_second_frame(bench, odd_clip):
-    done = segment_video.follow_through(marked(bench, odd_clip), odd_clip, every=2)
-    assert len(done.areas) == 2
-    assert done.rate == 2.5
+    tracked = track(marked(bench, odd_clip), odd_clip, every=2)
+    assert len(tracked.areas) == 2
+    assert tracked.rate == 2.5
 
 
 def test_the_marks_must_be_on_the_first_frame_of_this_clip(bench, odd_clip, tmp_path, flower):
     flower.save(tmp_path / "flower.png")
-    segment_video.check_first(odd_clip, marked(bench, odd_clip))
+    check_first(odd_clip, marked(bench, odd_clip))
     look = bench.look(str(tmp_path / "flower.png"), MODEL, 224)
-    with pytest.raises(DinovizError, match="is not the first frame"):
-        segment_video.check_first(odd_clip, Search(Targets(bench).derived, look, [], Choice()))
-    unmarked = Search(Targets(bench).derived, marked(bench, odd_clip).look, [], Choice())
-    with pytest.raises(DinovizError, match="Nothing is marked in the first frame"):
-        segment_video.check_first(odd_clip, unmarked)
-    with pytest.raises(DinovizError, match="no video yet"):
-        segment_video.check_first(None, unmarked)
+    other = Search(Targets(bench).derived, look, [], Choice())
+    unmarked = replace(marked(bench, odd_clip), marks=[])
+    for clip, search in ((odd_clip, other), (odd_clip, unmarked), (None, marked(bench, odd_clip))):
+        with pytest.raises(DinovizError):
+            check_first(clip, search)
 
 
 @pytest.mark.parametrize("content", [b"", b"no video", b"\0\0\0\x18ftypmp42" + bytes(100)])
-def test_a_file_that_is_no_video_is_one_sentence(tmp_path, content):
+def test_a_file_that_is_not_a_video_is_refused(tmp_path, content):
     (tmp_path / "bad.mp4").write_bytes(content)
-    with pytest.raises(DinovizError, match=r"^bad.mp4: ") as caught:
-        segment_video.first_frame(str(tmp_path / "bad.mp4"))
-    assert "\n" not in str(caught.value)
+    with pytest.raises(DinovizError, match=r"bad\.mp4"):
+        first_frame(str(tmp_path / "bad.mp4"))

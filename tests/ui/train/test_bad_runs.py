@@ -102,8 +102,8 @@ def check(ask: Callable, home: Path, what: str) -> None:
     text = shown(ask, str(home / "bad"))
     assert ("<b>bad</b>" in text) == ("bad" in labels), what  # without a config.json it is no run
     assert "<img" not in text, what
-    ask("say_what_goes_on", "")
-    ask("offer_teachers", "embedded", None)
+    ask("show_active", "")
+    ask("list_teachers", "embedded", None)
     Workbench.model_choices(Workbench(Settings()), snapshots=True)
     Run(home / "bad").checkpoint()
     assert time.monotonic() - began < 5, what
