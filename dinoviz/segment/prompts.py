@@ -135,10 +135,12 @@ def mask_of(
         None without a positive click or a brush stroke.
     """
     marks = marks.scaled(features.grid.image_size, picture.size)
-    features = replace(features, grid=replace(features.grid, image_size=picture.size))
+    features = replace(features, grid=features.grid.at(picture.size))
     if marks.labels.any():
-        cut = {"threshold": threshold, "refine": refine, "smallest": smallest}
-        found = from_points(features, marks.points, marks.labels, picture, all_instances=all_instances, **cut)
+        found = from_points(
+            features, marks.points, marks.labels, picture, all_instances=all_instances, threshold=threshold,
+            refine=refine, smallest=smallest,
+        )  # fmt: skip
         return replace(found, mask=marks.paint(found.mask))
     if all(stroke.erase for stroke in marks.strokes):
         return None

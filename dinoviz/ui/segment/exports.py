@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +12,7 @@ from PIL import Image
 
 from dinoviz import render, segment
 from dinoviz.errors import DinovizError
-from dinoviz.segment.coco import Coco
+from dinoviz.segment import coco
 from dinoviz.segment.segmentation import Segmentation
 from dinoviz.ui.segment.state import Search, mark
 from dinoviz.ui.segment.targets import Refused
@@ -60,13 +60,15 @@ def zipped(
         given = f"not {unknown[0]!r}" if unknown else "at least one"
         raise DinovizError(f"The zip can hold {', '.join(CONTENTS)}: {given}.")
     about = {"view": "segment", **_about(search), "refused": [each.reason for each in refused], "pictures": []}
-    data = Coco()
+    entries: list[dict] = []
 
     def files() -> Iterator[tuple[str, bytes]]:
         for name, picture, found in results(search, report):
             mask = _mask_picture(found) > 0
             about["pictures"].append({"name": name, **_scores(found)})
-            data.add(f"{name}.png", mask, found.presence)
+            annotations = [{"number": 1, "annotation": coco.annotation(mask, found.presence)}] if mask.any() else []
+            size = {"width": picture.width, "height": picture.height}
+            entries.append({"name": f"{name}.png", **size, "classes": annotations})
             if MASKS in contents:
                 yield f"masks/{name}.png", render.to_png(_mask_picture(found))
             if found.present and CUTOUTS in contents:
@@ -74,7 +76,9 @@ def zipped(
             if found.present and OVERLAYS in contents:
                 yield f"overlays/{name}.jpg", render.to_jpeg(render.overlay(picture, mask, search.choice.opacity))
         if COCO in contents:
-            yield "coco.json", json.dumps(data.as_dict()).encode()
+            file = io.StringIO()
+            coco.write(file, {1: "object"}, lambda: entries)
+            yield "coco.json", file.getvalue().encode()
 
     return bundle("segments", files(), about)
 

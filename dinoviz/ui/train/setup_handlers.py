@@ -15,7 +15,7 @@ from dinoviz.ui.shared import follow, note, picture_grid, user_errors
 from dinoviz.ui.train import depth_data
 from dinoviz.ui.train.depth_data import DepthSource, teacher_of
 from dinoviz.ui.train.form import Form
-from dinoviz.ui.train.image_data import DEMO, FOLDER, UPLOAD, Source, demo_words, preview_words
+from dinoviz.ui.train.image_data import DEMO, FOLDER, UPLOAD, Source, cached_preview, demo_words, preview_words
 from dinoviz.ui.train.run_list import duration
 from dinoviz.ui.train.run_request import ADAPT, KIND, PROBE, SCRATCH, RequestReader, source_of
 from dinoviz.ui.workbench import Workbench

@@ -9,7 +9,7 @@ import pytest
 
 from dinoviz.errors import DinovizError
 from dinoviz.ui.jobs import Job
-from dinoviz.ui.train.image_data import DEMO, UPLOAD, Source, check_broken, demo_words, preview_words
+from dinoviz.ui.train.image_data import DEMO, UPLOAD, Source, cached_preview, check_broken, demo_words, preview_words
 from tests.training.tiny_runs import settings, write_images
 from tests.ui.train.data_files import on_machine, patched, png, uploads, zipped
 from training.data import sources
