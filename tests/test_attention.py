@@ -139,7 +139,7 @@ def test_more_mass_is_never_fewer_patches(features):
 
 
 @pytest.mark.parametrize("mass", [0, -0.1, 1.1, float("nan")])
-def test_a_mass_that_is_no_share_is_told(mass):
+def test_a_mass_out_of_range_is_refused(mass):
     with pytest.raises(DinovizError, match=f"not {mass}"):
         attention.mass_mask(np.ones((3, 3)), mass)
 
@@ -182,7 +182,7 @@ def test_entropy_is_within_its_bounds(portrait):
 
 
 @pytest.mark.parametrize("yx", [(-1, 0), (0, -1), (16, 0), (0, 24)])
-def test_a_patch_that_is_not_there_is_told(yx, features):
+def test_a_patch_outside_the_grid_is_refused(yx, features):
     assert features.grid.shape == (16, 24)
     with pytest.raises(DinovizError) as refusal:
         attention.patch_attention(features, yx)
@@ -190,7 +190,7 @@ def test_a_patch_that_is_not_there_is_told(yx, features):
 
 
 @pytest.mark.parametrize("look", [attention.cls_attention, attention.head_statistics])
-def test_a_layer_that_was_not_kept_is_told(look, tiny_backbone, chelsea):
+def test_a_layer_that_was_not_captured_is_refused(look, tiny_backbone, chelsea):
     features = tiny_backbone.encode(chelsea, 224)
     with pytest.raises(DinovizError, match="Layer 0"):
         look(features, layer=0)
@@ -224,7 +224,7 @@ def density(features, values: np.ndarray, box: tuple[int, int, int, int]) -> flo
 @pytest.mark.parametrize(
     ("part", "click"), [("face", (225, 120)), ("suit", (260, 350)), ("flag", (60, 120)), ("shuttle", (400, 120))]
 )
-def test_a_clicked_patch_looks_at_its_own_object(part, click, portrait):
+def test_a_query_patch_attends_to_its_own_object(part, click, portrait):
     # The last block but one: there the ratio to the second best part was 2.6 (flag) to 490 (face).
     values = attention.patch_attention(portrait, portrait.grid.patch_at(click), layer=-2).mean(axis=0)
     found = {name: density(portrait, values, box) for name, box in PARTS.items()}
@@ -233,7 +233,7 @@ def test_a_clicked_patch_looks_at_its_own_object(part, click, portrait):
     assert own > 2 * max(found.values())
 
 
-def test_the_cls_token_looks_at_the_subject_and_not_at_the_border(embedded_backbone, coffee):
+def test_the_cls_token_attends_to_the_subject_more_than_to_the_border(embedded_backbone, coffee):
     features = embedded_backbone.encode(coffee, 518)
     mask = attention.mass_mask(attention.cls_attention(features).mean(axis=0), 0.6)
     # The cup in the middle: 16 % of the patches hold the mass, none of them at the border.

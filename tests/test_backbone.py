@@ -80,7 +80,7 @@ def test_the_last_patches_are_there_even_if_no_layer_was_asked_for(tiny_backbone
     np.testing.assert_array_equal(features.layer(-1), features.patches)
 
 
-def test_a_layer_that_was_not_kept_is_told(tiny_backbone, astronaut):
+def test_a_layer_that_was_not_captured_is_refused(tiny_backbone, astronaut):
     features = tiny_backbone.encode(astronaut, 224)
     with pytest.raises(DinovizError, match=r"Layer 0 .*\[2\].* layers=\(0,\)"):
         features.layer(0)
@@ -214,7 +214,7 @@ def test_passes_of_one_backbone_run_one_after_the_other(tiny_folders, astronaut)
     assert most == 1
 
 
-def test_a_pass_of_the_bare_model_tells_nobody(tiny_backbone, astronaut):
+def test_a_pass_of_the_bare_model_calls_no_callback(tiny_backbone, astronaut):
     # What an encode wanted to keep and to be told ends with it, for whoever uses the model next in the same thread.
     calls = []
     tiny_backbone.encode(astronaut, 224, on_block=lambda done, of: calls.append(done))
@@ -233,7 +233,7 @@ def test_two_backbones_at_once_do_not_see_each_other_s_layers(tiny_folders, astr
                 np.testing.assert_array_equal(features.tokens(0).query, alone.tokens(0).query)
 
 
-def test_bad_images_end_with_their_sentence(tiny_backbone, tmp_path):
+def test_bad_images_are_refused(tiny_backbone, tmp_path):
     with pytest.raises(ImageError, match=r"^nothing\.png: "):
         tiny_backbone.encode(tmp_path / "nothing.png")
 
@@ -257,7 +257,7 @@ def test_precision_is_part_of_the_key(tiny_folders):
     assert full.key != half.key
 
 
-def test_a_backbone_says_what_it_is(tiny_backbone):
+def test_the_repr_of_a_backbone_has_its_sizes(tiny_backbone):
     assert repr(tiny_backbone) == (
         "Backbone('dinov2_with_registers', dinov2_with_registers, patch 14, 32 channels, 4 heads, 3 layers, "
         "4 registers, cpu, float32)"

@@ -62,7 +62,7 @@ def test_the_second_look_encodes_nothing(counting, astronaut):
     assert counting.passes == 1
 
 
-def test_what_is_cached_is_what_the_backbone_says(counting, tiny_backbone, astronaut):
+def test_cached_features_equal_those_of_the_backbone(counting, tiny_backbone, astronaut):
     features = FeatureCache(ROOMY).encode(counting, astronaut, 224, "all")
     np.testing.assert_array_equal(features.patches, tiny_backbone.encode(astronaut, 224).patches)
 
@@ -228,7 +228,7 @@ def test_peek_never_encodes(counting, astronaut):
     assert counting.passes == 1
 
 
-def test_a_layer_that_does_not_exist_is_told_before_anything_is_cached(counting, astronaut):
+def test_a_layer_that_does_not_exist_is_refused_without_a_pass(counting, astronaut):
     cache = FeatureCache(ROOMY)
     with pytest.raises(DinovizError, match=r"3 layers.* not 7"):
         cache.encode(counting, astronaut, 224, layers=(7,))

@@ -53,7 +53,7 @@ def test_an_object_is_read_as_json_reads_it(read):
     ],
     ids=lambda value: value[:12] if isinstance(value, str) else None,
 )
-def test_what_cannot_be_used_is_refused_in_one_sentence_that_names_the_file(read, content, named):
+def test_refusals_name_the_file_and_the_reason(read, content, named):
     with pytest.raises(FileError, match=named) as refused:
         read(content)
     message = str(refused.value)

@@ -88,7 +88,7 @@ def test_a_snapshot_is_called_by_its_run_and_step(name, expected, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["Dinov2", "Dinov2WithRegisters", "ViT"])
-def test_a_classifier_s_folder_gives_its_base_model(family, tmp_path):
+def test_the_folder_of_a_classifier_gives_its_base_model(family, tmp_path):
     import transformers
 
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 16}
@@ -104,7 +104,7 @@ def test_a_classifier_s_folder_gives_its_base_model(family, tmp_path):
 
 
 @pytest.mark.parametrize("preprocessor", [{"image_mean": [0.5] * 3, "image_std": [0.25] * 3}, {}, {"image_mean": 0.5}])
-def test_pixels_are_normalised_as_the_model_s_folder_says(preprocessor, folder, astronaut):
+def test_pixels_are_normalised_by_the_preprocessor_config(preprocessor, folder, astronaut):
     if preprocessor:
         (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
     mean = preprocessor.get("image_mean") if "image_std" in preprocessor else (0.485, 0.456, 0.406)

@@ -93,7 +93,7 @@ def test_a_single_bright_patch_on_nothing_is_still_seen():
     assert render.scale_of(values) == (0, 2)
 
 
-def test_an_unknown_colour_map_is_answered_with_the_known():
+def test_an_unknown_colour_map_is_refused_with_the_known_names():
     with pytest.raises(DinovizError) as refusal:
         render.colormap_table("rainbow")
     assert all(name in str(refusal.value) for name in ("'rainbow'", *render.COLORMAPS))
@@ -290,7 +290,7 @@ def test_a_point_of_a_tile_is_found_on_it(picture_size, count, x, y):
 
 @pytest.mark.parametrize("picture_size", ASPECTS.values(), ids=ASPECTS)
 @pytest.mark.parametrize("count", range(1, 25))
-def test_each_tile_lies_where_tile_at_says(picture_size, count):
+def test_tile_at_agrees_with_the_drawn_tiles(picture_size, count):
     sheet = Sheet.fit(count, picture_size)
     tiles = [Image.new("RGB", sheet.tile, (i, 255 - i, 7)) for i in range(count)]
     composed = sheet.compose(tiles, [""] * count)
@@ -468,7 +468,7 @@ def test_the_outline_shows_a_full_and_an_empty_mask(coffee):
         assert render.outline(coffee, mask).size == coffee.size
 
 
-def test_the_board_is_behind_the_thing(coffee):
+def test_the_checkerboard_is_behind_the_object(coffee):
     mask = disc(coffee.size, (300, 200), 120)
     shown, photo = np.asarray(render.on_checkers(coffee, mask)), np.asarray(coffee)
     assert np.array_equal(shown[mask], photo[mask])

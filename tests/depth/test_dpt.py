@@ -1,4 +1,4 @@
-"""The published depth heads, by a tiny random one of their kind: the Hub cannot be asked in a test."""
+"""Published depth heads, tested with a tiny random DPT: tests do not use the Hub."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ def published(dpt_folder):
     return published_depth.load(dpt_folder, device="cpu")
 
 
-def sentence(name_or_folder, **kwargs) -> str:
+def refused(name_or_folder, **kwargs) -> str:
     with pytest.raises(DinovizError) as refusal:
         published_depth.load(name_or_folder, **kwargs)
     text = str(refusal.value)
@@ -66,7 +66,7 @@ def test_the_heads_of_a_backbone():
 
 
 @pytest.mark.parametrize("side", ["own size", "resolution"])
-def test_depth_is_what_transformers_processor_and_network_give(side, dpt_folder, published, chelsea):
+def test_depth_equals_that_of_transformers(side, dpt_folder, published, chelsea):
     processor, network = tiny_dpt.processor(), DPTForDepthEstimation.from_pretrained(dpt_folder).eval()
     if side == "own size":  # 451 x 300: a border on all sides, uneven ones
         seen, resolution, target = chelsea, None, (308, 462)
@@ -86,7 +86,7 @@ def test_depth_is_what_transformers_processor_and_network_give(side, dpt_folder,
     np.testing.assert_allclose(found, expected.clip(*published.range), atol=2e-5)
 
 
-def test_a_folder_of_today_s_transformers_names_its_weights_as_the_published_ones(dpt_folder):
+def test_saved_weights_have_the_names_of_the_published_ones(dpt_folder):
     # As convert_dinov2_depth_to_hf.py lists them: what loads this folder loads those.
     names = set(load_file(dpt_folder / "model.safetensors"))
     assert {
@@ -104,7 +104,7 @@ def test_a_folder_of_today_s_transformers_names_its_weights_as_the_published_one
     } <= names
 
 
-def test_pixels_are_normalised_as_the_folder_says(folder, chelsea):
+def test_pixels_are_normalised_by_the_preprocessor_config(folder, chelsea):
     change(folder, "preprocessor_config.json", do_rescale=True, image_mean=[0.5] * 3, image_std=[0.25] * 3)
     pixels, _ = published_depth.load(folder, device="cpu").preprocess(chelsea, 224)
     expected = (np.asarray(chelsea.resize((336, 224), Image.Resampling.BICUBIC)) / 255 - 0.5) / 0.25
@@ -113,7 +113,7 @@ def test_pixels_are_normalised_as_the_folder_says(folder, chelsea):
     assert published_depth.load(folder, device="cpu").mean == published_depth.MEAN
 
 
-def test_the_range_is_known_by_name_or_told_by_the_config(folder):
+def test_the_range_follows_from_the_name_or_the_config(folder):
     network = published_depth.load(folder, device="cpu")
     assert network.range == (0.001, 10)
     assert network.trained.short_side == 480
@@ -123,25 +123,25 @@ def test_the_range_is_known_by_name_or_told_by_the_config(folder):
     assert network.range == (0.001, 80)
     assert network.trained.short_side == 375
     mine = street.rename(folder.with_name("mine"))
-    assert "max_depth" in sentence(mine)
+    assert "max_depth" in refused(mine)
     change(mine, max_depth=20)
     network = published_depth.load(mine, device="cpu")
     assert network.range == (0.001, 20)
     assert network.source == f"the folder {mine}, trained on unknown data (as its config.json says, to 20 m)"
 
 
-def test_nothing_is_told_beyond_the_range(folder, chelsea):
+def test_predictions_are_clipped_to_the_range(folder, chelsea):
     change(folder, max_depth=4)
     found = published_depth.load(folder, device="cpu").predict(chelsea, 224)
     assert found.max() == 4
     assert (found == 4).mean() > 0.1
 
 
-def test_a_pass_tells_how_far_it_is_and_can_be_ended(published, chelsea):
-    told = []
+def test_a_pass_reports_progress_and_can_be_stopped(published, chelsea):
+    progress = []
     plain = published.predict(chelsea, 112)
-    assert (published.predict(chelsea, 112, on_block=lambda *done: told.append(done)) == plain).all()
-    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert (published.predict(chelsea, 112, on_block=lambda *done: progress.append(done)) == plain).all()
+    assert progress == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
     def stop(done, of):
         raise Stopped
@@ -160,24 +160,24 @@ def test_pictures_and_resolutions_that_cannot_be(published, chelsea):
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
-    text = sentence("dpt-small")
+    text = refused("dpt-small")
     assert all(name in text for name in ("dpt-small", *PUBLISHED))
     for name in ("", "a/b/c", "x" * 500):
-        sentence(name)
+        refused(name)
 
 
 @pytest.mark.parametrize("name", ["facebook/dpt-dinov2-small-nyu", "somebody/no-such-head"])
-def test_a_head_of_the_hub_without_the_hub_is_one_sentence_at_once(name, monkeypatch, tmp_path):
+def test_without_the_hub_and_its_cache_a_head_is_refused_at_once(name, monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     assert not hub.is_cached(name)
     start = time.monotonic()
-    text = sentence(name)
+    text = refused(name)
     assert name in text
     assert "HF_HUB_OFFLINE" in text
     assert time.monotonic() - start < 1
 
 
-def test_a_head_in_the_hub_s_cache_needs_no_hub(monkeypatch, tmp_path, folder, chelsea, published):
+def test_a_cached_head_needs_no_hub(monkeypatch, tmp_path, folder, chelsea, published):
     name = "facebook/dpt-dinov2-small-kitti"
     snapshot = tiny_dpt.in_the_hubs_cache(monkeypatch, folder, name, tmp_path / "hub")
     assert hub.is_cached(name)
@@ -189,22 +189,22 @@ def test_a_head_in_the_hub_s_cache_needs_no_hub(monkeypatch, tmp_path, folder, c
     torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
     weights.unlink()
     assert not hub.is_cached(name)
-    assert "HF_HUB_OFFLINE" in sentence(name)  # the pickle does not count
+    assert "HF_HUB_OFFLINE" in refused(name)  # the pickle does not count
 
 
-def test_a_folder_that_is_no_depth_head(folder, tiny_folders, tmp_path):
-    assert "'dinov2'" in sentence(tiny_folders["dinov2"])
-    assert "config.json" in sentence(tmp_path)
+def test_folders_that_are_not_depth_heads_are_refused(folder, tiny_folders, tmp_path):
+    assert "'dinov2'" in refused(tiny_folders["dinov2"])
+    assert "config.json" in refused(tmp_path)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"backbone_config": None}))
-    assert "tiny-nyu is a DPT without DINOv2" in sentence(folder)
+    assert "tiny-nyu is a DPT without DINOv2" in refused(folder)
     (folder / "config.json").write_text("{")
-    assert "tiny-nyu" in sentence(folder)
+    assert "tiny-nyu" in refused(folder)
     (folder / "config.json").write_text(json.dumps(config | {"fusion_hidden_size": "many"}))
-    assert sentence(folder).startswith("tiny-nyu: ")
+    assert refused(folder).startswith("tiny-nyu: ")
 
 
-def test_weights_that_cannot_be_used(folder):
+def test_invalid_weights_are_refused(folder):
     file = folder / "model.safetensors"
     weights = load_file(file)
     unused = [name for name in weights if "mask_token" in name or "fusion_stage.layers.0.residual_layer1" in name]
@@ -212,17 +212,17 @@ def test_weights_that_cannot_be_used(folder):
     save_file({n: t for n, t in weights.items() if n not in unused}, file, {"format": "pt"})
     published_depth.load(folder, device="cpu")
     save_file({n: t for n, t in weights.items() if "head.head.4" not in n}, file, {"format": "pt"})
-    assert "head.head.4.bias" in sentence(folder)
+    assert "head.head.4.bias" in refused(folder)
     file.write_bytes(b"")
-    assert "tiny-nyu: its weights" in sentence(folder)
+    assert "tiny-nyu: its weights" in refused(folder)
     file.unlink()
-    assert "model.safetensors" in sentence(folder)
+    assert "model.safetensors" in refused(folder)
     torch.save(weights, folder / "pytorch_model.bin")
-    assert "pytorch_model.bin" in sentence(folder)
+    assert "pytorch_model.bin" in refused(folder)
 
 
-def test_a_device_that_is_not_there(dpt_folder):
-    assert "'quantum'" in sentence(dpt_folder, device="quantum")
+def test_a_device_that_is_not_available(dpt_folder):
+    assert "'quantum'" in refused(dpt_folder, device="quantum")
     assert models.pick_device("cpu") == published_depth.load(dpt_folder, device="cpu").device
 
 
@@ -231,16 +231,16 @@ def test_threads_share_a_head(published, chelsea):
 
     sizes = [112, 224, 112, 224]
     expected = {size: published.predict(chelsea, size) for size in set(sizes)}
-    told = {size: [] for size in range(len(sizes))}
+    progress = {size: [] for size in range(len(sizes))}
     with ThreadPoolExecutor(4) as pool:
         found = list(
             pool.map(
-                lambda i: published.predict(chelsea, sizes[i], on_block=lambda done, _: told[i].append(done)),
+                lambda i: published.predict(chelsea, sizes[i], on_block=lambda done, _: progress[i].append(done)),
                 range(len(sizes)),
             )
         )
     assert all((f == expected[size]).all() for f, size in zip(found, sizes, strict=True))
-    assert all(done == [1, 2, 3, 4] for done in told.values())
+    assert all(done == [1, 2, 3, 4] for done in progress.values())
 
 
 def test_the_border_is_as_wide_as_it_must_be(published):

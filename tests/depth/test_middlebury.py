@@ -7,13 +7,12 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from dinoviz.depth import geometry as surfaces
-from dinoviz.depth import middlebury as stereo
+from dinoviz.depth import geometry, middlebury
 
 
 @pytest.fixture(scope="module")
 def motorcycle() -> Image.Image:
-    picture = stereo.picture()
+    picture = middlebury.picture()
     if picture is None:
         pytest.skip("this scikit-image comes without the motorcycle")
     return picture
@@ -22,7 +21,7 @@ def motorcycle() -> Image.Image:
 def test_depth_follows_from_the_disparity(motorcycle):
     left, _, disparity = data.stereo_motorcycle()
     np.testing.assert_array_equal(np.asarray(motorcycle), left)
-    metres = stereo.measured(left)
+    metres = middlebury.measured(left)
     assert metres.shape == (500, 741)
     assert metres.dtype == np.float32
     there = np.isfinite(disparity)
@@ -32,23 +31,23 @@ def test_depth_follows_from_the_disparity(motorcycle):
 
 def test_the_motorcycle_has_the_shape_of_one(motorcycle):
     """Where its wheels stand is 2.2 wheels apart: 1.40 m, the wheel 0.64 m. Its size is not, see the module."""
-    cloud = surfaces.points(stereo.measured(motorcycle), stereo.CAMERA)
-    wheel = surfaces.between(cloud, (194.5, 245.5), (210.5, 396.5))
-    assert surfaces.between(cloud, (210.5, 396.5), (560.5, 430.5)) / wheel == pytest.approx(1.40 / 0.64, rel=0.05)
+    cloud = geometry.points(middlebury.measured(motorcycle), middlebury.CAMERA)
+    wheel = geometry.between(cloud, (194.5, 245.5), (210.5, 396.5))
+    assert geometry.between(cloud, (210.5, 396.5), (560.5, 430.5)) / wheel == pytest.approx(1.40 / 0.64, rel=0.05)
     assert wheel == pytest.approx(0.41, rel=0.05)
 
 
-def test_it_is_known_by_its_content(motorcycle):
+def test_it_is_recognised_by_its_pixels(motorcycle):
     buffer = io.BytesIO()
     motorcycle.save(buffer, "JPEG", quality=75)
-    again = stereo.measured(Image.open(buffer))
-    np.testing.assert_array_equal(again, stereo.measured(motorcycle))
-    again[:] = 0  # a copy: what one does to it is nobody else's
-    assert np.nanmin(stereo.measured(np.asarray(motorcycle))) > 2
+    again = middlebury.measured(Image.open(buffer))
+    np.testing.assert_array_equal(again, middlebury.measured(motorcycle))
+    again[:] = 0  # a copy
+    assert np.nanmin(middlebury.measured(np.asarray(motorcycle))) > 2
 
 
 def test_other_pictures_have_no_measured_depth(motorcycle, chelsea):
     right = Image.fromarray(data.stereo_motorcycle()[1])
     mirrored = motorcycle.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     for other in (right, mirrored, motorcycle.resize((370, 250)), chelsea.resize((741, 500)), chelsea):
-        assert stereo.measured(other) is None
+        assert middlebury.measured(other) is None

@@ -120,7 +120,7 @@ def test_channels_are_hidden_in_training_only(head):
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_a_probe_that_was_written_says_the_same(head, backbone, picture, about, tmp_path):
+def test_a_saved_probe_predicts_the_same(head, backbone, picture, about, tmp_path):
     about, trained = {**about, "head": head}, made(head)
     features = backbone.encode(picture, 112, (0, 2))
     familiar = depth.descriptor(features, (0, 2))[None]
@@ -294,7 +294,7 @@ def test_a_probe_that_cannot_be_written(about, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_shipped_probe_is_as_good_as_its_card_says(embedded_backbone, data_folder):
+def test_the_shipped_probe_is_as_good_as_in_its_card(embedded_backbone, data_folder):
     from training.depth.rgbd import counts, depth_errors, find_pairs, split
 
     if not depth.SHIPPED.exists():

@@ -98,7 +98,7 @@ def test_a_whole_video_in_float32_equals_the_published_algorithm():
 
 
 @pytest.mark.parametrize("context", [0, 1, 3])
-def test_only_the_first_frame_and_the_last_few_are_looked_at(context):
+def test_only_the_first_frame_and_the_last_few_are_sources(context):
     patches = random_patches(7, 9, 8)
     state = video.Propagator(features_of(patches[0]), box((90, 80), 20, 20, 30, 40), video.Settings(context=context))
     units = torch.nn.functional.normalize(torch.from_numpy(patches), dim=-1)
