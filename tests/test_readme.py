@@ -17,7 +17,7 @@ PROBE = ROOT / "assets" / "depth-embedded.safetensors"
 
 @pytest.mark.parametrize("line", re.findall(r"^python -m dinoviz (.*?)(?: *#.*)?$", TEXT, re.M))
 def test_the_commands_can_be_parsed(line):
-    assert callable(_parser().parse_args(common.joined(shlex.split(line))).command)
+    assert callable(_parser().parse_args(common.join_negative(shlex.split(line))).command)
 
 
 def test_the_example_in_python_runs(embedded_backbone, tmp_path, chelsea):

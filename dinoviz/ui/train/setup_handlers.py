@@ -125,7 +125,7 @@ class Handlers:
             run = self.reader.read(*values, checked=False)
             config, count = run.config_to_time(), run.count()
             owner = (request.session_hash, "train-estimate")
-            job = self.bench.start(owner, time.monotonic(), lambda job: estimate(config, count, tell=job.report))
+            job = self.bench.start(owner, time.monotonic(), lambda job: estimate(config, count, progress=job.report))
             for progress in follow(self.bench, owner, job):
                 yield note(html.escape(progress), "caption dv-busy")
             if job.superseded:

@@ -104,10 +104,10 @@ def test_odd_names_stay_pairs_in_their_order(tmp_path):
 @pytest.mark.parametrize(
     ("files", "named"),
     [
-        ({"a.png": png()}, "rgb and depth"),
-        ({"rgb/a.png": png()}, "rgb and depth"),
-        ({"rgb/a.png": png(), "depth/a.exr": b"x"}, "rgb and depth"),
-        ({"a/rgb/a.png": png(), "b/depth/a.png": depth_png(1)}, "rgb and depth"),
+        ({"a.png": png()}, "rgb"),
+        ({"rgb/a.png": png()}, "rgb"),
+        ({"rgb/a.png": png(), "depth/a.exr": b"x"}, "rgb"),
+        ({"a/rgb/a.png": png(), "b/depth/a.png": depth_png(1)}, "rgb"),
         ({f"{top}/{kind}/a.png": depth_png(1) for top in "ab" for kind in ("rgb", "depth")}, "2 folders"),
         ({**{f"rgb/{i}.png": png() for i in range(5)}, "depth/3.npy": depth_npy(1)}, "4 of 5"),
         ({"rgb/a.png": png(), "depth/a.npy": bytes(30_000_000)}, "rooms.zip"),
