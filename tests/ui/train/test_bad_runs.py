@@ -239,7 +239,7 @@ def test_what_is_wrong_is_said_where_the_run_is(run, ask, home):
     run.set_status("finished")
     config = json.loads((run.folder / "config.json").read_text())
     (run.folder / "config.json").write_text(json.dumps({**config, "batch": -4}))
-    assert "config.json: batch is" in label(run)
-    assert "config.json: batch is" in shown(ask, str(run.folder))
+    assert "config.json: batch must be" in label(run)
+    assert "config.json: batch must be" in shown(ask, str(run.folder))
     (run.folder / "config.json").write_text(json.dumps({**config, "of another version": [1]}))
     assert label(run) == f"✓ bad ({run.kind}, finished)"
