@@ -1,7 +1,7 @@
 """Two processes on one run: the losses of one process with the joint batch, one writer, one end."""
 
-import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -109,15 +109,13 @@ def test_a_stop_file_ends_both_and_both_go_on(images, tmp_path):
 
 
 def test_an_error_ends_both_processes(images, tmp_path):
-    """Nobody is left waiting for the other; the sentence is among what the launcher says."""
+    """The other process does not wait for ever, and no run is created."""
     config = settings(images, batch=15)
     process = two("pretrain", "--config", file_of(config, tmp_path), "--name", "two", home=tmp_path)
     output = process.communicate(timeout=120)[0]
     assert process.returncode != 0
-    message = "batch (15) must be a multiple of accumulate (1) times the number of processes (2)."
-    assert f"training: {message}" in output
-    status = json.loads((tmp_path / "two" / "status.json").read_text())
-    assert (status["state"], status["message"]) == ("failed", message)
+    assert re.search(r"^training: .*\(15\).*\(2\)", output, re.MULTILINE)
+    assert not (tmp_path / "two").exists()
 
 
 def test_without_a_name_both_work_on_one_run(images, tmp_path):
