@@ -16,8 +16,12 @@ TESTS := OMP_NUM_THREADS=1 $(PY) -m pytest --dist loadfile -n logical
 ALONE := $(TESTS) --ignore=tests/browser --maxprocesses 4
 PAGES := $(TESTS) tests/browser --maxprocesses 2
 
+COVERAGE := --cov=dinoviz --cov=training --cov-report=
+
+# Leaves out what is marked slow, and says how much of the code the tests without a browser reach.
 test: $(VENV)/.dev lint browser
-	$(ALONE)
+	$(ALONE) $(COVERAGE)
+	@echo "Covered without the browser: $$($(PY) -m coverage report --format=total) %"
 	$(PAGES)
 
 test-all: $(VENV)/.dev lint browser

@@ -34,16 +34,6 @@ def find_chromium() -> str | None:
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-def pytest_collection_modifyitems(items) -> None:
-    """Of a test with several values the quick run takes the first: a page costs seconds."""
-    seen = set()
-    for item in items:
-        if item.path.parent == Path(__file__).parent and hasattr(item, "callspec") and "browser" in item.fixturenames:
-            if item.originalname in seen and "slow" not in item.keywords:
-                item.add_marker(pytest.mark.slow)
-            seen.add(item.originalname)
-
-
 @contextmanager
 def running_app(log: Path, *options: str, **environment: str) -> Iterator[str]:
     """`python app.py` on a free port -> its address; ended at the end."""

@@ -21,7 +21,7 @@ def query(page) -> str:
     return page.input_value(QUERY)
 
 
-@pytest.mark.parametrize("view", ["#attention-photo", "#attention-map"])
+@pytest.mark.parametrize("view", ["#attention-photo", pytest.param("#attention-map", marks=pytest.mark.slow)])
 def test_a_click_on_either_picture_makes_that_patch_the_query(page, view):
     before = source(page, "#attention-map")
     click_at(page, view, 0.25, 0.5)
