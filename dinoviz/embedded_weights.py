@@ -84,7 +84,9 @@ def folder() -> Path:
         )
     with source.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != ONNX_SHA256:
-            raise DinovizError(f"{source} is not the file of {PACKAGE} 0.1.1: its SHA-256 differs.")
+            raise DinovizError(
+                f"{source} is not the file of {PACKAGE} 0.1.1: its SHA-256 differs: reinstall it as the README says."
+            )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.parent / LOCK, timeout=PATIENCE):

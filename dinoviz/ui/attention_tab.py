@@ -116,7 +116,7 @@ class Handlers:
             query: 'CLS', or 'x, y' in pixels of the picture
             colormap: the colours of the map
             opacity: of the map over the picture, 0 to 1
-            raw: one flat square a patch instead of interpolation
+            raw: one flat square per patch instead of interpolation
             mass: keep the fewest patches that hold this share of the map's sum
         Returns:
             the picture with the query, the map over it, all heads on a sheet, and a caption

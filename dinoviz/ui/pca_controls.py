@@ -129,7 +129,7 @@ def _layout_colours() -> dict[str, gr.components.Component]:
         steady = gr.Checkbox(
             True,
             label="Stable colours",
-            info="the three components are rotated to align across pictures; off: one component a channel",
+            info="the three components are rotated to align across pictures; off: one component per channel",
             elem_id="pca-steady",
         )
         with gr.Row():

@@ -79,12 +79,12 @@ class Handlers:
             red: the component shown as red, from 1
             green: the component shown as green
             blue: the component shown as blue
-            steady: rotate the three components so that colours are stable across pictures; else one component a channel
+            steady: rotate the three components for stable colours across pictures; else one component per channel
             foreground: fit and colour foreground patches only
             by_itself: compute the foreground threshold from the data
             threshold: the foreground threshold otherwise, 0 to 1
             opacity: of the map over the picture, 0 to 1
-            raw: one flat square a patch instead of interpolation
+            raw: one flat square per patch instead of interpolation
         Returns:
             the map of the picture, those of all pictures, the patches in three components, the explained variance,
             the threshold, and a caption

@@ -41,7 +41,7 @@ WAITING = {**EVERY, "concurrency_limit": None}
 ONCE = {**PRIVATE, "trigger_mode": "once"}
 
 # Captions of a tab without a picture, and of one that is still to be drawn.
-EMPTY, DRAWING = "There is nothing to see until a picture is encoded.", "Drawing …"
+EMPTY, DRAWING = "No picture is encoded yet.", "Drawing …"
 
 
 class UploadImage(gr.Image):

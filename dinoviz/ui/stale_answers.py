@@ -1,10 +1,9 @@
-"""Requests of one tab that run at the same time: an answer that a newer request has overtaken is dropped.
+"""Drop stale answers of a tab.
 
-A tab's controls are answered one after the other by one handler, its clicks at once by others, so an older answer may
-be ready after a newer one. The page numbers its requests and sends along which answer it has applied last. From both
-the server knows, however long anything takes on its way, whether an answer is still the newest, and whether it was
-computed without something that the page has been told since. In the first case its pictures are dropped; in both the
-tab is drawn once more from the current controls. (Gradio delivers the answers of a session in order, by one stream.)
+The handlers of a tab run concurrently, so an older answer may be ready after a newer one. The page numbers its requests
+and sends along the count of answers that it has applied. Of an answer that is no longer the newest the pictures are
+dropped; then, or if it was computed without a click that was answered meanwhile, the tab is redrawn from its current
+controls. No delay changes this: Gradio delivers the answers of a session in order, in one stream.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ SESSIONS = 1000  # remembered; the least recently used is forgotten first
 
 
 def number(inputs: Sequence) -> str:
-    """The script that numbers a request in the page before it leaves; the stamp is the first of its inputs."""
+    """JavaScript that numbers a request in the browser; the stamp is the first of its inputs."""
     # Gradio passes the outputs after the inputs.
     rest = f"rest.slice(0, {len(inputs) - 1})"
     return f"(stamp, ...rest) => [`${{window.dvRequest = (window.dvRequest ?? 0) + 1}} ${{stamp}}`, ...{rest}]"
 
 
 def stamp() -> gr.Textbox:
-    """The component that holds the count of answers the page has applied: the first input, and an output, of each."""
+    """Hidden component with the count of applied answers: the first input and an output of every handler."""
     return gr.Textbox("0", visible="hidden", elem_classes="dv-stamp")
 
 
@@ -89,7 +88,7 @@ class Request:
                 tab.newest_click = max(tab.newest_click, self._number)
 
     def answer(self, values: dict, pictures: dict) -> dict:
-        """The outputs by component, without those that must not reach the page.
+        """The outputs by component, without the stale ones.
 
         Args:
             values: what the request sets, such as the query of a click. Those of a click stay unless a newer click or

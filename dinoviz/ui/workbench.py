@@ -211,7 +211,7 @@ class Workbench:
         """The wanted resolution, or the largest that the bound on patches allows for a picture of this shape."""
         largest = PatchGrid.largest_resolution(picture.size, backbone.patch_size)
         if largest is None:
-            raise DinovizError(f"{picture.name}: the picture is too long and narrow to be encoded.")
+            raise DinovizError(f"{picture.name}: the aspect ratio is too large to be encoded: crop the picture.")
         return min(wanted, largest)
 
     def start(self, owner: Hashable, request: Hashable, work: Callable[[Job], Made]) -> Job[Made]:

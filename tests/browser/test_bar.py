@@ -55,7 +55,9 @@ def test_stop_ends_a_long_encode_and_another_one_can_begin(page):
     wait_for_status(page, "16 x 24")
 
 
-@pytest.mark.parametrize("kind", ["text", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("truncated", "empty", "tiny"))])
+@pytest.mark.parametrize(
+    "kind", ["text", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("truncated", "empty", "tiny"))]
+)
 def test_a_bad_file_is_refused_and_the_next_one_works(page, tmp_path, kind):
     file = tmp_path / "bad.png"
     good = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8))

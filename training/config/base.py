@@ -38,7 +38,7 @@ def setting(
     """A dataclass field with help text and validation.
 
     low, high: inclusive bounds of the value, or of each value of a tuple. group: the heading it is shown under.
-    knob: whether the app shows it at once; the other settings are folded away.
+    knob: whether the app shows it outside "All other settings"; the other settings are folded away.
     """
     metadata = {"help": help, "group": group, "low": low, "high": high, "choices": choices, "knob": knob}
     return dataclasses.field(default=default, metadata=metadata)

@@ -45,7 +45,7 @@ class PretrainConfig(Config):
     )
     workers: int = setting(
         -1,
-        "worker processes that decode images that do not fit in memory; -1: a machine's cores, less one",
+        "worker processes that decode images that do not fit in memory; -1: the number of CPU cores minus one",
         group="data",
         low=-1,
         high=64,
@@ -191,7 +191,7 @@ class PretrainConfig(Config):
     weight_decay: float = setting(0.04, "weight decay at the start", group="optimiser", low=0, high=10)
     weight_decay_end: float = setting(0.4, "weight decay at the end", group="optimiser", low=0, high=10)
     beta2: float = setting(0.999, "decay of AdamW's second moment", group="optimiser", low=0, high=0.99999)
-    clip: float = setting(3.0, "largest norm of the gradient; 0: no clipping", group="optimiser", low=0)
+    clip: float = setting(3.0, "gradient clipping: maximum norm; 0: off", group="optimiser", low=0)
     teacher_momentum: float = setting(
         0.996, "momentum of the EMA teacher at the start; it rises to 1", group="optimiser", low=0, high=1
     )

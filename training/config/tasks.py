@@ -64,7 +64,7 @@ class FinetuneConfig(Config):
     memory_gb: float = setting(2.0, "memory for decoded images", group="data", low=0)
     workers: int = setting(
         -1,
-        "worker processes that decode images that do not fit in memory; -1: a machine's cores, less one",
+        "worker processes that decode images that do not fit in memory; -1: the number of CPU cores minus one",
         group="data",
         low=-1,
         high=64,
@@ -127,8 +127,10 @@ class FinetuneConfig(Config):
     )
     weight_decay: float = setting(0.05, "weight decay of AdamW, on matrices only", group="optimiser", low=0, high=10)
     warmup: float = setting(0.1, "learning rate warm-up as a share of the steps", group="optimiser", low=0, high=0.9)
-    clip: float = setting(1.0, "largest norm of the gradient; 0: no clipping", group="optimiser", low=0)
-    patience: int = setting(8, "early stopping: epochs without a better validation", group="optimiser", low=1)
+    clip: float = setting(1.0, "gradient clipping: maximum norm; 0: off", group="optimiser", low=0)
+    patience: int = setting(
+        8, "early stopping: epochs without improvement of the validation metric", group="optimiser", low=1
+    )
     precision: str = setting(
         "auto",
         "auto: bfloat16 where the device computes it faster",
@@ -244,7 +246,9 @@ class ProbeConfig(Config):
     weight_decay: float = setting(0.01, "weight decay of AdamW, on matrices only", group="optimiser", low=0)
     average: float = setting(0.99, "decay of the moving average of the weights; 0: no average",
                              group="optimiser", low=0, high=0.99999)  # fmt: skip
-    patience: int = setting(10, "early stopping: epochs without a better validation", group="optimiser", low=1)
+    patience: int = setting(
+        10, "early stopping: epochs without improvement of the validation metric", group="optimiser", low=1
+    )
     seed: int = setting(0, "seed of all random numbers", group="run", low=0, high=2**31 - 1)
 
     def check(self) -> None:

@@ -183,7 +183,8 @@ class Decoded(torch.utils.data.Dataset):
         which = "; ".join(f"{name} ({reason})" for name, reason in broken[:5])
         more = f"; and {len(broken) - 5:,} more" if len(broken) > 5 else ""
         return DataError(
-            f"{len(broken):,} of {count:,} images cannot be read, which is too many: {which}{more}.", broken
+            f"{len(broken):,} of {count:,} images cannot be read, too many to continue (max_broken): {which}{more}.",
+            broken,
         )
 
 
@@ -271,7 +272,7 @@ def batches(
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # or the loader would draw a seed from the global one
     )
-    for batch in _alive(loader):
+    for batch in _with_worker_errors(loader):
         if isinstance(batch[0], str):
             raise DataError(*batch)
         pixels, aspects, broken = batch
@@ -279,7 +280,8 @@ def batches(
         yield pixels, aspects
 
 
-def _alive(loader: torch.utils.data.DataLoader) -> Iterator:
+def _with_worker_errors(loader: torch.utils.data.DataLoader) -> Iterator:
+    """Yield the batches; a worker that was killed becomes a DataError."""
     try:
         yield from loader
     except RuntimeError as error:

@@ -147,7 +147,7 @@ def with_pseudo_labels(config: ProbeConfig, folder: Path, progress: Progress | N
         TeacherError: for data that has depth, and as `open_teacher` and `pairs_from_teacher`.
     """
     if (Path(config.data) / "depth").is_dir():
-        raise TeacherError(f"{config.data} has a folder depth: remove the teacher, or the folder.")
+        raise TeacherError(f"{config.data} has a folder depth: omit --teacher, or remove that folder.")
     images = find_images([config.data])
     images = images[: config.limit] if config.limit else images
     about = _about(folder)

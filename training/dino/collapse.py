@@ -106,13 +106,13 @@ class Monitor:
             problems["uniform"] = "Collapsed: the teacher's output is uniform for every image. " + (
                 LOWER_LR
                 if sharp
-                else "It is not sharp enough: lower teacher_temperature, which must stay below student_temperature; a "
-                "smaller lr may help."
+                else "The targets are too flat: lower teacher_temperature, which must stay below student_temperature; "
+                "a smaller lr may help."
             )
         elif information < SAME_TARGET * possible or information + entropy < FEW * possible:
             problems["constant"] = (
-                "Collapsed: the teacher prefers the same few prototypes for all images. They are not balanced: use "
-                "centring ema or sinkhorn, or a lower centre_momentum; a smaller lr may help."
+                "Collapsed: the teacher prefers the same few prototypes for all images. Use centring ema or "
+                "sinkhorn, or a lower centre_momentum; a smaller lr may help."
             )
         if record["embedding_spread"] < SPREAD or record.get("loss_koleo", 0) > -GLOBALS * math.log(TOO_NEAR):
             problems["spread"] = (

@@ -57,7 +57,7 @@ class Handlers:
             colours: of the PCA: 'aligned' (components of B rotated onto those of A), 'joint' (components of both
                 together), or each its 'own'
             foreground: of the PCA: fit and colour foreground patches only
-            raw: one flat square a patch instead of interpolation
+            raw: one flat square per patch instead of interpolation
             opacity: of the maps over the picture, 0 to 1
             marks: for the segmentation, JSON of a list of {"kind": "point", "x": .., "y": .., "label": 1 or 0}, in
                 pixels of the picture

@@ -30,7 +30,7 @@ async function draw() {
     if (!props.figure || !plot.clientWidth) return  // a hidden tab; the observer calls again when it is shown
     let Plotly
     try { Plotly = await library() } catch {
-        plot.textContent = 'The library that draws curves could not be loaded.'
+        plot.textContent = 'plotly.js could not be loaded: reload the page.'
         return
     }
     const {text, back} = colours(), wanted = `${text} ${back} ${props.figure}`

@@ -49,7 +49,7 @@ class Handlers:
             shown: 'depth', 'surface normals', 'uncertainty' or 'cut-out'
             colours: the colours of the map
             opacity: of the map over the picture, 0 to 1
-            raw: one flat square a patch instead of interpolation
+            raw: one flat square per patch instead of interpolation
             sharp: align the map to the picture's edges
             by_itself: colours over the full depth range of the picture; else from near to far
             near: the least depth shown, in metres

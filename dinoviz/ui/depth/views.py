@@ -98,7 +98,7 @@ def notice(scene: Scene) -> str:
         f"picture is {scene.depth.unfamiliarity:.1f} times the 99th percentile of similar pictures. "
     )
     if scene.settings.anyway:
-        return text + "The metres below are not to be trusted; the order of depths may still be right."
+        return text + "Metric values are unreliable here; the depth order may still be correct."
     return text + "Depth is therefore relative, without metres."
 
 

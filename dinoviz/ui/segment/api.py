@@ -139,7 +139,9 @@ def encoded_search(bench: Workbench, store: Targets, query: Query) -> tuple[Sear
     by_digest = {}
     for number, marks in corrections.items():
         if not number.isdecimal() or int(number) >= len(found):
-            raise DinovizError(f"There is no target {number[:20]!r} to correct: they are 0 to {len(found) - 1}.")
+            raise DinovizError(
+                f"There is no target {number[:20]!r} to correct: there are {len(found)}, numbered from 0."
+            )
         if isinstance(found[int(number)], Target):
             by_digest[found[int(number)].digest] = marks
     targets = [target for target in found if isinstance(target, Target)]

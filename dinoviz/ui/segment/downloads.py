@@ -30,7 +30,7 @@ def layout() -> Controls:
     """Create the components."""
     with gr.Row():
         contents = gr.CheckboxGroup(
-            list(CONTENTS), value=list(CONTENTS), label="Into the zip", elem_id="segment-contents", scale=3,
+            list(CONTENTS), value=list(CONTENTS), label="Contents of the zip", elem_id="segment-contents", scale=3,
             min_width=220,
         )  # fmt: skip
         with gr.Column(scale=2, min_width=160):

@@ -106,7 +106,7 @@ def _layout_targets() -> dict:
     found = gr.HTML(note(gallery_caption([], None)), label="found", elem_id="segment-found")
     gallery = TargetGallery(elem_id="segment-gallery")
     with gr.Column(visible=False, elem_id="segment-open") as target_column:
-        target = MarkCanvas(title="Correct it here: all results follow", elem_id="segment-target")
+        target = MarkCanvas(title="Correct the mask here: all results are updated", elem_id="segment-target")
         target_caption = gr.HTML(label="target", elem_id="segment-target-caption")
     return {
         "files": files, "example": example, "progress_row": progress_row, "progress": progress, "stop": stop,

@@ -32,7 +32,7 @@ class Controls:
 
 def layout() -> Controls:
     """Create the folded part of the page."""
-    with gr.Accordion("The crops of student and teacher", open=False, elem_id="train-crops-part") as part:
+    with gr.Accordion("Crops for student and teacher", open=False, elem_id="train-crops-part") as part:
         words = gr.HTML(note(""), label="crops", elem_id="train-crops-words")
         pictures = gr.HTML("", label="crops", elem_id="train-crops", padding=False)
         again = gr.Button("Draw new crops of the picture above", size="sm", elem_id="train-crops-again")

@@ -113,7 +113,7 @@ class _Handlers:
         except DinovizError as error:
             words = note(html.escape(pathless(str(error), self.public)), "caption dv-error") if chosen else ""
             return gr.Label(visible=False), words
-        return gr.Label(dict(found), visible=True), note("By the classifier of this run, on a centre crop.")
+        return gr.Label(dict(found), visible=True), note("Prediction of this run's classifier on a centre crop.")
 
     def download_run(self, token: str, chosen: str | None) -> str:
         """A zip of the run's network."""

@@ -122,7 +122,7 @@ def _layout_task(bench: Workbench) -> dict:
             info=PRESETS[FIRST_PRESET[SCRATCH]].about, elem_id="train-preset", min_width=200,
         )  # fmt: skip
         name = gr.Textbox(
-            label="Name of the run", info="letters, digits, . _ -; empty: the time", max_lines=1,
+            label="Name of the run", info="letters, digits, . _ -; empty: the start time", max_lines=1,
             elem_id="train-name", min_width=160,
         )  # fmt: skip
     forms, columns = {}, {}
@@ -159,7 +159,7 @@ def _layout_start() -> dict:
                 info="otherwise the run stops then, and Resume continues it",
             )  # fmt: skip
             with gr.Row():
-                estimate = gr.Button("How long will it take?", elem_id="train-estimate", min_width=160)
+                estimate = gr.Button("Estimate the duration", elem_id="train-estimate", min_width=160)
                 start = gr.Button("Train", variant="primary", elem_id="train-start", min_width=120)
             estimated = gr.HTML(note(""), label="estimate", elem_id="train-estimated")
     return {"command": command, "keep": keep, "estimate": estimate, "start": start, "estimated": estimated}

@@ -3,7 +3,7 @@
 const find = selector => element.querySelector(selector)
 const root = find('.dv-strip'), probes = find('.dv-probes'), film = find('.dv-film')
 const slider = find('input[type=range]'), play = find('.dv-play'), when = find('.dv-when')
-const PACE = 400  // milliseconds a snapshot, when played
+const PACE = 400  // milliseconds per snapshot, when played
 const VIEWS = [['attention', 'Attention'], ['pca', 'Patch PCA']]
 const images = new Map()  // pictures by address, so that the browser keeps all
 let at = 0, probe = 0   // the chosen snapshot, and the picture of the film
@@ -46,7 +46,7 @@ function row(i) {
     button.type = 'button'
     const cell = (name, title) => `<span data-view="${name}"><img alt="" draggable="false"><small>${title}</small></span>`
     button.innerHTML = cell('picture', 'Picture') + VIEWS.map(view => cell(...view)).join('')
-    button.title = 'Show the film of this picture'
+    button.title = 'Show the snapshots of this picture'
     button.addEventListener('click', () => { probe = i; render() })
     return button
 }
