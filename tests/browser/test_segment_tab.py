@@ -456,7 +456,7 @@ def test_the_zip_holds_what_the_endpoints_give(page, client, folder):
 
 
 @pytest.mark.slow
-def test_stop_and_resume(page, chelsea, tmp_path):
+def test_encoding_is_stopped_and_resumed_and_cards_open_meanwhile(page, chelsea, tmp_path):
     """Of so many pictures that encoding them takes longer than the test."""
     take_away(page)
     choose(page, "#resolution", "616 px")
@@ -465,6 +465,8 @@ def test_stop_and_resume(page, chelsea, tmp_path):
     for i, path in enumerate(paths):
         chelsea.rotate(i + 1).save(path)
     page.set_input_files("#segment-files input[type=file]", [str(path) for path in paths])
+    page.locator(f"{CARD}[data-state=plain]").first.click()  # while the gallery is updated again and again
+    caption(page, "0.png", f"{TARGET}-caption")
     page.locator("#segment-stop", has_text="Stop").click()
     caption(page, "of 40", "#segment-encoding")
     page.locator("#segment-resume", has_text="Resume").click()

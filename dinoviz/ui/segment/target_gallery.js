@@ -1,6 +1,7 @@
 // Cards of the pictures in which the object was searched; the value is the key of the chosen one.
 // element, props, trigger and watch are given by gradio.
 const list = element.querySelector('.dv-targets')
+let chosen = ''  // kept here, since an update of the items that is under way during a click resets the value
 const source = path => `${window.gradio_config?.root ?? ''}/gradio_api/file=${path}`
 
 function card() {
@@ -8,15 +9,21 @@ function card() {
     button.type = 'button'
     button.innerHTML = '<span class="dv-thumb"><img alt="" draggable="false"></span><span class="dv-badge"></span><span class="dv-name"></span>'
     button.addEventListener('click', () => {
-        props.value = button.dataset.key
-        trigger('select')
+        chosen = button.dataset.key
+        choose()
         render()
     })
     return button
 }
 
+function choose() {
+    props.value = chosen
+    trigger('select')
+}
+
 function render() {
     const items = props.items ?? []
+    if (chosen && props.value !== chosen && items.some(item => item.key === chosen)) choose()
     while (list.children.length > items.length) list.lastChild.remove()
     while (list.children.length < items.length) list.append(card())
     items.forEach((item, i) => {
