@@ -344,7 +344,7 @@ def test_ground_truth_is_shown_and_an_unfamiliar_picture_has_relative_depth(page
     assert re.search(r"A \d\.\d\d x", wait_for(page, "readout", "median depth"))
     changed(page, page.locator("#depth-anyway input").check)
     assert re.search(rf"A {NUMBER} m", page.inner_text("#depth-readout"))
-    wait_for(page, "notice", "not to be trusted")
+    wait_for(page, "notice", "unreliable")
     page.locator("#depth-anyway input").uncheck()
 
 

@@ -71,7 +71,7 @@ def test_the_form_shows_its_command_and_the_demo(page):
 
 
 def test_crops_are_drawn_and_drawn_again(page):
-    page.get_by_text("The crops of student and teacher").click()
+    page.get_by_text("Crops for student and teacher").click()
     says(page, "2 global crops", selector="#train-crops-words")
     page.wait_for_function("document.querySelectorAll('#train-crops img').length === 7")  # boxes, 2 global, 4 local
     before = page.locator("#train-crops img").nth(1).get_attribute("src")
@@ -79,7 +79,7 @@ def test_crops_are_drawn_and_drawn_again(page):
     page.wait_for_function(
         "old => document.querySelectorAll('#train-crops img')[1].getAttribute('src') !== old", arg=before
     )
-    page.get_by_text("The crops of student and teacher").click()
+    page.get_by_text("Crops for student and teacher").click()
 
 
 def test_an_estimate(page):
@@ -146,7 +146,7 @@ def test_the_strip_scrubs_and_the_curves_follow_their_controls(page):
 
 def test_the_card_and_the_download(page):
     page.get_by_text("Card of the run").click()
-    assert "k-NN accuracy" in says(page, "The same again", selector="#train-card")
+    assert "k-NN accuracy" in says(page, "python -m training", selector="#train-card")
     with page.expect_download() as download:
         page.click("#train-file-button")
     names = zipfile.ZipFile(download.value.path()).namelist()
