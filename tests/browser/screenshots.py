@@ -26,7 +26,7 @@ def main() -> None:
         page = browser.new_page(viewport=SIZE)
         page.set_default_timeout(LONG)
         page.goto(url)
-        for shoot in (_attention, _pca, _segment, _train, _compare):
+        for shoot in (_attention, _pca, _segment, _compare, _train):
             shoot(page)
         _depth(page, Path(folder) / "motorcycle.png")
         browser.close()
@@ -66,9 +66,10 @@ def _train(page) -> None:
 
 
 def _compare(page) -> None:
-    """The embedded weights and the network that was just trained."""
+    """The embedded weights at two resolutions."""
     page.get_by_role("tab", name="Compare").click()
-    page.locator("#compare-model-b input").fill("runs/demo")
+    choose(page, "#compare-resolution-b", "224 px")
+    page.locator("#compare-model-b input").fill("embedded")
     page.keyboard.press("Enter")
     page.get_by_text("Linear CKA").wait_for()
     before = source(page, "#compare-a")
