@@ -326,6 +326,7 @@ def test_a_published_network_that_cannot_be_downloaded_leaves_the_map(page):
     wait_for(page, "caption", "trained on nyu")
 
 
+@pytest.mark.slow
 def test_ground_truth_is_shown_and_an_unfamiliar_picture_has_relative_depth(page, motorcycle_file, retina_file):
     upload(page, motorcycle_file)
     wait_for_status(page, "16 x 24")

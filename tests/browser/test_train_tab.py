@@ -190,6 +190,7 @@ def zip_of_two_classes(path) -> None:
             archive.writestr(f"photos/{pictures.classes[pictures.labels[i]]}/{i}.png", buffer.getvalue())
 
 
+@pytest.mark.slow
 def test_a_classifier_is_trained_on_an_upload_and_predicts(page, tmp_path):
     """On the run before, whose small network is fine-tuned quickly."""
     zip_of_two_classes(tmp_path / "two.zip")

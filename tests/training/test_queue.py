@@ -168,6 +168,7 @@ def app(images, tmp_path):
         Run(tmp_path / "runs" / name).request_stop()
 
 
+@pytest.mark.slow
 def test_an_app_that_is_killed_takes_its_runs_along_but_those_to_keep(app, tmp_path):
     ends, stays, waits = (Run(tmp_path / "runs" / name) for name in ("ends", "stays", "waits"))
     wait(lambda: len(losses(ends)) >= 3 and len(losses(stays)) >= 3)

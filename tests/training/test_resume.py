@@ -309,6 +309,7 @@ def records(run: Run) -> int:
     return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
+@pytest.mark.slow
 def test_the_command_line_resumes_after_a_kill(images, tmp_path):
     config = settings(images, checkpoint_minutes=0.0, epochs=5.0)
     kill_at = random.Random(SEED).randint(2, 18)
