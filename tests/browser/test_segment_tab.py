@@ -35,7 +35,7 @@ CARD = "#segment-gallery button"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, flower, chelsea):
-    """A flower, mirrored, with a small copy beside it; a cat; and an unreadable file."""
+    """A mirrored flower with a small copy, a cat, and an unreadable file."""
     folder = tmp_path_factory.mktemp("targets")
     flower.save(folder / "flower.png")
     ImageOps.mirror(flower).save(folder / "a-mirrored.png")

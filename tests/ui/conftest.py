@@ -75,6 +75,18 @@ def cup(tmp_path, coffee) -> str:
 
 
 @pytest.fixture
+def inputs(tiny_folders, cat) -> list:
+    """Picture, model and resolution: 8 x 12 patches."""
+    return [cat, str(tiny_folders["dinov2"]), "112"]
+
+
+@pytest.fixture
+def look(handlers, inputs):
+    """The inputs, encoded by the workbench of the tab under test, whose module defines `handlers`."""
+    return handlers.bench.look(*inputs)
+
+
+@pytest.fixture
 def encodes(monkeypatch) -> list[int]:
     """The resolution of each forward pass."""
     passes: list[int] = []

@@ -18,24 +18,12 @@ NAMES = "image model resolution layer shown query colormap opacity raw mass"
 
 
 @pytest.fixture
-def handlers(monkeypatch, tmp_path, chelsea) -> Handlers:
+def handlers(monkeypatch, cat) -> Handlers:
     monkeypatch.setenv("DINOVIZ_DEVICE", "cpu")
-    chelsea.save(tmp_path / "cat.png")
     bench = Workbench(Settings())
-    with blocks(bench, str(tmp_path / "cat.png")) as bar:
+    with blocks(bench, cat) as bar:
         controls = layout(bar)
         return Handlers(bench, controls, Requests(controls.redraw, controls.stamp))
-
-
-@pytest.fixture
-def inputs(tiny_folders, tmp_path) -> list:
-    """Picture, model and resolution: 8 x 12 patches."""
-    return [str(tmp_path / "cat.png"), str(tiny_folders["dinov2"]), "112"]
-
-
-@pytest.fixture
-def look(handlers, inputs):
-    return handlers.bench.look(*inputs)
 
 
 def values(shown="mean of heads", query="CLS", layer=3) -> list:

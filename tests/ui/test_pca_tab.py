@@ -24,28 +24,6 @@ def handlers(monkeypatch, cat) -> Handlers:
 
 
 @pytest.fixture
-def cat(tmp_path, chelsea) -> str:
-    chelsea.save(tmp_path / "cat.png")
-    return str(tmp_path / "cat.png")
-
-
-@pytest.fixture
-def cup(tmp_path, coffee) -> str:
-    coffee.save(tmp_path / "cup.png")
-    return str(tmp_path / "cup.png")
-
-
-@pytest.fixture
-def inputs(tiny_folders, cat) -> list:
-    return [cat, str(tiny_folders["dinov2"]), "112"]
-
-
-@pytest.fixture
-def look(handlers, inputs):
-    return handlers.bench.look(*inputs)
-
-
-@pytest.fixture
 def redraw(handlers, inputs, look):
     """`draw_all` of the open tab. drawn, tried: states. others: more pictures. values: other settings."""
 

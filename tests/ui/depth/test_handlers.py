@@ -20,25 +20,14 @@ NO_POINTS = ("", [])
 
 
 @pytest.fixture
-def handlers(monkeypatch, tmp_path, chelsea) -> Handlers:
+def handlers(monkeypatch, tmp_path, cat) -> Handlers:
     monkeypatch.setenv("DINOVIZ_DEVICE", "cpu")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("DINOVIZ_RUNS", str(tmp_path / "runs"))
-    chelsea.save(tmp_path / "cat.png")
     bench = Workbench(Settings())
-    with blocks(bench, str(tmp_path / "cat.png")) as bar:
+    with blocks(bench, cat) as bar:
         controls = layout(bench, bar)
         return Handlers(bench, controls, Requests(controls.redraw, controls.stamp))
-
-
-@pytest.fixture
-def inputs(tiny_folders, tmp_path) -> list:
-    return [str(tmp_path / "cat.png"), str(tiny_folders["dinov2"]), "112"]
-
-
-@pytest.fixture
-def look(handlers, inputs):
-    return handlers.bench.look(*inputs)
 
 
 @pytest.fixture

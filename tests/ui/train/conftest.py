@@ -12,7 +12,7 @@ from tests.ui.train.data_files import png
 
 @pytest.fixture
 def root(tmp_path) -> Path:
-    """A folder that the page may read, with 4 pictures in `cats`; beside it, pictures that it may not read."""
+    """A folder that the page may read, with 4 pictures in `cats`, and a second one that it may not read."""
     write_images(tmp_path / "open" / "cats", 4)
     (tmp_path / "hidden.png").write_bytes(png())
     (tmp_path / "closed").mkdir()
