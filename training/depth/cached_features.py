@@ -72,7 +72,7 @@ def views_of(config: ProbeConfig, number: int) -> list[View]:
 
 
 class Encoded:
-    """Features and depth of views in half precision, one after the other in a file, with an index file beside it.
+    """Features and depth of views in half precision, one after the other in a file, and an index in a second file.
 
     An encoding that was killed continues where it ended. The index has a line for each picture with, of each view, its
     offset, the grid (h, w) and the shape (a, b) of its depth.

@@ -91,7 +91,7 @@ def zipped_pairs(path: Path) -> ZippedPairs:
     tops = _tops(path)
     if not tops:
         raise DataError(
-            f"{path.name} needs a folder rgb with pictures and beside it a folder depth with their depth (.png, .npy)."
+            f"{path.name} needs two folders: rgb with pictures, and depth with the depth of each (.png, .npy)."
         )
     if len(tops) > 1:
         raise DataError(f"{path.name} has {len(tops)} folders with rgb and depth in them: merge them into one.")

@@ -21,7 +21,7 @@ def shown(work: Callable, bar: Bar | Stages) -> Callable:
 
 
 class Bar:
-    """A bar over the steps of a pretraining, with loss, entropy and k-NN accuracy beside it."""
+    """Progress bar of a pretraining run: steps, loss, entropy and k-NN accuracy."""
 
     def __init__(self):
         self.bar, self.alarm, self.knn = None, "", ""
